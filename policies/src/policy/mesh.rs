@@ -1,0 +1,87 @@
+//! Mesh-wide settings, and who may speak in plain text.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Origin, Target};
+use crate::names::{PolicyName, TrustDomain};
+
+/// The meaning of the one `Mesh` document, named `default`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mesh {
+    /// The trust domain; when named it must be the one the control plane was started with.
+    pub trust_domain: Option<TrustDomain>,
+    /// What inbound listeners accept where no `PeerAuthentication` says otherwise. Default: STRICT.
+    pub mtls: MtlsMode,
+    /// What happens to a request at a workload that no ALLOW policy selects. Default: ALLOW, as Istio.
+    pub authorization_default: Verdict,
+    /// How much of a refusal's cause its caller is told. Default: `reason`.
+    pub error_detail: ErrorDetail,
+    /// What outbound does with names the registry does not know. Default: `REGISTRY_ONLY`.
+    pub outbound_traffic: OutboundTraffic,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// Whether an inbound port asks for mutual TLS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MtlsMode {
+    /// Only mutual TLS between mesh identities.
+    #[default]
+    #[serde(rename = "STRICT")]
+    Strict,
+    /// Mutual TLS and plain text.
+    #[serde(rename = "PERMISSIVE")]
+    Permissive,
+}
+
+/// Allow or deny.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Verdict {
+    /// The request may pass.
+    #[default]
+    #[serde(rename = "ALLOW")]
+    Allow,
+    /// The request may not pass.
+    #[serde(rename = "DENY")]
+    Deny,
+}
+
+/// How much of a refusal's cause its caller is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorDetail {
+    /// The reason only.
+    #[default]
+    Reason,
+    /// Reason, policy and rule.
+    Full,
+}
+
+/// What outbound does with names the registry does not know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OutboundTraffic {
+    /// They are refused with `no_service`.
+    #[default]
+    #[serde(rename = "REGISTRY_ONLY")]
+    RegistryOnly,
+}
+
+/// Whether a workload accepts plain text, and on which of its ports (`PeerAuthentication`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerAuthentication {
+    /// The document.
+    pub name: PolicyName,
+    /// Mesh, namespace or selected workloads; never Services.
+    pub target: Target,
+    /// The mode; `None` inherits from the next wider scope.
+    pub mode: Option<MtlsMode>,
+    /// Modes of single application ports.
+    pub ports: BTreeMap<u16, MtlsMode>,
+    /// Where it was written.
+    pub origin: Origin,
+}

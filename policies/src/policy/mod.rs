@@ -1,0 +1,80 @@
+//! What is meant: the values [`crate::interpret`] makes from documents, and that [`crate::view`] cuts to what one proxy
+//! must know.
+//!
+//! These types travel to proxies as JSON, so their serde form is a contract between versions: fields are added with
+//! defaults, never renamed.
+
+mod authorize;
+mod breaker;
+mod mesh;
+mod route;
+mod service;
+mod tenant;
+mod token;
+mod traffic;
+
+pub use authorize::{Action, AuthorizationPolicy, AuthorizationRule, Condition, Operation, Source, StringMatch};
+pub use breaker::{Breaker, Limits, RetryBudget};
+pub use mesh::{ErrorDetail, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Verdict};
+pub use route::{Backend, HeaderMatch, HttpRoute, PathMatch, Retry, RouteMatch, RouteRule, TextMatch};
+pub use service::{AppProtocol, Service, ServicePort, StaticEndpoints};
+pub use tenant::{OnControlPlaneLoss, Quota, Tenant, TenantMatch};
+pub use token::{ClaimHeader, JwtRule, RequestAuthentication};
+pub use traffic::{LoadBalancer, TrafficPolicy};
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{PolicyName, ServiceName};
+
+/// Labels of an instance, or the labels a selector asks for.
+pub type Labels = BTreeMap<String, String>;
+
+/// Where in somebody's file a thing was written; empty when it came through the API as JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The file as it was named on the command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The line, counted from 1; 0 when unknown.
+    #[serde(default)]
+    pub line: u32,
+}
+
+/// Which workloads a policy holds for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Target {
+    /// Every workload of the mesh: a policy without selector in `equerry-system`.
+    Mesh,
+    /// Every workload of the policy's own namespace.
+    Namespace,
+    /// The workloads of the policy's own namespace that carry all of these labels.
+    Workloads(Labels),
+    /// Every member instance of these Services, on their target ports.
+    Services(Vec<ServiceName>),
+}
+
+/// Everything a set of documents means together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Meaning {
+    /// The one `Mesh` document, or its defaults.
+    pub mesh: Mesh,
+    /// Services by name.
+    pub services: BTreeMap<ServiceName, Service>,
+    /// Static endpoints (`EndpointSlice`) by document name.
+    pub endpoints: BTreeMap<PolicyName, StaticEndpoints>,
+    /// HTTP routes by document name.
+    pub routes: BTreeMap<PolicyName, HttpRoute>,
+    /// Who may speak in plain text.
+    pub peers: BTreeMap<PolicyName, PeerAuthentication>,
+    /// Which tokens are accepted.
+    pub tokens: BTreeMap<PolicyName, RequestAuthentication>,
+    /// Who may do what.
+    pub authorization: BTreeMap<PolicyName, AuthorizationPolicy>,
+    /// How traffic to a Service is balanced, limited and protected.
+    pub traffic: BTreeMap<PolicyName, TrafficPolicy>,
+    /// Tenants and their quotas, by name.
+    pub tenants: BTreeMap<crate::names::TenantName, Tenant>,
+}

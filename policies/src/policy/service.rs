@@ -1,0 +1,68 @@
+//! Services, their ports, and endpoints that are known without registering.
+
+use std::net::IpAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Labels, Origin};
+use crate::names::{AccountName, PolicyName, ServiceName};
+
+/// The meaning of a `v1/Service`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// `namespace/name`.
+    pub name: ServiceName,
+    /// At least one; port numbers are unique.
+    pub ports: Vec<ServicePort>,
+    /// Instances of the same namespace that carry all of these labels are members; empty selects none.
+    pub selector: Labels,
+    /// Accounts a member may run as (annotation `equerry.dev/accounts`), sorted; never empty when `selector` is set.
+    pub accounts: Vec<AccountName>,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// What callers name.
+    pub port: u16,
+    /// What the application listens on; `port` unless the document says otherwise.
+    pub target_port: u16,
+    /// What is spoken there.
+    pub app_protocol: AppProtocol,
+}
+
+/// What an application speaks on a port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http,
+    /// HTTP/2 with prior knowledge (`http2`, `kubernetes.io/h2c`).
+    Http2,
+    /// gRPC, and so HTTP/2 with prior knowledge.
+    Grpc,
+}
+
+/// Plain-text endpoints written down in a `discovery.k8s.io/v1/EndpointSlice`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StaticEndpoints {
+    /// The document.
+    pub name: PolicyName,
+    /// The Service they belong to (label `kubernetes.io/service-name`).
+    pub service: ServiceName,
+    /// Addresses of endpoints that are ready, in the order written.
+    pub addresses: Vec<IpAddr>,
+    /// `(port name, port)`: the port listened on for the Service port of that name.
+    pub ports: Vec<(Option<String>, u16)>,
+    /// Where it was written.
+    pub origin: Origin,
+}
