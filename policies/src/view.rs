@@ -3,13 +3,15 @@
 //! The control plane sends these values; `explain` makes the same ones from a directory of files. All functions are
 //! pure and their results deterministic: same meaning, same bytes.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{AccountName, InstanceId, Namespace, ServiceName};
+use crate::names::{AccountName, InstanceId, Namespace, ServiceName, nearest};
 use crate::policy::{
-    AuthorizationPolicy, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin, Quota, ServicePort, Tenant, TrafficPolicy,
+    AuthorizationPolicy, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin, PeerAuthentication, Quota, Service,
+    ServicePort, StaticEndpoints, Target, Tenant, TrafficPolicy,
 };
 
 /// A part of a workload's policy, with the application ports it holds on.
@@ -108,7 +110,7 @@ pub struct EndpointsView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointView {
-    /// The instance, or `static-ADDRESS` for one from an `EndpointSlice`.
+    /// The instance, or `static-ADDRESS-PORT` for one from an `EndpointSlice`.
     pub instance: InstanceId,
     /// Where to connect: a sidecar's inbound port, or a plain application port.
     pub address: EndpointAddress,
@@ -139,4 +141,253 @@ pub struct InstanceFacts {
     pub ports: Vec<u16>,
     /// Its application is healthy.
     pub healthy: bool,
+}
+
+/// A Service selects an instance but does not list its account: the instance may not stand behind it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Service {service} selects this instance but does not list its account {account} in equerry.dev/accounts")]
+pub struct NotListed {
+    /// The Service.
+    pub service: ServiceName,
+    /// The instance's account.
+    pub account: AccountName,
+}
+
+/// The Services a workload may stand behind, sorted.
+///
+/// # Errors
+/// Naming the first Service that selects the workload's labels but does not list its account.
+pub fn services_of(meaning: &Meaning, facts: &WorkloadFacts) -> Result<Vec<ServiceName>, NotListed> {
+    let mut services = Vec::new();
+    for service in meaning.services.values().filter(|s| selects(s, &facts.account.namespace, &facts.labels)) {
+        if !service.accounts.contains(&facts.account) {
+            return Err(NotListed { service: service.name.clone(), account: facts.account.clone() });
+        }
+        services.push(service.name.clone());
+    }
+    Ok(services)
+}
+
+/// The instances that stand behind a Service, healthy or not, in the order given: selected by labels and listed by account.
+pub fn members<'i>(
+    meaning: &Meaning,
+    service: &ServiceName,
+    instances: impl Iterator<Item = &'i InstanceFacts>,
+) -> Vec<&'i InstanceFacts> {
+    let Some(service) = meaning.services.get(service) else { return Vec::new() };
+    instances.filter(|i| is_member(service, &i.account, &i.labels)).collect()
+}
+
+/// The name nearest to a Service that does not exist, if one is near.
+pub fn nearest_service<'m>(meaning: &'m Meaning, service: &ServiceName) -> Option<&'m ServiceName> {
+    let same: Vec<&ServiceName> = meaning.services.keys().filter(|s| s.namespace == service.namespace).collect();
+    let near = nearest(service.name.as_str(), same.iter().map(|s| s.name.as_str()));
+    if let Some(near) = near {
+        return same.into_iter().find(|s| s.name.as_str() == near);
+    }
+    meaning
+        .services
+        .keys()
+        .find(|s| s.name == service.name)
+        .or_else(|| {
+            let names: Vec<String> = meaning.services.keys().map(ToString::to_string).collect();
+            let near = nearest(&service.to_string(), names.iter().map(String::as_str))?;
+            meaning.services.keys().find(|s| s.to_string() == near)
+        })
+}
+
+fn selects(service: &Service, namespace: &Namespace, labels: &Labels) -> bool {
+    service.name.namespace == *namespace && !service.selector.is_empty() && carries(labels, &service.selector)
+}
+
+fn carries(labels: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn is_member(service: &Service, account: &AccountName, labels: &Labels) -> bool {
+    selects(service, &account.namespace, labels) && service.accounts.contains(account)
+}
+
+/// Everything one workload's proxy enforces at its inbound. A Service that selects the workload without listing its
+/// account leaves it out.
+pub fn workload(meaning: &Meaning, facts: &WorkloadFacts) -> WorkloadView {
+    let services: Vec<&Service> = meaning.services.values().filter(|s| is_member(s, &facts.account, &facts.labels)).collect();
+    let scope = Scope { facts, services: &services };
+    let mut tokens = Vec::new();
+    for document in meaning.tokens.values() {
+        if let Some(ports) = scope.of(&document.target, &document.name.namespace) {
+            tokens.extend(document.rules.iter().map(|rule| Scoped {
+                ports: ports.clone(),
+                policy: NamedJwtRule { policy: document.name.to_string(), rule: rule.clone() },
+            }));
+        }
+    }
+    tokens.sort_by(|a, b| (&a.policy.rule.issuer, &a.policy.policy).cmp(&(&b.policy.rule.issuer, &b.policy.policy)));
+    let authorization = meaning
+        .authorization
+        .values()
+        .filter_map(|p| Some(Scoped { ports: scope.of(&p.target, &p.name.namespace)?, policy: p.clone() }))
+        .collect();
+    let (peer, peer_ports) = peer(meaning, facts);
+    WorkloadView {
+        mesh: meaning.mesh.clone(),
+        services: services.iter().map(|s| (s.name.clone(), s.ports.clone())).collect(),
+        peer,
+        peer_ports,
+        tokens,
+        authorization,
+        tenants: meaning.tenants.values().map(|tenant| tenant_view(tenant, &scope)).collect(),
+    }
+}
+
+fn tenant_view(tenant: &Tenant, scope: &Scope<'_>) -> TenantView {
+    let counted = |quota: &Quota| Some(Scoped { ports: Some(scope.member_ports(&quota.services)?), policy: quota.clone() });
+    TenantView { quotas: tenant.quotas.iter().filter_map(counted).collect(), tenant: Tenant { quotas: Vec::new(), ..tenant.clone() } }
+}
+
+/// Answers where a target holds at one workload.
+struct Scope<'a> {
+    facts: &'a WorkloadFacts,
+    services: &'a [&'a Service],
+}
+
+impl Scope<'_> {
+    /// `None`: not at all; `Some(None)`: on all ports.
+    fn of(&self, target: &Target, namespace: &Namespace) -> Option<Option<Vec<u16>>> {
+        match target {
+            Target::Mesh => Some(None),
+            Target::Namespace => (*namespace == self.facts.account.namespace).then_some(None),
+            Target::Workloads(labels) => {
+                (*namespace == self.facts.account.namespace && carries(&self.facts.labels, labels)).then_some(None)
+            }
+            Target::Services(services) => self.member_ports(services).map(Some),
+        }
+    }
+
+    /// Target ports of those of `services` that this workload stands behind; `None` when it stands behind none.
+    fn member_ports(&self, services: &[ServiceName]) -> Option<Vec<u16>> {
+        let mine: Vec<_> = self.services.iter().filter(|s| services.contains(&s.name)).collect();
+        let ports: BTreeSet<u16> = mine.iter().flat_map(|s| s.ports.iter().map(|p| p.target_port)).collect();
+        (!mine.is_empty()).then(|| ports.into_iter().collect())
+    }
+}
+
+/// The peer mode of a workload, and of single ports: the workload's own policies, else its namespace's, else the mesh's.
+/// Where several of one scope disagree, the stricter holds.
+fn peer(meaning: &Meaning, facts: &WorkloadFacts) -> (MtlsMode, Vec<(u16, MtlsMode)>) {
+    let strictest = |modes: Vec<MtlsMode>| {
+        let strict = modes.contains(&MtlsMode::Strict);
+        (!modes.is_empty()).then_some(if strict { MtlsMode::Strict } else { MtlsMode::Permissive })
+    };
+    let own = |p: &&PeerAuthentication| p.name.namespace == facts.account.namespace;
+    let selected: Vec<&PeerAuthentication> = meaning
+        .peers
+        .values()
+        .filter(own)
+        .filter(|p| matches!(&p.target, Target::Workloads(labels) if carries(&facts.labels, labels)))
+        .collect();
+    let by_target = |target: &Target| meaning.peers.values().filter(|p| p.target == *target).collect::<Vec<_>>();
+    let namespace = by_target(&Target::Namespace).into_iter().filter(own).collect::<Vec<_>>();
+    let mode = [selected.clone(), namespace, by_target(&Target::Mesh)]
+        .into_iter()
+        .find_map(|scope| strictest(scope.iter().filter_map(|p| p.mode).collect()))
+        .unwrap_or(meaning.mesh.mtls);
+    let ports: BTreeSet<u16> = selected.iter().flat_map(|p| p.ports.keys().copied()).collect();
+    let port_mode = |port: u16| Some((port, strictest(selected.iter().filter_map(|p| p.ports.get(&port).copied()).collect())?));
+    (mode, ports.into_iter().filter_map(port_mode).collect())
+}
+
+/// A Service as callers of one namespace must know it; `None` when there is no such Service.
+pub fn destination(meaning: &Meaning, name: &ServiceName, caller: &Namespace) -> Option<DestinationView> {
+    let service = meaning.services.get(name)?;
+    let routes = routes(meaning, service, caller);
+    let traffic = meaning.traffic.values().find(|t| t.services.contains(name)).cloned().unwrap_or_default();
+    let mut backends: BTreeSet<ServiceName> =
+        routes.iter().flat_map(|r| r.rules.iter().flat_map(|rule| rule.backends.iter().map(|b| b.service.clone()))).collect();
+    backends.insert(name.clone());
+    Some(DestinationView {
+        service: name.clone(),
+        ports: service.ports.clone(),
+        accounts: service.accounts.clone(),
+        routes,
+        traffic,
+        backends: backends.into_iter().collect(),
+        origin: service.origin.clone(),
+    })
+}
+
+/// The routes of a Service that hold for callers of one namespace, by name, their parents cut to this Service. A route in
+/// the Service's namespace holds for everybody (producer); one in the caller's own namespace (consumer) takes its place on
+/// the ports it is attached to.
+fn routes(meaning: &Meaning, service: &Service, caller: &Namespace) -> Vec<HttpRoute> {
+    let name = &service.name;
+    let attached = |route: &HttpRoute| -> BTreeSet<u16> {
+        let parents = route.parents.iter().filter(|(parent, _)| parent == name);
+        parents.flat_map(|(_, port)| service.ports.iter().map(|p| p.port).filter(move |p| port.is_none_or(|own| own == *p))).collect()
+    };
+    let holds = |route: &&HttpRoute| route.name.namespace == name.namespace || route.name.namespace == *caller;
+    let consumed: BTreeSet<u16> = if *caller == name.namespace {
+        BTreeSet::new()
+    } else {
+        meaning.routes.values().filter(|r| r.name.namespace == *caller).flat_map(attached).collect()
+    };
+    let cut = |route: &HttpRoute| {
+        let consumer = route.name.namespace != name.namespace;
+        let ports: Vec<u16> = attached(route).into_iter().filter(|p| consumer || !consumed.contains(p)).collect();
+        let parents = if ports.len() == service.ports.len() {
+            vec![(name.clone(), None)]
+        } else {
+            ports.into_iter().map(|port| (name.clone(), Some(port))).collect()
+        };
+        (!parents.is_empty()).then(|| HttpRoute { parents, ..route.clone() })
+    };
+    meaning.routes.values().filter(holds).filter_map(cut).collect()
+}
+
+/// Where a Service can be reached now: its healthy members by id, then the addresses written down for it.
+pub fn endpoints<'i>(
+    meaning: &Meaning,
+    service: &ServiceName,
+    instances: impl Iterator<Item = &'i InstanceFacts>,
+) -> EndpointsView {
+    let mut endpoints = BTreeMap::new();
+    if let Some(service) = meaning.services.get(service) {
+        for slice in meaning.endpoints.values().filter(|slice| slice.service == service.name) {
+            endpoints.extend(static_endpoints(service, slice));
+        }
+        for instance in instances.filter(|i| i.healthy && is_member(service, &i.account, &i.labels)) {
+            endpoints.insert(instance.id.clone(), EndpointAddress::Mesh(instance.inbound));
+        }
+    }
+    let endpoints = endpoints.into_iter().map(|(instance, address)| EndpointView { instance, address }).collect();
+    EndpointsView { service: service.clone(), endpoints }
+}
+
+/// The endpoints of one `EndpointSlice`: every address, on the ports whose names the Service knows.
+fn static_endpoints<'a>(
+    service: &'a Service,
+    slice: &'a StaticEndpoints,
+) -> impl Iterator<Item = (InstanceId, EndpointAddress)> + 'a {
+    slice.addresses.iter().filter_map(|address| {
+        let ports: Vec<(u16, SocketAddr)> = slice
+            .ports
+            .iter()
+            .filter_map(|(name, port)| Some((service_port(service, name.as_deref())?.port, SocketAddr::new(*address, *port))))
+            .collect();
+        let (_, first) = ports.first()?;
+        let address = match address {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => v6.segments().map(|s| format!("{s:04x}")).join("-"),
+        };
+        let id = InstanceId::parse(&format!("static-{address}-{}", first.port())).ok()?;
+        Some((id, EndpointAddress::Plain(ports)))
+    })
+}
+
+/// The Service port that an `EndpointSlice` port of this name stands for; a nameless one stands for the only port.
+pub(crate) fn service_port<'s>(service: &'s Service, name: Option<&str>) -> Option<&'s ServicePort> {
+    match name {
+        Some(name) => service.ports.iter().find(|p| p.name.as_deref() == Some(name)),
+        None => service.ports.first().filter(|_| service.ports.len() == 1),
+    }
 }
