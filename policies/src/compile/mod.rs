@@ -1,0 +1,43 @@
+//! Policy as the data path sees it: matchers parsed, sorted and indexed, so that a decision neither parses nor searches.
+//!
+//! A view goes in, a compiled value comes out, or every [`Complaint`] at once. The control plane compiles before it
+//! stores, and the proxy compiles off its request path before it publishes: both run exactly this code.
+
+mod authorization;
+mod destination;
+pub mod keys;
+mod tenants;
+mod text;
+mod tokens;
+mod workload;
+
+pub use authorization::{Authorization, Candidates, Operation, Policy, Rule, RuleId, Source};
+pub use destination::{Backend, CompiledDestination, HeaderMatch, PortRoutes, RouteEntry, RouteRule};
+pub use tenants::{ClaimTenants, HeaderTenants, Tenant, Tenants};
+pub use text::{HeaderPattern, Pattern};
+pub use tokens::{ClaimHeader, ClaimPath, TokenRule, Tokens};
+pub use workload::CompiledWorkload;
+
+use crate::complaint::Complaint;
+use crate::view::{DestinationView, WorkloadView};
+
+/// Compiles what a workload enforces at its inbound.
+///
+/// # Errors
+/// Every part that cannot be enforced exactly as written; nothing is left out silently.
+pub fn workload(view: &WorkloadView) -> Result<CompiledWorkload, Vec<Complaint>> {
+    workload::compile(view)
+}
+
+/// Compiles a Service as its callers use it.
+///
+/// # Errors
+/// Every part that cannot be followed exactly as written.
+pub fn destination(view: &DestinationView) -> Result<CompiledDestination, Vec<Complaint>> {
+    destination::compile(view)
+}
+
+/// Whether something with the scope `ports` (`None`: all) holds on `port`.
+pub(crate) fn in_scope(ports: Option<&[u16]>, port: u16) -> bool {
+    ports.is_none_or(|ports| ports.contains(&port))
+}

@@ -1,0 +1,134 @@
+//! Texts that must be something: Istio's four string matches, and the anchored regular expressions of routes.
+//!
+//! Regular expressions are linear-time by construction and their compiled size is limited here, so no policy can make
+//! a request expensive.
+
+use std::fmt;
+
+use regex::{Regex, RegexBuilder};
+
+use crate::complaint::Complaint;
+use crate::policy::{Origin, StringMatch, TextMatch};
+
+/// Largest compiled regular expression, in bytes.
+const REGEX_SIZE: usize = 256 * 1024;
+
+/// What a text must be, in authorization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pattern {
+    /// There is a text, and it is not empty.
+    Present,
+    /// Exactly this.
+    Exact(Box<str>),
+    /// Begins with this.
+    Prefix(Box<str>),
+    /// Ends with this.
+    Suffix(Box<str>),
+}
+
+impl Pattern {
+    /// The compiled form of a string match.
+    pub fn new(from: &StringMatch) -> Self {
+        match from {
+            StringMatch::Present => Self::Present,
+            StringMatch::Exact(text) => Self::Exact(text.as_str().into()),
+            StringMatch::Prefix(text) => Self::Prefix(text.as_str().into()),
+            StringMatch::Suffix(text) => Self::Suffix(text.as_str().into()),
+        }
+    }
+
+    /// The compiled form of a string match over a text that is always lower case.
+    pub fn lower_case(from: &StringMatch) -> Self {
+        match Self::new(from) {
+            Self::Present => Self::Present,
+            Self::Exact(text) => Self::Exact(text.to_ascii_lowercase().into()),
+            Self::Prefix(text) => Self::Prefix(text.to_ascii_lowercase().into()),
+            Self::Suffix(text) => Self::Suffix(text.to_ascii_lowercase().into()),
+        }
+    }
+
+    /// Whether `text` is what it must be.
+    pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Present => !text.is_empty(),
+            Self::Exact(wanted) => **wanted == *text,
+            Self::Prefix(wanted) => text.starts_with(&**wanted),
+            Self::Suffix(wanted) => text.ends_with(&**wanted),
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Present => f.write_str("*"),
+            Self::Exact(text) => f.write_str(text),
+            Self::Prefix(text) => write!(f, "{text}*"),
+            Self::Suffix(text) => write!(f, "*{text}"),
+        }
+    }
+}
+
+/// What a header's value must be, in routes.
+#[derive(Debug, Clone)]
+pub enum HeaderPattern {
+    /// Exactly this.
+    Exact(Box<str>),
+    /// All of it matches.
+    Regex(Regex),
+}
+
+impl HeaderPattern {
+    /// Compiles a header's match; `key` names it in a complaint.
+    pub(crate) fn new(from: &TextMatch, origin: &Origin, key: &str) -> Result<Self, Complaint> {
+        match from {
+            TextMatch::Exact(text) => Ok(Self::Exact(text.as_str().into())),
+            TextMatch::Regex(text) => whole(text, origin, key).map(Self::Regex),
+        }
+    }
+
+    /// Whether `value` is what it must be. A value that is not UTF-8 never is.
+    pub fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(wanted) => wanted.as_bytes() == value,
+            Self::Regex(regex) => std::str::from_utf8(value).is_ok_and(|text| regex.is_match(text)),
+        }
+    }
+}
+
+/// Compiles a regular expression that must match a whole text.
+pub(crate) fn whole(text: &str, origin: &Origin, key: &str) -> Result<Regex, Complaint> {
+    // The text alone must be an expression: `a)(b` would otherwise escape the anchors.
+    let alone = RegexBuilder::new(text).size_limit(REGEX_SIZE).build();
+    alone.and_then(|_| RegexBuilder::new(&format!("^(?:{text})$")).size_limit(REGEX_SIZE).build()).map_err(|error| {
+        let expected = match error {
+            regex::Error::CompiledTooBig(_) => "a smaller regular expression (256 KiB when compiled)".to_owned(),
+            _ => "a regular expression without look-around or back-references (linear time)".to_owned(),
+        };
+        Complaint::at(origin, key, format!("{text:?}"), expected)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_regular_expression_must_match_the_whole_text() {
+        let regex = whole("a|b", &Origin::default(), "k").unwrap();
+        assert!(regex.is_match("a") && regex.is_match("b"));
+        assert!(!regex.is_match("ab") && !regex.is_match("xb") && !regex.is_match("a\n"));
+    }
+
+    #[test]
+    fn an_expression_that_would_escape_its_anchors_is_refused() {
+        assert!(whole("a)|(?:b", &Origin::default(), "k").is_err());
+        assert!(whole("(?=a)", &Origin::default(), "k").is_err());
+        assert!(whole("(a{1000}){1000}", &Origin::default(), "k").unwrap_err().expected.contains("smaller"));
+    }
+
+    #[test]
+    fn a_present_text_is_not_an_empty_one() {
+        assert!(Pattern::Present.matches("x") && !Pattern::Present.matches(""));
+    }
+}
