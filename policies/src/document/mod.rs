@@ -5,6 +5,8 @@
 
 mod kind;
 pub(crate) mod node;
+pub(crate) mod shape;
+pub(crate) mod shapes;
 pub(crate) mod source;
 
 use std::fmt;

@@ -1,22 +1,196 @@
 //! From documents to what they mean together.
 //!
-//! Nothing is half-loaded: either everything is understood, or every mistake in all documents is named at once.
+//! Nothing is half-loaded: either everything is understood, or every mistake in all documents is named at once, those
+//! within a document and those between documents. A document with mistakes still counts as existing, so that one slip
+//! does not make everything that names it look wrong.
+
+mod at;
+mod authorize;
+mod keys;
+mod mesh;
+mod route;
+mod service;
+mod target;
+mod tenant;
+mod token;
+mod traffic;
+
+use std::collections::BTreeMap;
+
+use at::At;
 
 use crate::complaint::Complaint;
-use crate::document::Document;
-use crate::policy::Meaning;
+use crate::document::shape::{self, Notes};
+use crate::document::{Document, DocumentKey, Kind, shapes};
+use crate::names::{PolicyName, ServiceName, nearest};
+use crate::policy::{Meaning, Service};
 
 /// Reads what all documents mean together.
 ///
 /// # Errors
 /// With every mistake in any document, and between documents, in the order of files and lines.
 pub fn interpret(documents: &[Document]) -> Result<Meaning, Vec<Complaint>> {
-    let _ = documents;
-    Err(vec![Complaint { found: "documents".into(), expected: "this part to be built".into(), ..Complaint::default() }])
+    let mut work = Work { world: World { services: Some(BTreeMap::new()), ..World::default() }, ..Work::default() };
+    work.refuse_duplicates(documents);
+    work.read(documents);
+    work.complaints.sort();
+    work.complaints.dedup();
+    if work.complaints.is_empty() { Ok(work.meaning) } else { Err(work.complaints) }
 }
 
 /// Every mistake within each document alone, without asking whether what they name exists.
 pub fn complaints_within(documents: &[Document]) -> Vec<Complaint> {
-    let _ = documents;
-    Vec::new()
+    let mut work = Work::default();
+    work.read(documents);
+    work.complaints
+}
+
+/// What is known of all documents while one of them is read.
+#[derive(Default)]
+struct World {
+    /// Services that exist, `None` where one has mistakes of its own. Without the map nothing is asked.
+    services: Option<BTreeMap<ServiceName, Option<Service>>>,
+    /// Things only one document may claim, and which document claimed each.
+    claimed: BTreeMap<Claim, String>,
+}
+
+/// A thing that only one document may have.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    /// The traffic policy of a Service.
+    Traffic(ServiceName),
+    /// The peer mode of a namespace; of the mesh in the system namespace.
+    Peer(String),
+    /// A tenant matcher, in words.
+    Matcher(String),
+}
+
+impl World {
+    /// Looks a Service up and complains where there is none. `Some(None)`: it exists, but its ports are not known.
+    fn service(&self, at: &At<'_>, name: &ServiceName, notes: &mut Notes<'_>) -> Option<Option<&Service>> {
+        let Some(services) = &self.services else { return Some(None) };
+        let found = services.get(name);
+        if found.is_none() {
+            let same: Vec<_> = services.keys().filter(|s| s.namespace == name.namespace).collect();
+            let elsewhere = services.keys().find(|s| s.name == name.name).map(ToString::to_string);
+            let near = nearest(name.name.as_str(), same.iter().map(|s| s.name.as_str())).map(str::to_owned).or(elsewhere);
+            at.complain_near(notes, format!("the name of a Service that exists in namespace {}", name.namespace), near.as_deref());
+        }
+        found.map(Option::as_ref)
+    }
+
+    /// Claims a thing for the document being read, and complains where another has it.
+    fn claim(&mut self, at: &At<'_>, claim: Claim, what: &str, notes: &mut Notes<'_>) {
+        let own = described(notes.document);
+        match self.claimed.get(&claim) {
+            Some(other) if self.services.is_some() || *other == own => at.complain(notes, format!("{what}, which {other} has already")),
+            Some(_) => {}
+            None => {
+                self.claimed.insert(claim, own);
+            }
+        }
+    }
+}
+
+/// A document, and where it was written.
+fn described(document: &Document) -> String {
+    let origin = document.origin();
+    match origin.file {
+        Some(file) => format!("{} ({file}:{})", document.key(), origin.line),
+        None => document.key().to_string(),
+    }
+}
+
+#[derive(Default)]
+struct Work {
+    world: World,
+    meaning: Meaning,
+    complaints: Vec<Complaint>,
+}
+
+impl Work {
+    fn refuse_duplicates(&mut self, documents: &[Document]) {
+        let mut seen: BTreeMap<&DocumentKey, &Document> = BTreeMap::new();
+        for document in documents {
+            if let Some(first) = seen.insert(document.key(), document) {
+                let found = format!("{} a second time", document.key());
+                let expected = format!("each document once; the first is {}", described(first));
+                self.complaints.push(document.complaint(document.root().mark, "metadata.name".into(), found, expected));
+            }
+        }
+    }
+
+    /// Services come first, because everything else may name them.
+    fn read(&mut self, documents: &[Document]) {
+        for document in documents.iter().filter(|d| d.kind() == Kind::Service) {
+            self.one(document);
+        }
+        for document in documents.iter().filter(|d| d.kind() != Kind::Service) {
+            self.one(document);
+        }
+    }
+
+    fn one(&mut self, document: &Document) {
+        let mut notes = Notes::new(document);
+        let root = At::root(document.root());
+        shape::check(root.node, shapes::of(document.kind()), "", &mut notes);
+        let understood = self.understand(document, &root, &mut notes);
+        if understood.is_none() && notes.list.is_empty() {
+            root.complain_of(&mut notes, "a document that cannot be read", "one that its schema allows");
+        }
+        self.complaints.append(&mut notes.list);
+    }
+
+    /// Reads one document into the meaning of all; `None` where something it needs is missing or wrong.
+    fn understand(&mut self, document: &Document, root: &At<'_>, notes: &mut Notes<'_>) -> Option<()> {
+        let world = &mut self.world;
+        let meaning = &mut self.meaning;
+        if document.kind() == Kind::Mesh {
+            meaning.mesh = mesh::mesh(document, root, notes)?;
+            return Some(());
+        }
+        if document.kind() == Kind::Tenant {
+            let tenant = tenant::tenant(document, root, world, notes)?;
+            meaning.tenants.insert(tenant.name.clone(), tenant);
+            return Some(());
+        }
+        let key = document.key();
+        let name = PolicyName::new(key.namespace.clone()?, key.name.clone());
+        match key.kind {
+            Kind::Service => {
+                let service = service::service(&name, root, notes);
+                let known = ServiceName::new(name.namespace, name.name);
+                if let Some(services) = &mut world.services {
+                    services.insert(known.clone(), service.clone().filter(|_| notes.list.is_empty()));
+                }
+                meaning.services.insert(known, service?);
+            }
+            Kind::EndpointSlice => {
+                let slice = service::endpoint_slice(&name, document, root, world, notes)?;
+                meaning.endpoints.insert(name, slice);
+            }
+            Kind::HttpRoute => {
+                let route = route::http_route(&name, root, world, notes)?;
+                meaning.routes.insert(name, route);
+            }
+            Kind::TrafficPolicy => {
+                let policy = traffic::traffic_policy(&name, root, world, notes)?;
+                meaning.traffic.insert(name, policy);
+            }
+            Kind::PeerAuthentication => {
+                let policy = mesh::peer_authentication(&name, root, world, notes)?;
+                meaning.peers.insert(name, policy);
+            }
+            Kind::RequestAuthentication => {
+                let policy = token::request_authentication(&name, root, world, notes)?;
+                meaning.tokens.insert(name, policy);
+            }
+            Kind::AuthorizationPolicy => {
+                let policy = authorize::authorization_policy(&name, root, world, notes)?;
+                meaning.authorization.insert(name, policy);
+            }
+            Kind::Mesh | Kind::Tenant => return None,
+        }
+        Some(())
+    }
 }

@@ -10,6 +10,7 @@ mod mesh;
 mod route;
 mod service;
 mod tenant;
+mod text;
 mod token;
 mod traffic;
 
@@ -19,6 +20,7 @@ pub use mesh::{ErrorDetail, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication,
 pub use route::{Backend, HeaderMatch, HttpRoute, PathMatch, Retry, RouteMatch, RouteRule, TextMatch};
 pub use service::{AppProtocol, Service, ServicePort, StaticEndpoints};
 pub use tenant::{OnControlPlaneLoss, Quota, Tenant, TenantMatch};
+pub use text::{claim_path, duration, whole_match};
 pub use token::{ClaimHeader, JwtRule, RequestAuthentication};
 pub use traffic::{LoadBalancer, TrafficPolicy};
 

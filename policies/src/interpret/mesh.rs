@@ -1,0 +1,70 @@
+//! `Mesh` and `PeerAuthentication`.
+
+use std::collections::BTreeMap;
+
+use super::at::At;
+use super::{Claim, World, target};
+use crate::document::Document;
+use crate::document::shape::Notes;
+use crate::names::PolicyName;
+use crate::policy::{ErrorDetail, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Target, Verdict};
+
+pub(super) fn mesh(document: &Document, root: &At<'_>, notes: &mut Notes<'_>) -> Option<Mesh> {
+    if document.key().name.as_str() != "default"
+        && let Some(name) = root.get("metadata").and_then(|m| m.get("name"))
+    {
+        name.complain(notes, "the one name a Mesh has, default");
+    }
+    let spec = root.get("spec")?;
+    Some(Mesh {
+        trust_domain: spec.parse("trustDomain"),
+        mtls: spec.get("mtls").and_then(|m| mode(m.text_of("mode")?)).unwrap_or_default(),
+        authorization_default: match spec.get("authorization").and_then(|a| a.text_of("default")) {
+            Some("DENY") => Verdict::Deny,
+            _ => Verdict::Allow,
+        },
+        error_detail: if spec.text_of("errorDetail") == Some("full") { ErrorDetail::Full } else { ErrorDetail::Reason },
+        outbound_traffic: OutboundTraffic::RegistryOnly,
+        origin: root.origin(notes),
+    })
+}
+
+pub(super) fn peer_authentication(
+    name: &PolicyName,
+    root: &At<'_>,
+    world: &mut World,
+    notes: &mut Notes<'_>,
+) -> Option<PeerAuthentication> {
+    let spec = root.get("spec")?;
+    let target = target::target(Some(&spec), &name.namespace, world, notes)?;
+    let mut ports = BTreeMap::new();
+    for (port, settings) in spec.map("portLevelMtls") {
+        if let (Ok(port), Some(mode)) = (port.parse(), settings.text_of("mode").and_then(mode)) {
+            ports.insert(port, mode);
+        }
+    }
+    if !matches!(target, Target::Workloads(_)) {
+        if let Some(at) = spec.get("portLevelMtls") {
+            at.complain(notes, "a selector beside it: modes of ports hold for selected workloads only");
+        }
+        let what = format!("the only PeerAuthentication without a selector in namespace {}", name.namespace);
+        let found = root.get("metadata").and_then(|m| m.get("name")).unwrap_or_else(|| root.clone());
+        world.claim(&found, Claim::Peer(name.namespace.to_string()), &what, notes);
+    }
+    Some(PeerAuthentication {
+        name: name.clone(),
+        target,
+        mode: spec.get("mtls").and_then(|m| mode(m.text_of("mode")?)),
+        ports,
+        origin: root.origin(notes),
+    })
+}
+
+/// `None` for UNSET, which inherits, and for what the check has refused.
+fn mode(word: &str) -> Option<MtlsMode> {
+    match word {
+        "STRICT" => Some(MtlsMode::Strict),
+        "PERMISSIVE" => Some(MtlsMode::Permissive),
+        _ => None,
+    }
+}

@@ -1,0 +1,178 @@
+//! `HTTPRoute`, attached to Services.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::World;
+use super::at::At;
+use crate::document::shape::Notes;
+use crate::names::{PolicyName, ServiceName, nearest};
+use crate::policy::{Backend, HeaderMatch, HttpRoute, PathMatch, Retry, RouteMatch, RouteRule, Service, TextMatch, whole_match};
+
+/// Matches in all rules of a route together (Gateway API).
+const MAX_MATCHES: usize = 128;
+/// The shortest wait before a retry where nothing is written: Envoy's and Istio's base interval.
+const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
+
+pub(super) fn http_route(name: &PolicyName, root: &At<'_>, world: &World, notes: &mut Notes<'_>) -> Option<HttpRoute> {
+    let spec = root.get("spec")?;
+    let mut parents: Vec<(ServiceName, Option<u16>)> = Vec::new();
+    for at in spec.list("parentRefs") {
+        let Some(parent) = service_port(&at, name, world, notes, false) else { continue };
+        if parents.contains(&parent) {
+            at.complain_of(notes, format!("Service {} a second time", parent.0), "each parent once");
+        }
+        parents.push(parent);
+    }
+    let rules = spec.list("rules");
+    let matches: usize = rules.iter().map(|rule| rule.list("matches").len()).sum();
+    if matches > MAX_MATCHES {
+        spec.get("rules")?.complain_of(notes, format!("{matches} matches"), format!("at most {MAX_MATCHES} in all rules together"));
+    }
+    let mut names = BTreeSet::new();
+    for at in rules.iter().filter_map(|rule| rule.get("name")) {
+        if at.text().is_some_and(|text| !names.insert(text)) {
+            at.complain(notes, "each name of a rule once in a route");
+        }
+    }
+    let rules: Vec<RouteRule> = rules.iter().map(|at| rule(at, name, world, notes)).collect();
+    (!parents.is_empty() && !rules.is_empty()).then(|| HttpRoute { name: name.clone(), parents, rules, origin: root.origin(notes) })
+}
+
+/// Reads the Service of a parent or backend, and its port. A backend of a Service with several ports must name one.
+fn service_port(
+    at: &At<'_>,
+    route: &PolicyName,
+    world: &World,
+    notes: &mut Notes<'_>,
+    backend: bool,
+) -> Option<(ServiceName, Option<u16>)> {
+    if !matches!(at.text_of("kind"), Some("Service") | None) || !matches!(at.text_of("group"), Some("" | "core") | None) {
+        return None;
+    }
+    let namespace = at.parse("namespace").unwrap_or_else(|| route.namespace.clone());
+    let service = ServiceName::new(namespace, at.parse("name")?);
+    let port = at.whole::<u16>("port");
+    let known: Option<&Service> = world.service(&at.get("name")?, &service, notes)?;
+    if let Some(known) = known {
+        let ports: Vec<String> = known.ports.iter().map(|p| p.port.to_string()).collect();
+        let wrong = port.is_some_and(|port| known.ports.iter().all(|p| p.port != port));
+        if let Some(number) = at.get("port").filter(|_| wrong) {
+            let written = port.map(|p| p.to_string()).unwrap_or_default();
+            let near = nearest(&written, ports.iter().map(String::as_str));
+            number.complain_near(notes, format!("a port of Service {service}: {}", ports.join(", ")), near);
+        } else if backend && port.is_none() && ports.len() > 1 {
+            let found = format!("no port for Service {service}, which has several");
+            at.complain_of(notes, found, format!("one of its ports: {}", ports.join(", ")));
+        }
+    }
+    Some((service, port))
+}
+
+fn rule(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -> RouteRule {
+    let mut matches: Vec<RouteMatch> = at.list("matches").iter().map(|m| route_match(m, notes)).collect();
+    if matches.is_empty() {
+        matches.push(RouteMatch { path: PathMatch::Prefix("/".into()), headers: Vec::new(), method: None });
+    }
+    let timeouts = at.get("timeouts");
+    let timeout = |key: &str| timeouts.as_ref().and_then(|t| t.duration(key)).filter(|t| !t.is_zero());
+    let (request_timeout, try_timeout) = (timeout("request"), timeout("backendRequest"));
+    if let (Some(request), Some(one)) = (request_timeout, try_timeout)
+        && one > request
+        && let Some(at) = timeouts.as_ref().and_then(|t| t.get("backendRequest"))
+    {
+        at.complain(notes, "a duration not longer than timeouts.request, which holds for all tries together");
+    }
+    RouteRule {
+        name: at.text_of("name").map(str::to_owned),
+        matches,
+        backends: at.list("backendRefs").iter().filter_map(|b| backend(b, route, world, notes)).collect(),
+        request_timeout,
+        try_timeout,
+        retry: at.get("retry").map(|r| retry(&r, notes)),
+        origin: at.origin(notes),
+    }
+}
+
+fn backend(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -> Option<Backend> {
+    let (service, port) = service_port(at, route, world, notes, true)?;
+    Some(Backend { service, port, weight: at.whole("weight").unwrap_or(1) })
+}
+
+fn retry(at: &At<'_>, notes: &mut Notes<'_>) -> Retry {
+    let mut codes = Vec::new();
+    for code in at.list("codes") {
+        let Some(number) = code.number::<u16>() else { continue };
+        if codes.contains(&number) {
+            code.complain(notes, "each status code once");
+        }
+        codes.push(number);
+    }
+    Retry { codes, attempts: at.whole("attempts").unwrap_or(1), backoff: at.duration("backoff").unwrap_or(DEFAULT_BACKOFF) }
+}
+
+fn route_match(at: &At<'_>, notes: &mut Notes<'_>) -> RouteMatch {
+    let mut headers: Vec<HeaderMatch> = Vec::new();
+    for header in at.list("headers") {
+        let (Some(name), Some(value)) = (header.get("name"), header.get("value")) else { continue };
+        let (Some(text), Some(wanted)) = (name.text().map(str::to_ascii_lowercase), value.text()) else { continue };
+        if text.starts_with(super::tenant::RESERVED) {
+            name.complain(notes, format!("a header that callers can send: {}* is reserved and stripped", super::tenant::RESERVED));
+        } else if text == "host" {
+            name.complain(notes, "a header other than Host, which names the Service");
+        } else if headers.iter().any(|h| h.name == text) {
+            name.complain(notes, "each header once in a match; write a regular expression for several values");
+        }
+        let value = match header.text_of("type") {
+            Some("RegularExpression") => TextMatch::Regex(regex(&value, wanted, notes)),
+            _ => TextMatch::Exact(wanted.to_owned()),
+        };
+        headers.push(HeaderMatch { name: text, value });
+    }
+    RouteMatch { path: path(at.get("path").as_ref(), notes), headers, method: at.text_of("method").map(str::to_owned) }
+}
+
+fn path(at: Option<&At<'_>>, notes: &mut Notes<'_>) -> PathMatch {
+    let kind = at.and_then(|p| p.text_of("type")).unwrap_or("PathPrefix");
+    let Some(value) = at.and_then(|p| p.get("value")) else {
+        return match kind {
+            "Exact" => PathMatch::Exact("/".into()),
+            "RegularExpression" => PathMatch::Regex("/".into()),
+            _ => PathMatch::Prefix("/".into()),
+        };
+    };
+    let text = value.text().unwrap_or("/").to_owned();
+    if kind == "RegularExpression" {
+        return PathMatch::Regex(regex(&value, &text, notes));
+    }
+    if let Some(wrong) = not_normal(&text) {
+        value.complain(notes, format!("a normalised path that starts with '/'; {wrong}"));
+    }
+    if kind == "Exact" { PathMatch::Exact(text) } else { PathMatch::Prefix(text) }
+}
+
+fn regex(at: &At<'_>, pattern: &str, notes: &mut Notes<'_>) -> String {
+    if let Err(wrong) = whole_match(pattern) {
+        at.complain(notes, format!("a regular expression that can be matched in linear time ({wrong})"));
+    }
+    pattern.to_owned()
+}
+
+/// Why no normalised path can be `path` or start with it, if so. What the Gateway API refuses, and what would need
+/// percent-decoding to be compared.
+pub(super) fn not_normal(path: &str) -> Option<&'static str> {
+    let lower = path.to_ascii_lowercase();
+    match () {
+        () if !path.starts_with('/') => Some("this one does not"),
+        () if path.contains("//") => Some("\"//\" never stands in one"),
+        () if path.contains("/./") || path.contains("/../") || path.ends_with("/.") || path.ends_with("/..") => {
+            Some("\".\" and \"..\" never stand in one")
+        }
+        () if path.contains(['?', '#']) => Some("query and fragment are not part of it"),
+        () if lower.contains("%2f") || lower.contains("%5c") || lower.contains("%00") || path.contains('\\') => {
+            Some("encoded slashes, backslashes and zero bytes are refused before it is asked")
+        }
+        () if path.bytes().any(|c| c <= b' ' || c >= 0x7f) => Some("other characters than visible ASCII are percent-encoded"),
+        () => None,
+    }
+}

@@ -1,0 +1,156 @@
+//! `Service` and `EndpointSlice`.
+
+use std::collections::BTreeSet;
+
+use super::World;
+use super::at::At;
+use crate::document::Document;
+use crate::document::shape::Notes;
+use crate::names::{Account, AccountName, PolicyName, ResourceName, ServiceName, nearest};
+use crate::policy::{AppProtocol, Labels, Service, ServicePort, StaticEndpoints};
+use crate::view::service_port;
+
+/// The annotation that lists the accounts a Service's instances may run as.
+const ACCOUNTS: &str = "equerry.dev/accounts";
+/// The label by which an `EndpointSlice` names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+pub(super) fn service(name: &PolicyName, root: &At<'_>, notes: &mut Notes<'_>) -> Option<Service> {
+    if crate::names::Namespace::parse(name.name.as_str()).is_err()
+        && let Some(at) = root.get("metadata").and_then(|m| m.get("name"))
+    {
+        at.complain(notes, "the name of a Service: up to 63 lower-case letters, digits and '-', because it becomes part of a host name");
+    }
+    let accounts = accounts(name, root, notes);
+    let spec = root.get("spec")?;
+    if let Some(at) = spec.get("publishNotReadyAddresses").filter(|_| spec.flag("publishNotReadyAddresses") == Some(true)) {
+        at.unsupported(notes, "an instance that is not healthy gets no traffic");
+    }
+    let selector: Labels =
+        spec.map("selector").into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned()))).collect();
+    if !selector.is_empty() && accounts.is_empty() {
+        let at = spec.get("selector")?;
+        let expected = format!("the annotation {ACCOUNTS} beside it, listing the accounts its instances run as");
+        at.complain_of(notes, format!("a selector, and no annotation {ACCOUNTS}"), expected);
+    }
+    let ports = ports(&spec, notes);
+    let name = ServiceName::new(name.namespace.clone(), name.name.clone());
+    (!ports.is_empty()).then(|| Service { name, ports, selector, accounts, origin: root.origin(notes) })
+}
+
+/// Reads the accounts, sorted; complains about annotations of ours that mean nothing.
+fn accounts(name: &PolicyName, root: &At<'_>, notes: &mut Notes<'_>) -> Vec<AccountName> {
+    let mut accounts = BTreeSet::new();
+    for (key, value) in root.get("metadata").map(|m| m.map("annotations")).unwrap_or_default() {
+        if key != ACCOUNTS {
+            if key.starts_with("equerry.dev/") {
+                let near = nearest(key, [ACCOUNTS]);
+                value.complain_near(notes, format!("no annotation of equerry.dev/ but {ACCOUNTS}"), near);
+            }
+            continue;
+        }
+        for word in value.text().unwrap_or_default().split(',').map(str::trim) {
+            match Account::parse(word) {
+                Ok(account) => {
+                    accounts.insert(AccountName::new(name.namespace.clone(), account));
+                }
+                Err(bad) => value.complain_of(
+                    notes,
+                    format!("the account {word:?}"),
+                    format!("accounts of namespace {}, separated by commas; each {}", name.namespace, bad.expected),
+                ),
+            }
+        }
+    }
+    accounts.into_iter().collect()
+}
+
+fn ports(spec: &At<'_>, notes: &mut Notes<'_>) -> Vec<ServicePort> {
+    let listed = spec.list("ports");
+    let mut ports: Vec<ServicePort> = Vec::new();
+    for at in &listed {
+        let Some(port) = at.whole::<u16>("port") else { continue };
+        let name = at.text_of("name").map(str::to_owned);
+        if let Some(number) = at.get("port").filter(|_| ports.iter().any(|p| p.port == port)) {
+            number.complain(notes, "each port of a Service once");
+        }
+        match at.get("name") {
+            None if listed.len() > 1 => at.complain_of(notes, "a port without a name", "a name for each port of a Service that has several"),
+            Some(name) if ports.iter().any(|p| p.name.as_deref() == name.text()) => name.complain(notes, "each name of a port once"),
+            _ => {}
+        }
+        let app_protocol = match at.text_of("appProtocol") {
+            Some("http2" | "kubernetes.io/h2c") => AppProtocol::Http2,
+            Some("grpc") => AppProtocol::Grpc,
+            _ => AppProtocol::Http,
+        };
+        ports.push(ServicePort { name, port, target_port: at.whole("targetPort").unwrap_or(port), app_protocol });
+    }
+    ports
+}
+
+pub(super) fn endpoint_slice(
+    name: &PolicyName,
+    document: &Document,
+    root: &At<'_>,
+    world: &World,
+    notes: &mut Notes<'_>,
+) -> Option<StaticEndpoints> {
+    let metadata = root.get("metadata")?;
+    let Some((_, label)) = metadata.map("labels").into_iter().find(|(key, _)| *key == SERVICE_NAME) else {
+        let near = document.labels().keys().find_map(|key| nearest(key, [SERVICE_NAME]).map(|_| key.clone()));
+        let found = near.map_or_else(|| format!("no label {SERVICE_NAME}"), |key| format!("the label {key}"));
+        metadata.complain_of(notes, found, format!("the label {SERVICE_NAME}, naming the Service of these endpoints"));
+        return None;
+    };
+    let Ok(service) = ResourceName::parse(label.text()?) else {
+        label.complain(notes, "the name of a Service");
+        return None;
+    };
+    let service = ServiceName::new(name.namespace.clone(), service);
+    let known = world.service(&label, &service, notes)?;
+    let ports: Vec<(Option<String>, u16)> = root.list("ports").iter().filter_map(|p| endpoint_port(p, known, notes)).collect();
+    Some(StaticEndpoints {
+        name: name.clone(),
+        service,
+        addresses: addresses(root, notes),
+        ports,
+        origin: root.origin(notes),
+    })
+}
+
+fn endpoint_port(at: &At<'_>, service: Option<&Service>, notes: &mut Notes<'_>) -> Option<(Option<String>, u16)> {
+    let name = at.text_of("name").filter(|name| !name.is_empty());
+    if let Some(service) = service.filter(|s| service_port(s, name).is_none()) {
+        let names: Vec<&str> = service.ports.iter().filter_map(|p| p.name.as_deref()).collect();
+        let expected = if names.is_empty() {
+            format!("no name: the port of Service {} has none", service.name)
+        } else {
+            format!("the name of a port of Service {}: {}", service.name, names.join(", "))
+        };
+        match at.get("name") {
+            Some(at) => at.complain_near(notes, expected, nearest(name.unwrap_or_default(), names)),
+            None => at.complain_of(notes, "a port without a name", expected),
+        }
+    }
+    Some((name.map(str::to_owned), at.whole("port")?))
+}
+
+fn addresses(root: &At<'_>, notes: &mut Notes<'_>) -> Vec<std::net::IpAddr> {
+    let v6 = root.text_of("addressType") == Some("IPv6");
+    let mut addresses = Vec::new();
+    for endpoint in root.list("endpoints") {
+        let conditions = endpoint.get("conditions");
+        let flag = |key: &str| conditions.as_ref().and_then(|c| c.flag(key));
+        let ready = flag("ready").unwrap_or(true) && !flag("terminating").unwrap_or(false);
+        for at in endpoint.list("addresses") {
+            let Some(address) = at.text().and_then(|text| text.parse::<std::net::IpAddr>().ok()) else { continue };
+            if address.is_ipv6() != v6 {
+                at.complain(notes, if v6 { "an IPv6 address, as addressType says" } else { "an IPv4 address, as addressType says" });
+            } else if ready {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses
+}

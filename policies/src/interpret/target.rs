@@ -1,0 +1,49 @@
+//! Which workloads a policy holds for: `selector` or `targetRefs`, or the scope of its namespace.
+
+use super::World;
+use super::at::At;
+use crate::document::shape::Notes;
+use crate::names::{Namespace, SYSTEM_NAMESPACE, ServiceName};
+use crate::policy::{Labels, Target};
+
+/// Reads the target of a policy's `spec`.
+pub(super) fn target(spec: Option<&At<'_>>, namespace: &Namespace, world: &World, notes: &mut Notes<'_>) -> Option<Target> {
+    let wide = if namespace.as_str() == SYSTEM_NAMESPACE { Target::Mesh } else { Target::Namespace };
+    let Some(spec) = spec else { return Some(wide) };
+    if let (Some(selector), Some(_)) = (spec.get("selector"), spec.get("targetRefs")) {
+        selector.complain_of(notes, "selector beside targetRefs", "one of the two");
+    }
+    if spec.get("targetRefs").is_some() {
+        return services(spec, namespace, world, notes).map(Target::Services);
+    }
+    let labels: Labels = spec
+        .get("selector")
+        .map(|s| s.map("matchLabels"))
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned())))
+        .collect();
+    Some(if labels.is_empty() { wide } else { Target::Workloads(labels) })
+}
+
+/// Reads `targetRefs`: Services of the policy's own namespace, each once.
+pub(super) fn services(spec: &At<'_>, namespace: &Namespace, world: &World, notes: &mut Notes<'_>) -> Option<Vec<ServiceName>> {
+    let mut services = Vec::new();
+    for reference in spec.list("targetRefs") {
+        if let Some(elsewhere) = reference.get("namespace").filter(|n| n.text() != Some(namespace.as_str())) {
+            elsewhere.unsupported(notes, &format!("a policy holds for Services of its own namespace, {namespace}"));
+            continue;
+        }
+        let (Some(at), Some(name)) = (reference.get("name"), reference.parse("name")) else { continue };
+        let service = ServiceName::new(namespace.clone(), name);
+        if reference.text_of("kind") != Some("Service") {
+            continue;
+        }
+        if services.contains(&service) {
+            at.complain(notes, "each Service once");
+        } else if world.service(&at, &service, notes).is_some() {
+            services.push(service);
+        }
+    }
+    (!services.is_empty()).then_some(services)
+}
