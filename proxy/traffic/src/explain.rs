@@ -1,0 +1,252 @@
+//! The same decisions in words, for people: each step with what it looked at, how it came out, and where that was written.
+//!
+//! Nothing is decided here a second time: the steps walk the same compiled values with the same predicates, and the
+//! outcome is that of the deciding function itself.
+
+use std::time::SystemTime;
+
+use equerry_policies::compile::{CompiledDestination, CompiledWorkload, Pattern, RouteEntry, RouteRule, Rule};
+use equerry_policies::names::SpiffeId;
+use equerry_policies::policy::{Action, Origin, PathMatch, RouteMatch, Verdict};
+use http::header::HeaderMap;
+use http::request::Parts;
+use serde::Serialize;
+
+use crate::authorize::{Asked, Facts, Failed, authorize, rule_words};
+use crate::refusal::Refusal;
+use crate::route::{self, Choice, MayLeave};
+use crate::tenant;
+use crate::token::{self, Caller};
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// What: `shop/orders-routes rules[0]`.
+    pub subject: String,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// Why, in a sentence's second half: `the method is GET, not POST`.
+    pub because: String,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// How a step came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It fits, and decided.
+    Decided,
+    /// It fits, but another came first.
+    TooLate,
+    /// It does not fit.
+    NoMatch,
+    /// It does not hold here.
+    NotHere,
+}
+
+impl Step {
+    fn new(subject: impl Into<String>, outcome: Outcome, because: impl Into<String>, origin: &Origin) -> Self {
+        Self { subject: subject.into(), outcome, because: because.into(), origin: origin.clone() }
+    }
+}
+
+/// The route's decision, and each rule in the order of route names.
+pub fn route(leave: &MayLeave, destination: &CompiledDestination, parts: &Parts, rng: &mut fastrand::Rng) -> (Vec<Step>, Result<Choice, Refusal>) {
+    let outcome = route::route(leave, destination, parts, rng);
+    let Some(routes) = destination.routes(leave.port()) else {
+        let because = "it has no routes: requests go to the Service itself";
+        return (vec![Step::new(leave.service().to_string(), Outcome::Decided, because, &destination.origin)], outcome);
+    };
+    let on_path: Vec<&RouteEntry> = routes.on_path(parts.uri.path()).collect();
+    let fitting = |entry: &&&RouteEntry| route::fits(entry, &parts.method, &parts.headers);
+    let winner = on_path.iter().find(fitting);
+    let mut steps = Vec::new();
+    for rule in &routes.rules {
+        let subject = format!("{} rules[{}]", rule.route, rule.number);
+        let of_rule = |entry: &&&RouteEntry| same(&entry.rule, rule);
+        let (outcome, because) = if winner.is_some_and(|entry| same(&entry.rule, rule)) {
+            (Outcome::Decided, backends(rule))
+        } else if let Some(entry) = on_path.iter().filter(of_rule).find(fitting) {
+            let first = winner.map_or_else(String::new, |entry| format!("{} rules[{}]", entry.rule.route, entry.rule.number));
+            (Outcome::TooLate, format!("matches[{}] fits, but {first} takes precedence", entry.number))
+        } else {
+            (Outcome::NoMatch, unmet(rule, &on_path, parts))
+        };
+        steps.push(Step::new(subject, outcome, because, &rule.origin));
+    }
+    (steps, outcome)
+}
+
+fn same(one: &RouteRule, other: &RouteRule) -> bool {
+    one.route == other.route && one.number == other.number
+}
+
+fn backends(rule: &RouteRule) -> String {
+    let parts: Vec<String> = rule
+        .backends
+        .iter()
+        .map(|backend| match backend.port {
+            Some(port) => format!("{}:{port} weight {}", backend.service, backend.weight),
+            None => format!("{} weight {}", backend.service, backend.weight),
+        })
+        .collect();
+    if parts.is_empty() { "it matches, and sends nowhere".to_owned() } else { format!("it matches: {}", parts.join(", ")) }
+}
+
+/// What each match of a rule lacks.
+fn unmet(rule: &RouteRule, on_path: &[&RouteEntry], parts: &Parts) -> String {
+    let one = |(number, wanted): (usize, &RouteMatch)| {
+        let entry = on_path.iter().find(|entry| same(&entry.rule, rule) && entry.number == number);
+        let why = match entry {
+            None => format!("the path {} is not {}", parts.uri.path(), path_words(&wanted.path)),
+            Some(entry) => match &entry.method {
+                Some(method) if *method != parts.method => format!("the method is {}, not {method}", parts.method),
+                _ => {
+                    let fits = |header: &&equerry_policies::compile::HeaderMatch| {
+                        !parts.headers.get_all(&header.name).iter().any(|value| header.value.matches(value.as_bytes()))
+                    };
+                    let name = entry.headers.iter().find(fits).map_or_else(String::new, |header| header.name.to_string());
+                    format!("the header {name} is not as it must be")
+                }
+            },
+        };
+        if rule.matches.len() == 1 { why } else { format!("matches[{number}]: {why}") }
+    };
+    rule.matches.iter().enumerate().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn path_words(path: &PathMatch) -> String {
+    match path {
+        PathMatch::Exact(path) => path.clone(),
+        PathMatch::Prefix(path) => format!("{path} or below"),
+        PathMatch::Regex(regex) => format!("of the form {regex}"),
+    }
+}
+
+/// The token's decision. Claim headers are stripped and set in `headers`, as the proxy does.
+pub fn token(workload: &CompiledWorkload, port: u16, headers: &mut HeaderMap, peer: Option<&SpiffeId>, now: SystemTime) -> (Vec<Step>, Result<Caller, Refusal>) {
+    let outcome = token::verify(workload, port, headers, peer, now);
+    let mut steps = Vec::new();
+    for rule in workload.tokens.on(port) {
+        let subject = format!("{} issuer {}", rule.policy, rule.issuer);
+        let (found, because) = match &outcome {
+            Ok(caller) if caller.token_policy() == Some(&*rule.policy) && caller.issuer() == Some(&*rule.issuer) => {
+                let told: Vec<&str> = rule.claims_to_headers.iter().map(|told| told.header.as_str()).collect();
+                let told = if told.is_empty() { String::new() } else { format!("; claims told in {}", told.join(", ")) };
+                (Outcome::Decided, format!("the token is believed{told}"))
+            }
+            Ok(caller) if caller.issuer().is_none() => (Outcome::NoMatch, "there is no token, and none is required".to_owned()),
+            Ok(_) => (Outcome::NoMatch, "the token is another issuer's".to_owned()),
+            Err(refusal) if refusal.cause() == Some(&*rule.policy) => (Outcome::Decided, format!("{}: {refusal}", refusal.reason())),
+            Err(refusal) => (Outcome::NoMatch, refusal.to_string()),
+        };
+        steps.push(Step::new(subject, found, because, &rule.origin));
+    }
+    (steps, outcome)
+}
+
+/// Authorization's decision, each rule of each policy that selects the workload: DENY first, then ALLOW.
+pub fn authorization(caller: &Caller, facts: &Facts<'_>, workload: &CompiledWorkload) -> (Vec<Step>, Result<(), Refusal>) {
+    let all = &workload.authorization;
+    let outcome = authorize(caller, facts, workload);
+    let decided = match &outcome {
+        Ok(permit) => permit.cause(workload),
+        Err(refusal) => refusal.cause().unwrap_or_default().to_owned(),
+    };
+    let asked = Asked::new(caller, facts);
+    let mut steps = Vec::new();
+    for action in [Action::Deny, Action::Allow] {
+        let word = if action == Action::Deny { "DENY" } else { "ALLOW" };
+        for policy in all.policies().iter().filter(|policy| policy.action == action) {
+            let mut rules = all.rules().filter(|(_, rule)| all.policy_of(rule).name == policy.name && all.policy_of(rule).action == action).peekable();
+            if rules.peek().is_none() {
+                steps.push(Step::new(format!("{word} {}", policy.name), Outcome::NoMatch, "it has no rules, so nothing matches", &policy.origin));
+            }
+            for (_, rule) in rules {
+                let words = rule_words(all, rule);
+                let (found, because) = if !policy.holds_on(facts.port) {
+                    (Outcome::NotHere, format!("it does not hold on port {}", facts.port))
+                } else {
+                    match asked.missing(rule) {
+                        None if words == decided => (Outcome::Decided, "every part of it holds".to_owned()),
+                        None => (Outcome::TooLate, "every part of it holds, but another rule decided".to_owned()),
+                        Some(failed) => (Outcome::NoMatch, lacking(failed, rule, caller, facts)),
+                    }
+                };
+                steps.push(Step::new(format!("{word} {words}"), found, because, &rule.origin));
+            }
+        }
+    }
+    if all.holding(Action::Allow, facts.port).next().is_none() {
+        let decides = decided == "Mesh.authorization.default";
+        let found = if decides { Outcome::Decided } else { Outcome::TooLate };
+        let word = if all.default == Verdict::Allow { "ALLOW" } else { "DENY" };
+        let because = format!("no ALLOW policy selects the workload here; the default is {word}");
+        steps.push(Step::new("Mesh.authorization.default", found, because, &workload.mesh.origin));
+    }
+    (steps, outcome.map(|_| ()))
+}
+
+/// What a rule lacks.
+fn lacking(failed: Failed<'_>, rule: &Rule, caller: &Caller, facts: &Facts<'_>) -> String {
+    match failed {
+        Failed::From => {
+            let who = caller.peer().map_or_else(|| "nobody (plain text)".to_owned(), SpiffeId::principal);
+            let wanted: Vec<String> = rule.from.iter().map(source_words).collect();
+            let subject = caller.request_principal().map(|principal| format!(" with a token of {principal}")).unwrap_or_default();
+            format!("the caller is {who}{subject}, not {}", wanted.join(" or "))
+        }
+        Failed::To => {
+            let wanted: Vec<String> = rule.to.iter().map(operation_words).collect();
+            format!("the request is {} {}{} on port {}, not {}", facts.method, facts.authority, facts.path, facts.port, wanted.join(" or "))
+        }
+        Failed::When(claim) => {
+            let name = claim.join(".");
+            match caller.claim(claim) {
+                Some(value) => format!("the claim {name} is {value}"),
+                None => format!("there is no verified claim {name}"),
+            }
+        }
+    }
+}
+
+fn words(name: &str, patterns: &[Pattern]) -> Option<String> {
+    let texts: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| format!("{name} {}", texts.join("|")))
+}
+
+fn source_words(source: &equerry_policies::compile::Source) -> String {
+    let blocks: Vec<String> = source.ip_blocks.iter().map(|(network, length)| format!("{network}/{length}")).collect();
+    let parts = [
+        words("principal", &source.principals),
+        words("namespace", &source.namespaces),
+        words("token of", &source.request_principals),
+        (!blocks.is_empty()).then(|| format!("address in {}", blocks.join("|"))),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+}
+
+fn operation_words(operation: &equerry_policies::compile::Operation) -> String {
+    let ports: Vec<String> = operation.ports.iter().map(ToString::to_string).collect();
+    let parts = [
+        words("method", &operation.methods),
+        words("path", &operation.paths),
+        words("host", &operation.hosts),
+        (!ports.is_empty()).then(|| format!("port {}", ports.join("|"))),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+}
+
+/// The tenant a request belongs to, and the quotas that count it.
+pub fn tenant(workload: &CompiledWorkload, caller: &Caller, headers: &HeaderMap, port: u16) -> Vec<Step> {
+    let Some(tenant) = tenant::which(workload, caller, headers) else {
+        return vec![Step::new("tenant", Outcome::NoMatch, "no claim or trusted header names a tenant", &Origin::default())];
+    };
+    let mut steps = vec![Step::new(format!("Tenant {}", tenant.name), Outcome::Decided, "the request belongs to it", &tenant.origin)];
+    for quota in tenant.quotas(port) {
+        let because = format!("counted here: {} requests in {:?}", quota.requests, quota.window);
+        steps.push(Step::new(format!("quota {}", quota.id), Outcome::Decided, because, &tenant.origin));
+    }
+    steps
+}

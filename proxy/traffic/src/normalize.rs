@@ -1,0 +1,168 @@
+//! One normal form of a request's authority, path and headers, made before any decision; what is forwarded is what was
+//! judged.
+//!
+//! A form that two readers could read differently is refused, not repaired: an encoded slash, a backslash, a NUL, two
+//! Hosts, an underscore in a header's name. [`Normal`] is the proof; only [`normalize`] makes one.
+
+mod headers;
+mod path;
+
+use http::header::{HOST, HeaderValue};
+use http::request::Parts;
+use http::uri::{PathAndQuery, Uri};
+use http::{Method, Version};
+
+use crate::refusal::Refusal;
+
+/// Longest authority read, in bytes: a DNS name and a port.
+const MAX_AUTHORITY: usize = 255 + 6;
+
+/// Which way a request goes, and how far its sender is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the application beside us.
+    Outbound,
+    /// To the application beside us.
+    Inbound {
+        /// The direct peer is a sidecar of this mesh, proved by its certificate.
+        mesh_peer: bool,
+    },
+}
+
+/// Proof that a request is in its normal form, and that form.
+#[derive(Debug, Clone)]
+pub struct Normal {
+    authority: HeaderValue,
+    target: PathAndQuery,
+}
+
+impl Normal {
+    /// The authority: lower case, with its port if one was named, without a trailing dot.
+    pub fn authority(&self) -> &str {
+        // It was made from text.
+        self.authority.to_str().unwrap_or_default()
+    }
+
+    /// The authority's port, if one was named.
+    pub fn port(&self) -> Option<u16> {
+        split_port(self.authority()).1.and_then(|port| port.parse().ok())
+    }
+
+    /// The authority without its port.
+    pub fn host(&self) -> &str {
+        split_port(self.authority()).0
+    }
+
+    /// The path, without the query; begins with `/`, or is `*`.
+    pub fn path(&self) -> &str {
+        self.target.path()
+    }
+
+    /// Path and query, as they are forwarded.
+    pub fn target(&self) -> &PathAndQuery {
+        &self.target
+    }
+}
+
+/// Brings a request into its normal form. Afterwards `parts.uri` is the path and query alone, `Host` is the authority, the
+/// hop-by-hop headers are gone (`te: trailers` stays), and headers that the sender may not set are gone.
+///
+/// # Errors
+/// [`Refusal::BadRequest`], saying what is wrong.
+pub fn normalize(parts: &mut Parts, direction: Direction) -> Result<Normal, Refusal> {
+    if parts.method == Method::CONNECT {
+        return Err(Refusal::bad_request("CONNECT is not supported by this version"));
+    }
+    headers::check(parts)?;
+    let authority = authority(parts)?;
+    let target = target(parts)?;
+    headers::strip_hop_by_hop(parts)?;
+    headers::strip_reserved(&mut parts.headers, direction);
+    parts.headers.insert(HOST, authority.clone());
+    parts.uri = Uri::from(target.clone());
+    Ok(Normal { authority, target })
+}
+
+/// The authority in its normal form, from the request's target or its `Host`; where both are, they must agree.
+fn authority(parts: &Parts) -> Result<HeaderValue, Refusal> {
+    if parts.version < Version::HTTP_2 && parts.uri.scheme_str().is_some_and(|scheme| scheme != "http") {
+        return Err(Refusal::bad_request("the target's scheme is not http"));
+    }
+    let host = match parts.headers.get(HOST) {
+        Some(value) => Some(value.to_str().map_err(|_| Refusal::bad_request("Host is not text"))?),
+        None => None,
+    };
+    let host = host.map(normal_authority).transpose()?;
+    let named = parts.uri.authority().map(|authority| normal_authority(authority.as_str())).transpose()?;
+    let authority = match (named, host) {
+        (Some(named), Some(host)) if named != host => return Err(Refusal::bad_request("Host and the target name different authorities")),
+        (Some(named), _) => named,
+        (None, Some(host)) => host,
+        (None, None) => return Err(Refusal::bad_request("there is no Host")),
+    };
+    HeaderValue::from_str(&authority).map_err(|_| Refusal::bad_request("the authority is not text"))
+}
+
+fn normal_authority(text: &str) -> Result<String, Refusal> {
+    let bad = |why: &str| Refusal::bad_request(format!("the authority {why}"));
+    if text.is_empty() || text.len() > MAX_AUTHORITY {
+        return Err(bad("is empty or too long"));
+    }
+    if text.contains('@') {
+        return Err(bad("names a user"));
+    }
+    let (host, port) = split_port(text);
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let valid = match literal {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')),
+    };
+    if !valid {
+        return Err(bad("is no host name or address"));
+    }
+    let host = host.to_ascii_lowercase();
+    match port {
+        None => Ok(host),
+        // Digits only: `+80` and `080` would be read differently elsewhere.
+        Some(port) if port.parse::<u16>().is_ok_and(|number| number != 0 && number.to_string() == port) => Ok(format!("{host}:{port}")),
+        Some(_) => Err(bad("has a port that is not 1 to 65535")),
+    }
+}
+
+/// Host and port; the colons inside an IPv6 literal are not the port's.
+fn split_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    }
+}
+
+fn target(parts: &Parts) -> Result<PathAndQuery, Refusal> {
+    let given = parts.uri.path_and_query();
+    let path = match parts.uri.path() {
+        "*" if parts.method == Method::OPTIONS => return Ok(PathAndQuery::from_static("*")),
+        "" if parts.uri.authority().is_some() => "/",
+        path => path,
+    };
+    let query = parts.uri.query();
+    if query.is_some_and(|query| query.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'#')) {
+        return Err(Refusal::bad_request("the query has a character that must be encoded"));
+    }
+    let normal = path::normal(path)?;
+    match (given, normal) {
+        (Some(given), None) if !given.path().is_empty() => Ok(given.clone()),
+        (_, normal) => {
+            let mut text = normal.unwrap_or_else(|| path.to_owned());
+            if let Some(query) = query {
+                text.push('?');
+                text.push_str(query);
+            }
+            PathAndQuery::try_from(text).map_err(|_| Refusal::bad_request("the target cannot be brought into its normal form"))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "normalize_tests.rs"]
+mod tests;

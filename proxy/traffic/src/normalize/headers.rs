@@ -1,0 +1,153 @@
+//! Which headers a request may have, which end here, and which its sender may not set.
+//!
+//! `Connection` can only end headers that end here anyway: one that names any other header of the request is refused,
+//! because taking that header away could take away what a policy decides by.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{HeaderValue, Version};
+
+use super::Direction;
+use crate::refusal::Refusal;
+
+/// What only this mesh may say.
+const RESERVED: &str = "x-equerry-";
+/// Says who called; set anew by each sidecar, never passed on.
+const CLIENT_CERT: &str = "x-forwarded-client-cert";
+/// Orders and reports of another proxy family, believed from nobody outside the mesh.
+const ENVOY: &str = "x-envoy-";
+
+/// Refuses headers that two readers could read differently.
+pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
+    let headers = &parts.headers;
+    if let Some(name) = headers.keys().find(|name| name.as_str().contains('_')) {
+        return Err(Refusal::bad_request(format!("the header {name} has an underscore in its name, which some read as a dash")));
+    }
+    for name in [HOST, AUTHORIZATION, CONTENT_LENGTH] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Refusal::bad_request(format!("the header {name} is there more than once")));
+        }
+    }
+    if parts.version >= Version::HTTP_2 {
+        return check_http2(headers);
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(Refusal::bad_request("Transfer-Encoding is not chunked"));
+        }
+        if headers.contains_key(CONTENT_LENGTH) {
+            return Err(Refusal::bad_request("Transfer-Encoding and Content-Length are both there"));
+        }
+    }
+    Ok(())
+}
+
+/// HTTP/2 has no connection headers (RFC 9113 section 8.2.2).
+fn check_http2(headers: &HeaderMap) -> Result<(), Refusal> {
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, keep_alive(), proxy_connection()] {
+        if headers.contains_key(&name) {
+            return Err(Refusal::bad_request(format!("the header {name} is not allowed in HTTP/2")));
+        }
+    }
+    if headers.get_all(TE).iter().any(|value| !is_trailers(value)) {
+        return Err(Refusal::bad_request("TE other than trailers is not allowed in HTTP/2"));
+    }
+    Ok(())
+}
+
+fn keep_alive() -> HeaderName {
+    HeaderName::from_static("keep-alive")
+}
+
+fn proxy_connection() -> HeaderName {
+    HeaderName::from_static("proxy-connection")
+}
+
+fn is_trailers(value: &HeaderValue) -> bool {
+    value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"trailers")
+}
+
+/// Headers that end at each hop (RFC 9110 section 7.6.1), whether `Connection` names them or not. `Expect` is answered
+/// here, when the body is first read.
+fn ends_here() -> [HeaderName; 11] {
+    [
+        CONNECTION,
+        keep_alive(),
+        proxy_connection(),
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        EXPECT,
+        HeaderName::from_static("http2-settings"),
+        HeaderName::from_static("proxy-authentication-info"),
+    ]
+}
+
+/// Takes away what ends here; `te: trailers` is kept, because gRPC asks for it end to end.
+pub(super) fn strip_hop_by_hop(parts: &mut Parts) -> Result<(), Refusal> {
+    let headers = &mut parts.headers;
+    if let Some(protocol) = headers.get(UPGRADE) {
+        // Answering h2c with HTTP/1.1 is allowed; any other protocol is what the caller wants to speak.
+        if !protocol.as_bytes().eq_ignore_ascii_case(b"h2c") {
+            return Err(Refusal::bad_request("upgrading the connection is not supported by this version"));
+        }
+    }
+    if headers.contains_key(CONNECTION) {
+        check_connection(headers)?;
+    }
+    if let Some(expected) = headers.get(EXPECT)
+        && !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
+    {
+        return Err(Refusal::bad_request("Expect is not 100-continue"));
+    }
+    let trailers = headers.get_all(TE).iter().any(te_has_trailers);
+    for name in ends_here() {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    Ok(())
+}
+
+/// In HTTP/1.1 `TE` may list codings beside `trailers`.
+fn te_has_trailers(value: &HeaderValue) -> bool {
+    value.as_bytes().split(|byte| *byte == b',').any(|member| member.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+fn check_connection(headers: &HeaderMap) -> Result<(), Refusal> {
+    let ends = ends_here();
+    for value in headers.get_all(CONNECTION) {
+        for option in value.as_bytes().split(|byte| *byte == b',') {
+            // What is no header's name cannot take a header away.
+            let Ok(name) = HeaderName::from_bytes(option.trim_ascii()) else { continue };
+            if headers.contains_key(&name) && !ends.contains(&name) {
+                return Err(Refusal::bad_request(format!("Connection names {name}, which does not end here")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes away what the sender may not set.
+pub(super) fn strip_reserved(headers: &mut HeaderMap, direction: Direction) {
+    let mesh_peer = direction == Direction::Inbound { mesh_peer: true };
+    let reserved = |name: &HeaderName| {
+        let name = name.as_str();
+        name == CLIENT_CERT
+            || !mesh_peer && name.starts_with(RESERVED)
+            || direction == Direction::Inbound { mesh_peer: false } && name.starts_with(ENVOY)
+    };
+    if headers.keys().any(reserved) {
+        let taken: Vec<HeaderName> = headers.keys().filter(|name| reserved(name)).cloned().collect();
+        for name in taken {
+            headers.remove(name);
+        }
+    }
+}

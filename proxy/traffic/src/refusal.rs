@@ -1,0 +1,481 @@
+//! Every way an exchange can end, as a closed set, and what each way means to a caller, a log and a balancer.
+//!
+//! [`Reason`] is one label; [`Refusal`] is a reason with what a person needs to understand it. A refusal becomes a
+//! response in one file of the proxy, which asks only the functions here.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use equerry_policies::names::{ServiceName, SpiffeId};
+use http::StatusCode;
+
+use crate::authorize::Denied;
+use crate::quota::OverQuota;
+
+/// Declares the closed set: the reason, its word, its HTTP status, gRPC code, response flag, Proxy-Status error type
+/// (RFC 9209 section 2.3), and whether it counts against the endpoint.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident: $word:literal, $http:literal, $grpc:literal, $flag:literal, $error:literal, $counts:literal;)*) => {
+        /// How an exchange ended, where the mesh decided it; with [`Reason::Ok`] and [`Reason::ClientGone`] beside.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Its word in metrics, logs, responses and `Proxy-Status` details.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// The HTTP status it is usually answered with; [`Refusal::status`] knows the exceptions.
+            pub fn http_status(self) -> u16 {
+                match self { $(Self::$name => $http,)* }
+            }
+
+            /// The gRPC status code it is answered with.
+            pub fn grpc_code(self) -> u8 {
+                match self { $(Self::$name => $grpc,)* }
+            }
+
+            /// The response flag of access logs, in Envoy's words; `-` for none.
+            pub fn flag(self) -> &'static str {
+                match self { $(Self::$name => $flag,)* }
+            }
+
+            /// The error type of `Proxy-Status`; `None` when the mesh made no response.
+            pub fn proxy_status_error(self) -> Option<&'static str> {
+                let error = match self { $(Self::$name => $error,)* };
+                if error.is_empty() { None } else { Some(error) }
+            }
+
+            /// Whether it counts against the endpoint that was tried: for its breaker and its place in balancing.
+            pub fn counts_against_endpoint(self) -> bool {
+                match self { $(Self::$name => $counts,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The application answered.
+    Ok: "ok", 200, 0, "-", "", false;
+    /// The client left before the response head.
+    ClientGone: "client_gone", 499, 1, "DC", "", false;
+    /// No policy allows it, or one denies it.
+    AuthzDenied: "authz_denied", 403, 7, "UAEX", "http_request_denied", false;
+    /// Plain text where only mutual TLS is spoken.
+    TlsRequired: "tls_required", 403, 7, "UAEX", "http_request_denied", false;
+    /// A token is required, and there is none.
+    TokenMissing: "token_missing", 401, 16, "UAEX", "http_request_denied", false;
+    /// The token cannot be believed.
+    TokenInvalid: "token_invalid", 401, 16, "UAEX", "http_request_denied", false;
+    /// The token is too old.
+    TokenExpired: "token_expired", 401, 16, "UAEX", "http_request_denied", false;
+    /// The token is meant for somebody else.
+    TokenAudience: "token_audience", 401, 16, "UAEX", "http_request_denied", false;
+    /// Signed with a key that the issuer's key set does not hold.
+    TokenUnknownKey: "token_unknown_key", 401, 16, "UAEX", "http_request_denied", false;
+    /// Signed with an algorithm that is never accepted, or not for that key.
+    TokenAlgorithm: "token_algorithm", 401, 16, "UAEX", "http_request_denied", false;
+    /// The issuer's keys were never fetched.
+    KeysUnavailable: "keys_unavailable", 503, 14, "UAEX", "proxy_configuration_error", false;
+    /// What this workload enforces is not known.
+    PolicyUnavailable: "policy_unavailable", 503, 14, "UAEX", "proxy_configuration_error", false;
+    /// This proxy's own certificate has expired.
+    IdentityExpired: "identity_expired", 503, 14, "UAEX", "proxy_configuration_error", false;
+    /// The control plane did not say in time what the destination is.
+    ConfigUnavailable: "config_unavailable", 503, 14, "UAEX", "proxy_configuration_error", false;
+    /// The tenant has spent its quota.
+    Quota: "quota", 429, 8, "RL", "http_request_denied", false;
+    /// A rate limit was reached.
+    RateLimited: "rate_limited", 429, 8, "RL", "http_request_denied", false;
+    /// There is no such Service.
+    NoService: "no_service", 502, 12, "NR", "destination_not_found", false;
+    /// No rule of the destination's routes matches.
+    NoRoute: "no_route", 404, 12, "NR", "destination_not_found", false;
+    /// The Service or the instance has no such port.
+    NoSuchPort: "no_such_port", 404, 12, "NR", "destination_not_found", false;
+    /// The destination has no healthy endpoint.
+    NoHealthyEndpoint: "no_healthy_endpoint", 503, 14, "UH", "destination_unavailable", false;
+    /// No connection could be made.
+    ConnectFailed: "connect_failed", 503, 14, "UF", "connection_refused", true;
+    /// Whoever answered is not who should have.
+    IdentityMismatch: "identity_mismatch", 503, 14, "UF", "tls_certificate_error", true;
+    /// One try took too long.
+    TryTimeout: "try_timeout", 504, 4, "UT", "http_response_timeout", true;
+    /// The whole exchange took too long.
+    RequestTimeout: "request_timeout", 504, 4, "UT", "http_response_timeout", true;
+    /// Too many connections.
+    LimitConnections: "limit_connections", 503, 14, "UO", "connection_limit_reached", false;
+    /// Too many requests waiting or in flight.
+    LimitPending: "limit_pending", 503, 14, "UO", "connection_limit_reached", false;
+    /// Every endpoint's breaker is open.
+    BreakerOpen: "breaker_open", 503, 14, "UO", "connection_limit_reached", false;
+    /// The connection ended before the response did.
+    UpstreamReset: "upstream_reset", 502, 14, "UC", "connection_terminated", true;
+    /// The request's framing, headers or path are not acceptable.
+    BadRequest: "bad_request", 400, 3, "DPE", "http_request_error", false;
+    /// The request's head or body is too large.
+    TooLarge: "too_large", 413, 3, "DPE", "http_request_error", false;
+    /// This proxy is shutting down.
+    Draining: "draining", 503, 14, "OM", "destination_unavailable", false;
+    /// This proxy has more work than it can do.
+    Overload: "overload", 503, 14, "OM", "destination_unavailable", false;
+}
+
+impl Reason {
+    /// Whether a believed peer that gives this reason has certainly not let the application see the request, so that it
+    /// may be tried again elsewhere, whatever its method.
+    pub fn provably_unprocessed(self) -> bool {
+        matches!(self, Self::Draining | Self::Overload | Self::ConnectFailed | Self::IdentityMismatch)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A word that is no reason of this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a reason of this version")]
+pub struct UnknownReason;
+
+impl FromStr for Reason {
+    type Err = UnknownReason;
+    fn from_str(word: &str) -> Result<Self, UnknownReason> {
+        Self::ALL.iter().find(|reason| reason.as_str() == word).copied().ok_or(UnknownReason)
+    }
+}
+
+/// Whose fault a refusal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The caller asked for something that cannot be answered.
+    Client,
+    /// Somebody decided that it must not pass.
+    Policy,
+    /// The destination did not do its part.
+    Upstream,
+    /// This proxy did not do its part.
+    Us,
+}
+
+/// Why a request goes no further: a reason, and what a person needs to understand it (`Display`).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No policy allows it, or one denies it.
+    #[error("{}", .0.cause)]
+    Authz(Box<Denied>),
+    /// Plain text where only mutual TLS is spoken.
+    #[error("port {port} speaks mutual TLS only")]
+    TlsRequired {
+        /// The application's port.
+        port: u16,
+    },
+    /// The token is missing or cannot be believed.
+    #[error("{}", .0.detail)]
+    Token(Box<TokenFault>),
+    /// The issuer's keys were never fetched.
+    #[error("the keys of issuer {issuer} were never fetched")]
+    KeysUnavailable {
+        /// The issuer.
+        issuer: String,
+    },
+    /// What this workload enforces is not known.
+    #[error("the policy of this workload is not known, so nothing is allowed")]
+    PolicyUnavailable,
+    /// This proxy's own certificate has expired.
+    #[error("the certificate of this workload has expired")]
+    IdentityExpired,
+    /// The control plane did not say in time what the destination is.
+    #[error("the control plane did not say in time what {service} is")]
+    ConfigUnavailable {
+        /// The destination asked for.
+        service: ServiceName,
+    },
+    /// The tenant has spent its quota.
+    #[error("tenant {} has spent its quota {}", .0.tenant, .0.quota)]
+    Quota(Box<OverQuota>),
+    /// A rate limit was reached.
+    #[error("the rate limit {limit} was reached")]
+    RateLimited {
+        /// The limit's name.
+        limit: String,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// There is no such Service.
+    #[error("there is no service {name:?}{}", did_you_mean(nearest.as_deref()))]
+    NoService {
+        /// The name asked for.
+        name: String,
+        /// The nearest that exists.
+        nearest: Option<String>,
+    },
+    /// No rule of the destination's routes matches.
+    #[error("no rule of the routes of {service} matches")]
+    NoRoute {
+        /// The destination.
+        service: ServiceName,
+    },
+    /// The rule that matches sends its requests nowhere (Gateway API: answered with 500).
+    #[error("{route} rules[{rule}] has no backend with a weight above 0")]
+    NoBackend {
+        /// The route.
+        route: String,
+        /// Its rule.
+        rule: usize,
+    },
+    /// The Service or the instance has no such port.
+    #[error("{of} has no port {port}; it has {}", list(ports))]
+    NoSuchPort {
+        /// What was asked.
+        of: String,
+        /// The port asked for.
+        port: u16,
+        /// The ports there are.
+        ports: Vec<u16>,
+    },
+    /// The destination has no healthy endpoint.
+    #[error("{service} has no healthy endpoint")]
+    NoHealthyEndpoint {
+        /// The backend.
+        service: ServiceName,
+    },
+    /// No connection could be made.
+    #[error("connecting failed: {detail}")]
+    ConnectFailed {
+        /// What happened.
+        detail: String,
+    },
+    /// Whoever answered is not who should have.
+    #[error("expected {}, found {}", list(expected), found.as_ref().map_or("nobody".to_owned(), ToString::to_string))]
+    IdentityMismatch {
+        /// Identities that would have been accepted.
+        expected: Vec<SpiffeId>,
+        /// The identity met.
+        found: Option<Box<SpiffeId>>,
+    },
+    /// One try took too long.
+    #[error("a try took longer than {after:?}")]
+    TryTimeout {
+        /// The time allowed.
+        after: Duration,
+    },
+    /// The whole exchange took too long.
+    #[error("the exchange took longer than {after:?}")]
+    RequestTimeout {
+        /// The time allowed.
+        after: Duration,
+    },
+    /// Too many connections.
+    #[error("{limit} connections to {service} are open already")]
+    LimitConnections {
+        /// The backend.
+        service: ServiceName,
+        /// The limit.
+        limit: u32,
+    },
+    /// Too many requests waiting or in flight.
+    #[error("{limit} requests to {service} are {what} already")]
+    LimitPending {
+        /// The backend.
+        service: ServiceName,
+        /// The limit.
+        limit: u32,
+        /// `waiting` or `in flight`.
+        what: &'static str,
+    },
+    /// Every endpoint's breaker is open.
+    #[error("the breaker of every endpoint of {service} is open")]
+    BreakerOpen {
+        /// The backend.
+        service: ServiceName,
+    },
+    /// The connection ended before the response did.
+    #[error("the connection ended before the response: {detail}")]
+    UpstreamReset {
+        /// What happened.
+        detail: String,
+    },
+    /// The request's framing, headers or path are not acceptable.
+    #[error("{detail}")]
+    BadRequest {
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The request's body is too large (413).
+    #[error("the body is larger than {limit} bytes")]
+    BodyTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The request's head is too large (431).
+    #[error("the head is larger than {limit} bytes")]
+    HeadTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// This proxy is shutting down.
+    #[error("this proxy is shutting down")]
+    Draining,
+    /// This proxy has more work than it can do.
+    #[error("this proxy has more work than it can do")]
+    Overload,
+}
+
+/// Why a token is not believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenFault {
+    /// One of the `token_*` reasons.
+    pub reason: Reason,
+    /// The same in a sentence; never contains the token.
+    pub detail: String,
+    /// The document whose rule refused it, `namespace/name`, where one is responsible.
+    pub policy: Option<Box<str>>,
+}
+
+fn did_you_mean(nearest: Option<&str>) -> String {
+    nearest.map(|nearest| format!("; did you mean {nearest:?}?")).unwrap_or_default()
+}
+
+fn list(items: &[impl fmt::Display]) -> String {
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl Refusal {
+    /// A request whose form is not acceptable, and why.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::BadRequest { detail: detail.into() }
+    }
+
+    /// Its one metric label.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Authz(_) => Reason::AuthzDenied,
+            Self::TlsRequired { .. } => Reason::TlsRequired,
+            Self::Token(fault) => fault.reason,
+            Self::KeysUnavailable { .. } => Reason::KeysUnavailable,
+            Self::PolicyUnavailable => Reason::PolicyUnavailable,
+            Self::IdentityExpired => Reason::IdentityExpired,
+            Self::ConfigUnavailable { .. } => Reason::ConfigUnavailable,
+            Self::Quota(_) => Reason::Quota,
+            Self::RateLimited { .. } => Reason::RateLimited,
+            Self::NoService { .. } => Reason::NoService,
+            Self::NoRoute { .. } | Self::NoBackend { .. } => Reason::NoRoute,
+            Self::NoSuchPort { .. } => Reason::NoSuchPort,
+            Self::NoHealthyEndpoint { .. } => Reason::NoHealthyEndpoint,
+            Self::ConnectFailed { .. } => Reason::ConnectFailed,
+            Self::IdentityMismatch { .. } => Reason::IdentityMismatch,
+            Self::TryTimeout { .. } => Reason::TryTimeout,
+            Self::RequestTimeout { .. } => Reason::RequestTimeout,
+            Self::LimitConnections { .. } => Reason::LimitConnections,
+            Self::LimitPending { .. } => Reason::LimitPending,
+            Self::BreakerOpen { .. } => Reason::BreakerOpen,
+            Self::UpstreamReset { .. } => Reason::UpstreamReset,
+            Self::BadRequest { .. } => Reason::BadRequest,
+            Self::BodyTooLarge { .. } | Self::HeadTooLarge { .. } => Reason::TooLarge,
+            Self::Draining => Reason::Draining,
+            Self::Overload => Reason::Overload,
+        }
+    }
+
+    /// The HTTP status it is answered with.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NoBackend { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            _ => StatusCode::from_u16(self.reason().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+        }
+    }
+
+    /// The gRPC status code it is answered with.
+    pub fn grpc_status(&self) -> u8 {
+        self.reason().grpc_code()
+    }
+
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self.reason() {
+            Reason::AuthzDenied | Reason::TlsRequired | Reason::Quota | Reason::RateLimited => Fault::Policy,
+            Reason::KeysUnavailable
+            | Reason::PolicyUnavailable
+            | Reason::IdentityExpired
+            | Reason::ConfigUnavailable
+            | Reason::LimitConnections
+            | Reason::LimitPending
+            | Reason::Draining
+            | Reason::Overload => Fault::Us,
+            Reason::NoHealthyEndpoint
+            | Reason::ConnectFailed
+            | Reason::IdentityMismatch
+            | Reason::TryTimeout
+            | Reason::RequestTimeout
+            | Reason::BreakerOpen
+            | Reason::UpstreamReset => Fault::Upstream,
+            _ => Fault::Client,
+        }
+    }
+
+    /// The policy and rule that refused, in the words that log, body and `explain` share; `None` when no policy did.
+    pub fn cause(&self) -> Option<&str> {
+        match self {
+            Self::Authz(denied) => Some(&denied.cause),
+            Self::Token(fault) => fault.policy.as_deref(),
+            Self::Quota(over) => Some(&over.quota),
+            _ => None,
+        }
+    }
+
+    /// When the caller may come back, for `Retry-After`.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Quota(over) => Some(over.share.reset),
+            Self::RateLimited { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_read_back_from_its_word() {
+        for reason in Reason::ALL {
+            assert_eq!(reason.as_str().parse(), Ok(*reason));
+        }
+        assert_eq!("nonsense".parse::<Reason>(), Err(UnknownReason));
+    }
+
+    #[test]
+    fn a_refusal_that_differs_from_its_reasons_usual_status_says_so() {
+        assert_eq!(Refusal::HeadTooLarge { limit: 1 }.status(), 431);
+        assert_eq!(Refusal::BodyTooLarge { limit: 1 }.status(), 413);
+        assert_eq!(Refusal::NoBackend { route: "a/b".to_owned(), rule: 0 }.status(), 500);
+        assert_eq!(Refusal::Draining.status(), 503);
+    }
+
+    #[test]
+    fn a_missing_service_is_refused_with_the_nearest_name() {
+        let refusal = Refusal::NoService { name: "inventry".to_owned(), nearest: Some("inventory".to_owned()) };
+        assert_eq!(refusal.to_string(), "there is no service \"inventry\"; did you mean \"inventory\"?");
+    }
+
+    #[test]
+    fn a_refusal_fits_a_result_without_being_copied_around() {
+        // Every stage returns one: clippy's limit for a large error is 128 bytes.
+        assert!(size_of::<Refusal>() <= 96, "{}", size_of::<Refusal>());
+    }
+}
