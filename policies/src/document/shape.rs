@@ -154,11 +154,13 @@ fn check_entry(entry: &Entry, shape: &Shape, path: &str, notes: &mut Notes<'_>) 
             notes.complain(entry.mark, &path, format!("the unknown key {}", quoted(&entry.key)), expected).nearest =
                 nearest(&entry.key, known()).map(str::to_owned);
         }
-        Some(field) if entry.value.value == Value::Null => {
-            let _ = field; // null means absent, as in Kubernetes; a key that must stand there is complained about above
-        }
         Some(field) => match field.need {
             Need::Ignored => {}
+            // A key left empty by a template must not quietly widen a policy.
+            Need::May if entry.value.value == Value::Null => {
+                notes.complain(entry.mark, &path, "nothing", format!("{}; leave the key out to leave it unsaid", in_words(&field.form)));
+            }
+            Need::Must if entry.value.value == Value::Null => {} // complained about as missing
             Need::Unbuilt => notes.unsupported(entry.mark, &path, format!("the key {}", field.name), ""),
             Need::Must | Need::May => check_value(&entry.value, &field.form, &path, notes),
         },
@@ -213,7 +215,7 @@ fn check_choice(node: &Node, choice: &Choice, found: &str, path: &str, notes: &m
         return;
     }
     if choice.unbuilt.contains(&found) {
-        notes.unsupported(node.mark, path, quoted(found), &format!("it supports {}", choice.built.join(", ")));
+        notes.unsupported(node.mark, path, quoted(found), &format!("it supports {}", listed(choice.built)));
         return;
     }
     let near = nearest(found, choice.built.iter().chain(choice.unbuilt).copied());
@@ -223,8 +225,13 @@ fn check_choice(node: &Node, choice: &Choice, found: &str, path: &str, notes: &m
 fn one_of(words: &[&str]) -> String {
     match words {
         [only] => (*only).to_owned(),
-        several => format!("one of {}", several.join(", ")),
+        several => format!("one of {}", listed(several)),
     }
+}
+
+fn listed(words: &[&str]) -> String {
+    let shown: Vec<&str> = words.iter().map(|word| if word.is_empty() { "\"\"" } else { word }).collect();
+    shown.join(", ")
 }
 
 /// The form of a value, for complaints.

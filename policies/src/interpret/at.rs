@@ -118,12 +118,11 @@ impl<'d> At<'d> {
         let mut found = Vec::new();
         for item in self.list(key) {
             let Some(text) = item.text().filter(|text| !text.is_empty()) else { continue };
+            if !each(&item, text, notes) {
+                continue;
+            }
             match string_match(text) {
-                Some(read) => {
-                    if each(&item, text, notes) {
-                        found.push(read);
-                    }
-                }
+                Some(read) => found.push(read),
                 None => item.complain(notes, "a text, PREFIX*, *SUFFIX, or * alone: one star at most, at an end"),
             }
         }

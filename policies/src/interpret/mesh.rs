@@ -47,9 +47,10 @@ pub(super) fn peer_authentication(
         if let Some(at) = spec.get("portLevelMtls") {
             at.complain(notes, "a selector beside it: modes of ports hold for selected workloads only");
         }
-        let what = format!("the only PeerAuthentication without a selector in namespace {}", name.namespace);
-        let found = root.get("metadata").and_then(|m| m.get("name")).unwrap_or_else(|| root.clone());
-        world.claim(&found, Claim::Peer(name.namespace.to_string()), &what, notes);
+        let what = format!("one for all of namespace {}", name.namespace);
+        let at = root.get("metadata").and_then(|m| m.get("name")).unwrap_or_else(|| root.clone());
+        let found = "another PeerAuthentication without a selector";
+        world.claim(&at, Claim::Peer(name.namespace.to_string()), found, &what, notes);
     }
     Some(PeerAuthentication {
         name: name.clone(),

@@ -80,10 +80,12 @@ impl World {
     }
 
     /// Claims a thing for the document being read, and complains where another has it.
-    fn claim(&mut self, at: &At<'_>, claim: Claim, what: &str, notes: &mut Notes<'_>) {
+    fn claim(&mut self, at: &At<'_>, claim: Claim, found: &str, what: &str, notes: &mut Notes<'_>) {
         let own = described(notes.document);
         match self.claimed.get(&claim) {
-            Some(other) if self.services.is_some() || *other == own => at.complain(notes, format!("{what}, which {other} has already")),
+            Some(other) if self.services.is_some() || *other == own => {
+                at.complain_of(notes, found, format!("{what}; {other} came first"));
+            }
             Some(_) => {}
             None => {
                 self.claimed.insert(claim, own);

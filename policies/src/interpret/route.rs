@@ -47,7 +47,9 @@ fn service_port(
     notes: &mut Notes<'_>,
     backend: bool,
 ) -> Option<(ServiceName, Option<u16>)> {
-    if !matches!(at.text_of("kind"), Some("Service") | None) || !matches!(at.text_of("group"), Some("" | "core") | None) {
+    // A parent's group and kind are written out; what is neither left out nor right has been complained about.
+    let is = |key: &str, words: &[&str]| at.text_of(key).map_or(backend, |word| words.contains(&word));
+    if !is("kind", &["Service"]) || !is("group", &["", "core"]) {
         return None;
     }
     let namespace = at.parse("namespace").unwrap_or_else(|| route.namespace.clone());

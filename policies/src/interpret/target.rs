@@ -14,7 +14,8 @@ pub(super) fn target(spec: Option<&At<'_>>, namespace: &Namespace, world: &World
         selector.complain_of(notes, "selector beside targetRefs", "one of the two");
     }
     if spec.get("targetRefs").is_some() {
-        return services(spec, namespace, world, notes).map(Target::Services);
+        let services: Vec<ServiceName> = services(spec, namespace, world, notes).into_iter().map(|(service, _)| service).collect();
+        return (!services.is_empty()).then_some(Target::Services(services));
     }
     let labels: Labels = spec
         .get("selector")
@@ -26,9 +27,9 @@ pub(super) fn target(spec: Option<&At<'_>>, namespace: &Namespace, world: &World
     Some(if labels.is_empty() { wide } else { Target::Workloads(labels) })
 }
 
-/// Reads `targetRefs`: Services of the policy's own namespace, each once.
-pub(super) fn services(spec: &At<'_>, namespace: &Namespace, world: &World, notes: &mut Notes<'_>) -> Option<Vec<ServiceName>> {
-    let mut services = Vec::new();
+/// Reads `targetRefs`: Services of the policy's own namespace, each once, and where each is named.
+pub(super) fn services<'d>(spec: &At<'d>, namespace: &Namespace, world: &World, notes: &mut Notes<'_>) -> Vec<(ServiceName, At<'d>)> {
+    let mut services: Vec<(ServiceName, At<'d>)> = Vec::new();
     for reference in spec.list("targetRefs") {
         if let Some(elsewhere) = reference.get("namespace").filter(|n| n.text() != Some(namespace.as_str())) {
             elsewhere.unsupported(notes, &format!("a policy holds for Services of its own namespace, {namespace}"));
@@ -39,11 +40,11 @@ pub(super) fn services(spec: &At<'_>, namespace: &Namespace, world: &World, note
         if reference.text_of("kind") != Some("Service") {
             continue;
         }
-        if services.contains(&service) {
+        if services.iter().any(|(known, _)| *known == service) {
             at.complain(notes, "each Service once");
         } else if world.service(&at, &service, notes).is_some() {
-            services.push(service);
+            services.push((service, at));
         }
     }
-    (!services.is_empty()).then_some(services)
+    services
 }

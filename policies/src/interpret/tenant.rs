@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::at::At;
 use super::{Claim, World};
 use crate::document::Document;
+use crate::document::node::quoted;
 use crate::document::shape::Notes;
 use crate::names::{AccountName, ServiceName, TenantName};
 use crate::policy::{OnControlPlaneLoss, Quota, Tenant, TenantMatch, claim_path, duration};
@@ -28,7 +29,8 @@ pub(super) fn tenant(document: &Document, root: &At<'_>, world: &mut World, note
     let mut matches = Vec::new();
     for at in spec.list("match") {
         if let Some(read) = tenant_match(&at, notes) {
-            world.claim(&at, Claim::Matcher(in_words(&read)), "a matcher of one tenant only", notes);
+            let found = in_words(&read);
+            world.claim(&at, Claim::Matcher(found.clone()), &found, "a matcher that no other tenant has", notes);
             matches.push(read);
         }
     }
@@ -75,8 +77,8 @@ fn tenant_match(at: &At<'_>, notes: &mut Notes<'_>) -> Option<TenantMatch> {
 /// What two tenants must not share; which accounts a header is believed from does not matter.
 fn in_words(read: &TenantMatch) -> String {
     match read {
-        TenantMatch::Claim { name, value } => format!("claim {name:?} {value}"),
-        TenantMatch::Header { name, value, .. } => format!("header {name} {value}"),
+        TenantMatch::Claim { name, value } => format!("the claim {} with the value {}", quoted(&name.join("][")), quoted(value)),
+        TenantMatch::Header { name, value, .. } => format!("the header {name} with the value {}", quoted(value)),
     }
 }
 

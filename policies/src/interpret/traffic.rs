@@ -13,10 +13,14 @@ const DEFAULT_FAILURES: u32 = 5;
 
 pub(super) fn traffic_policy(name: &PolicyName, root: &At<'_>, world: &mut World, notes: &mut Notes<'_>) -> Option<TrafficPolicy> {
     let spec = root.get("spec")?;
-    let services = target::services(&spec, &name.namespace, world, notes)?;
-    for (at, service) in spec.list("targetRefs").iter().zip(&services) {
-        let what = format!("a Service without a TrafficPolicy; this one asks for that of {service}");
-        world.claim(&at.get("name").unwrap_or_else(|| at.clone()), Claim::Traffic(service.clone()), &what, notes);
+    let mut services = Vec::new();
+    for (service, at) in target::services(&spec, &name.namespace, world, notes) {
+        let found = format!("another TrafficPolicy for Service {service}");
+        world.claim(&at, Claim::Traffic(service.clone()), &found, "one for each Service", notes);
+        services.push(service);
+    }
+    if services.is_empty() {
+        return None;
     }
     let budget = RetryBudget::default();
     let read_budget = |b: &At<'_>| RetryBudget {

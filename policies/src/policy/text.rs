@@ -7,7 +7,7 @@ use regex::{Regex, RegexBuilder};
 /// Longest regular expression, in bytes.
 const MAX_PATTERN: usize = 1024;
 /// Largest compiled program of one regular expression, in bytes.
-const MAX_PROGRAM: usize = 1 << 20;
+const MAX_PROGRAM: usize = 256 << 10;
 
 /// Reads a duration as the Gateway API writes it (GEP-2257): `^([0-9]{1,5}(h|m|s|ms)){1,4}$`.
 pub fn duration(text: &str) -> Option<Duration> {
