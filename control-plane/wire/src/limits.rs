@@ -1,0 +1,17 @@
+//! How much one side may make the other hold in memory.
+//!
+//! Set on every stub: tonic's own default (4 MiB) is for messages received and would cut a large update silently into an
+//! error on the proxy's side only; here both sides know the same number, and a sender refuses first.
+
+/// Largest body of one resource in bytes: some 50,000 endpoints of one Service.
+pub const MAX_RESOURCE: usize = 8 << 20;
+
+/// Largest message in bytes, in both directions. A sender splits an update before it grows beyond this: an update of one
+/// epoch in several messages repeats `to_epoch` only in the last.
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// Longest certificate request in bytes; an ECDSA P-256 request has about 200.
+pub const MAX_CSR: usize = 16 << 10;
+
+/// Most labels, ports, held resources or interests in one message; more is refused as somebody's mistake.
+pub const MAX_ITEMS: usize = 16_384;
