@@ -1,1 +1,209 @@
-//! (tests follow)
+//! The normal form as tables: what is kept, what is rewritten, what is refused.
+
+use http::Request;
+use proptest::prelude::*;
+
+use super::*;
+
+fn parts(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+fn outbound(uri: &str, headers: &[(&str, &str)]) -> Result<(Normal, Parts), Refusal> {
+    let mut parts = parts("GET", uri, headers);
+    normalize(&mut parts, Direction::Outbound).map(|normal| (normal, parts))
+}
+
+fn path(of: &str) -> Result<String, Refusal> {
+    outbound(of, &[("host", "a")]).map(|(normal, parts)| {
+        assert_eq!(parts.uri.path(), normal.path(), "what is forwarded is what was judged");
+        normal.path().to_owned()
+    })
+}
+
+#[test]
+fn a_path_has_one_normal_form() {
+    for (given, normal) in [
+        ("/", "/"),
+        ("/a/b.c/~d-e_f", "/a/b.c/~d-e_f"),
+        ("/a/", "/a/"),
+        ("/%61%2D%2e%5f%7E", "/a-._~"),
+        ("/a%3ab%c3%a9", "/a%3Ab%C3%A9"),
+        ("/a:b@c!$&'()*+,;=", "/a:b@c!$&'()*+,;="),
+        ("/a\"{}|^", "/a%22%7B%7D%7C%5E"),
+        ("/a/./b", "/a/b"),
+        ("/a/../b", "/b"),
+        ("/a/%2e%2E/b", "/b"),
+        ("/a/b/..", "/a/"),
+        ("/a/b/.", "/a/b/"),
+        ("/../../a", "/a"),
+        ("/..", "/"),
+        ("//a///b//", "/a/b/"),
+        ("/a//../b", "/b"),
+        ("/a%252fb", "/a%252fb"),
+        ("/...", "/..."),
+        ("/.a/..b", "/.a/..b"),
+        ("/a;v=1/b", "/a;v=1/b"),
+    ] {
+        assert_eq!(path(given).as_deref(), Ok(normal), "{given}");
+    }
+}
+
+#[test]
+fn a_path_that_two_readers_could_read_differently_is_refused() {
+    for given in ["/a%2fb", "/a%2Fb", "/a%5cb", "/a\\b", "/a%00", "/a%0d%0a", "/a%7f", "/a%", "/a%4", "/a%zz", "/a/..;/b", "/a/.;x/b", "/%2e%2e;x"] {
+        assert!(matches!(path(given), Err(Refusal::BadRequest { .. })), "{given}");
+    }
+}
+
+#[test]
+fn the_query_is_kept_as_it_is() {
+    let (normal, parts) = outbound("/a/../b?x=%2f/../&y#fragment", &[("host", "a")]).unwrap();
+    assert_eq!(normal.target().as_str(), "/b?x=%2f/../&y");
+    assert_eq!(parts.uri, "/b?x=%2f/../&y");
+}
+
+#[test]
+fn only_options_may_ask_about_the_whole_server() {
+    let mut star = parts("OPTIONS", "*", &[("host", "a")]);
+    assert_eq!(normalize(&mut star, Direction::Outbound).unwrap().path(), "*");
+    assert!(outbound("*", &[("host", "a")]).is_err());
+}
+
+#[test]
+fn an_authority_has_one_normal_form() {
+    for (uri, host, normal) in [
+        ("/", Some("Orders.Shop"), "orders.shop"),
+        ("/", Some("orders.shop.:8080"), "orders.shop:8080"),
+        ("http://Orders:80/x", None, "orders:80"),
+        ("http://orders/x", Some("ORDERS"), "orders"),
+        ("http://orders", None, "orders"),
+        ("/", Some("[::1]:80"), "[::1]:80"),
+        ("/", Some("10.0.0.1"), "10.0.0.1"),
+    ] {
+        let headers: Vec<(&str, &str)> = host.into_iter().map(|host| ("host", host)).collect();
+        let (normalised, parts) = outbound(uri, &headers).unwrap();
+        assert_eq!(normalised.authority(), normal);
+        assert_eq!(parts.headers[HOST], normal, "what is forwarded is what was judged");
+        assert!(parts.uri.authority().is_none() && parts.uri.path().starts_with('/'));
+    }
+    let (normal, _) = outbound("/", &[("host", "[::1]:8080")]).unwrap();
+    assert_eq!((normal.host(), normal.port()), ("[::1]", Some(8080)));
+    let (normal, _) = outbound("/", &[("host", "[::1]")]).unwrap();
+    assert_eq!((normal.host(), normal.port()), ("[::1]", None));
+}
+
+#[test]
+fn an_authority_that_is_missing_ambiguous_or_no_name_is_refused() {
+    assert!(outbound("/", &[]).is_err());
+    assert!(outbound("http://a/", &[("host", "b")]).is_err());
+    assert!(outbound("/", &[("host", "a"), ("host", "a")]).is_err());
+    assert!(outbound("https://a/", &[]).is_err());
+    for host in ["", "a b", "a/b", "user@a", "a:", "a:0", "a:99999", "a:+80", "a:080", "[::1", "[x]", "a,b", "a\tb", "é"] {
+        let value = HeaderValue::from_bytes(host.as_bytes()).unwrap();
+        let mut parts = parts("GET", "/", &[]);
+        parts.headers.insert(HOST, value);
+        assert!(normalize(&mut parts, Direction::Outbound).is_err(), "{host:?}");
+    }
+}
+
+#[test]
+fn framing_that_two_readers_could_read_differently_is_refused() {
+    for headers in [
+        &[("transfer-encoding", "chunked"), ("content-length", "3")][..],
+        &[("transfer-encoding", "gzip, chunked")],
+        &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+        &[("content-length", "3"), ("content-length", "4")],
+        &[("authorization", "a"), ("authorization", "b")],
+        &[("x_tenant", "acme")],
+        &[("upgrade", "websocket"), ("connection", "upgrade")],
+        &[("expect", "the-unexpected")],
+    ] {
+        let mut all = vec![("host", "a")];
+        all.extend_from_slice(headers);
+        assert!(matches!(outbound("/", &all), Err(Refusal::BadRequest { .. })), "{headers:?}");
+    }
+}
+
+#[test]
+fn connection_headers_of_http2_are_refused() {
+    for header in [("connection", "close"), ("transfer-encoding", "chunked"), ("upgrade", "h2c"), ("te", "gzip"), ("keep-alive", "1"), ("proxy-connection", "x")] {
+        let mut parts = parts("GET", "http://a/", &[header]);
+        parts.version = Version::HTTP_2;
+        assert!(normalize(&mut parts, Direction::Outbound).is_err(), "{header:?}");
+    }
+    let mut grpc = parts("POST", "http://a/", &[("te", "trailers")]);
+    grpc.version = Version::HTTP_2;
+    normalize(&mut grpc, Direction::Outbound).unwrap();
+    assert_eq!(grpc.headers[http::header::TE], "trailers");
+}
+
+#[test]
+fn what_ends_at_this_hop_is_stripped() {
+    let ends = [
+        ("host", "a"),
+        ("connection", "keep-alive, TE, upgrade, no-such-header"),
+        ("keep-alive", "timeout=5"),
+        ("proxy-connection", "keep-alive"),
+        ("proxy-authorization", "Basic x"),
+        ("te", "gzip, trailers"),
+        ("upgrade", "h2c"),
+        ("http2-settings", "x"),
+        ("expect", "100-continue"),
+        ("x-kept", "1"),
+    ];
+    let (_, parts) = outbound("/", &ends).unwrap();
+    let mut left: Vec<&str> = parts.headers.keys().map(http::HeaderName::as_str).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["host", "te", "x-kept"]);
+    assert_eq!(parts.headers["te"], "trailers");
+}
+
+#[test]
+fn connection_cannot_take_away_a_header_that_policy_may_decide_by() {
+    for name in ["authorization", "x-tenant", "cookie", "host", "tenant"] {
+        let value = format!("close, {name}");
+        let mut headers = vec![("connection", value.as_str())];
+        if name != "host" {
+            headers.push((name, "x"));
+        }
+        headers.push(("host", "a"));
+        assert!(outbound("/", &headers).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn reserved_headers_are_stripped_from_whoever_may_not_set_them() {
+    let headers = [("host", "a"), ("x-equerry-x", "1"), ("x-forwarded-client-cert", "By=me"), ("x-envoy-max-retries", "9"), ("x-other", "1")];
+    let left = |direction| {
+        let mut parts = parts("GET", "/", &headers);
+        normalize(&mut parts, direction).unwrap();
+        let mut left: Vec<String> = parts.headers.keys().map(ToString::to_string).collect();
+        left.sort_unstable();
+        left
+    };
+    assert_eq!(left(Direction::Outbound), ["host", "x-envoy-max-retries", "x-other"]);
+    assert_eq!(left(Direction::Inbound { mesh_peer: false }), ["host", "x-other"]);
+    assert_eq!(left(Direction::Inbound { mesh_peer: true }), ["host", "x-envoy-max-retries", "x-equerry-x", "x-other"]);
+}
+
+#[test]
+fn connect_is_refused() {
+    let mut parts = parts("CONNECT", "a:80", &[("host", "a:80")]);
+    assert!(matches!(normalize(&mut parts, Direction::Outbound), Err(Refusal::BadRequest { detail }) if detail.contains("not supported")));
+}
+
+proptest! {
+    #[test]
+    fn the_normal_form_is_its_own_normal_form(given in "/(%[0-9a-fA-F]{2}|[a-zA-Z0-9./;:~%{}|_-]){0,24}") {
+        if let Ok(once) = path(&given) {
+            prop_assert_eq!(path(&once), Ok(once.clone()));
+            prop_assert!(once.starts_with('/') && !once.contains("//"));
+            prop_assert!(once.split('/').all(|segment| segment != "." && segment != ".."));
+        }
+    }
+}

@@ -128,7 +128,7 @@ impl Window {
     }
 
     fn wants_more(&self) -> bool {
-        !self.exhausted && (self.refused || self.spent * 2 >= self.held())
+        !self.exhausted && (self.refused || self.spent > 0 && self.spent * 2 >= self.held())
     }
 
     fn learn(&mut self, grant: &Grant) {
@@ -291,9 +291,10 @@ impl State {
         }
     }
 
-    /// Keeps what this window was granted as what holds in later ones, while connected.
+    /// Keeps what this window was granted as what holds in later ones, while connected. A window without any grant says
+    /// nothing: it may be that the loss was not noticed yet.
     fn remember(&mut self) {
-        if self.connected && (self.now.held() > 0 || self.now.number != self.last_connected) {
+        if self.connected && self.now.held() > 0 {
             self.last_connected = self.now.number;
             self.last_share = self.now.held();
         }

@@ -1,1 +1,268 @@
-//! (tests follow)
+//! Routes against the Gateway API's words, as a table, and against a plain model.
+
+use std::time::Duration;
+
+use equerry_policies::compile;
+use equerry_policies::names::{Namespace, PolicyName};
+use equerry_policies::policy::{self, AppProtocol, HeaderMatch, HttpRoute, Origin, PathMatch, RouteMatch, ServicePort, TextMatch, TrafficPolicy};
+use equerry_policies::view::DestinationView;
+use http::Request;
+use proptest::prelude::*;
+
+use super::*;
+
+fn service(text: &str) -> ServiceName {
+    ServiceName::parse(text).unwrap()
+}
+
+fn port(port: u16) -> ServicePort {
+    ServicePort { name: None, port, target_port: port, app_protocol: AppProtocol::Http }
+}
+
+fn on(path: PathMatch) -> RouteMatch {
+    RouteMatch { path, headers: vec![], method: None }
+}
+
+fn header(name: &str, value: &str) -> HeaderMatch {
+    HeaderMatch { name: name.to_owned(), value: TextMatch::Exact(value.to_owned()) }
+}
+
+/// A rule that sends to a Service named after it, so that tests can tell which one was chosen.
+fn rule(to: &str, matches: Vec<RouteMatch>) -> policy::RouteRule {
+    policy::RouteRule {
+        name: None,
+        matches,
+        backends: vec![policy::Backend { service: service(&format!("shop/{to}")), port: Some(80), weight: 1 }],
+        request_timeout: None,
+        try_timeout: None,
+        retry: None,
+        origin: Origin::default(),
+    }
+}
+
+fn http_route(name: &str, rules: Vec<policy::RouteRule>) -> HttpRoute {
+    HttpRoute { name: PolicyName::parse(name).unwrap(), parents: vec![(service("shop/orders"), None)], rules, origin: Origin::default() }
+}
+
+fn destination(routes: Vec<HttpRoute>, ports: Vec<ServicePort>) -> CompiledDestination {
+    let view = DestinationView {
+        service: service("shop/orders"),
+        ports,
+        accounts: vec![],
+        routes,
+        traffic: TrafficPolicy::default(),
+        backends: vec![],
+        origin: Origin::default(),
+    };
+    compile::destination(&view).unwrap()
+}
+
+fn leave(destination: &CompiledDestination) -> MayLeave {
+    let named = Authority::parse("orders:80", &Namespace::parse("shop").unwrap()).unwrap();
+    may_leave(&named, Known::Service(destination)).unwrap()
+}
+
+fn request(method: &str, path: &str, headers: &[(&str, &str)]) -> Parts {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+fn chosen(destination: &CompiledDestination, parts: &Parts) -> Option<String> {
+    let choice = route(&leave(destination), destination, parts, &mut fastrand::Rng::with_seed(1));
+    choice.ok().map(|choice| choice.backend.name.to_string())
+}
+
+#[test]
+fn precedence_is_exact_path_then_regex_then_longest_prefix_then_method_then_headers() {
+    let exact = |path: &str| PathMatch::Exact(path.to_owned());
+    let prefix = |path: &str| PathMatch::Prefix(path.to_owned());
+    let get = |wanted: RouteMatch| RouteMatch { method: Some("GET".to_owned()), ..wanted };
+    let with = |wanted: RouteMatch, headers: Vec<HeaderMatch>| RouteMatch { headers, ..wanted };
+    let routes = vec![http_route(
+        "shop/a",
+        vec![
+            rule("default", vec![on(prefix("/"))]),
+            rule("short", vec![on(prefix("/a"))]),
+            rule("long", vec![on(prefix("/a/b/"))]),
+            rule("exact", vec![on(exact("/a/b"))]),
+            rule("get", vec![get(on(prefix("/m")))]),
+            rule("two", vec![with(on(prefix("/m")), vec![header("x", "1"), header("y", "2")])]),
+            rule("one", vec![with(on(prefix("/m")), vec![header("x", "1")])]),
+            rule("plain", vec![on(prefix("/m"))]),
+            rule("regex", vec![on(PathMatch::Regex("/r/[0-9]+".to_owned()))]),
+        ],
+    )];
+    let to = destination(routes, vec![port(80)]);
+    for (method, path, headers, wanted) in [
+        ("GET", "/", &[][..], "default"),
+        ("GET", "/ab", &[], "default"),
+        ("GET", "/a", &[], "short"),
+        ("GET", "/a/", &[], "short"),
+        ("GET", "/a/b", &[], "exact"),
+        ("GET", "/a/b/", &[], "long"),
+        ("GET", "/a/b/c", &[], "long"),
+        ("GET", "/a/bc", &[], "short"),
+        ("GET", "/m", &[("x", "1"), ("y", "2")], "get"),
+        ("POST", "/m", &[("x", "1"), ("y", "2")], "two"),
+        ("POST", "/m", &[("x", "1")], "one"),
+        ("POST", "/m", &[("x", "0"), ("x", "1")], "one"),
+        ("POST", "/m/n", &[("y", "2")], "plain"),
+        ("GET", "/r/17", &[], "regex"),
+        ("GET", "/r/17x", &[], "default"),
+    ] {
+        assert_eq!(chosen(&to, &request(method, path, headers)).as_deref(), Some(wanted), "{method} {path} {headers:?}");
+    }
+}
+
+#[test]
+fn ties_go_to_the_route_first_by_name_and_then_to_the_rule_first_written() {
+    let all = || vec![on(PathMatch::Prefix("/".to_owned()))];
+    let to = destination(vec![http_route("shop/b", vec![rule("b0", all())]), http_route("shop/a", vec![rule("a0", all()), rule("a1", all())])], vec![port(80)]);
+    assert_eq!(chosen(&to, &request("GET", "/x", &[])).as_deref(), Some("a0"));
+}
+
+#[test]
+fn a_service_without_routes_is_its_own_backend_and_one_whose_routes_do_not_match_refuses() {
+    let bare = destination(vec![], vec![port(80)]);
+    let choice = route(&leave(&bare), &bare, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap();
+    assert_eq!((choice.backend.to_string().as_str(), choice.port, choice.route()), ("shop/orders", Some(80), None));
+    let narrow = destination(vec![http_route("shop/a", vec![rule("a", vec![on(PathMatch::Exact("/only".to_owned()))])])], vec![port(80)]);
+    let refused = route(&leave(&narrow), &narrow, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap_err();
+    assert_eq!(refused.status(), 404);
+}
+
+#[test]
+fn a_route_limited_to_one_port_leaves_the_others_alone() {
+    let mut limited = http_route("shop/a", vec![rule("a", vec![on(PathMatch::Prefix("/".to_owned()))])]);
+    limited.parents = vec![(service("shop/orders"), Some(80)), (service("shop/other"), None)];
+    let to = destination(vec![limited], vec![port(80), port(81)]);
+    assert!(to.routes(80).is_some() && to.routes(81).is_none());
+}
+
+#[test]
+fn a_rule_that_sends_nowhere_is_answered_with_500() {
+    for backends in [vec![], vec![policy::Backend { service: service("shop/a"), port: None, weight: 0 }]] {
+        let nowhere = policy::RouteRule { backends, ..rule("a", vec![on(PathMatch::Prefix("/".to_owned()))]) };
+        let to = destination(vec![http_route("shop/a", vec![nowhere])], vec![port(80)]);
+        let refused = route(&leave(&to), &to, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap_err();
+        assert_eq!(refused.status(), 500);
+    }
+}
+
+#[test]
+fn a_method_is_named_only_when_every_match_names_it() {
+    let named = |methods: &[Option<&str>]| {
+        let matches = methods.iter().map(|method| RouteMatch { method: method.map(str::to_owned), ..on(PathMatch::Prefix("/".to_owned())) });
+        let to = destination(vec![http_route("shop/a", vec![rule("a", matches.collect())])], vec![port(80)]);
+        route(&leave(&to), &to, &request("POST", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap().method_named
+    };
+    assert!(named(&[Some("POST")]) && named(&[Some("POST"), Some("POST")]));
+    assert!(!named(&[None]) && !named(&[Some("POST"), None]) && !named(&[Some("POST"), Some("PUT")]));
+}
+
+#[test]
+fn a_zero_timeout_is_no_timeout() {
+    let zero = policy::RouteRule { request_timeout: Some(Duration::ZERO), ..rule("a", vec![on(PathMatch::Prefix("/".to_owned()))]) };
+    let to = destination(vec![http_route("shop/a", vec![zero])], vec![port(80)]);
+    let choice = route(&leave(&to), &to, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap();
+    assert_eq!(choice.request_timeout(), None);
+}
+
+#[test]
+fn a_port_is_the_one_named_the_only_one_or_refused_naming_what_there_is() {
+    let own = Namespace::parse("shop").unwrap();
+    let named = |text| Authority::parse(text, &own).unwrap();
+    let (one, two) = (destination(vec![], vec![port(80)]), destination(vec![], vec![port(80), port(81)]));
+    assert_eq!(may_leave(&named("orders"), Known::Service(&one)).unwrap().port(), 80);
+    assert_eq!(may_leave(&named("orders:81"), Known::Service(&two)).unwrap().port(), 81);
+    let several = may_leave(&named("orders"), Known::Service(&two)).unwrap_err();
+    assert!(several.status() == 400 && several.to_string().contains("80, 81"), "{several}");
+    let wrong = may_leave(&named("orders:82"), Known::Service(&two)).unwrap_err();
+    assert!(wrong.status() == 404 && wrong.to_string().contains("80, 81"), "{wrong}");
+    let missing = may_leave(&named("ordrs"), Known::Nothing { nearest: Some("shop/orders") }).unwrap_err();
+    assert!(missing.status() == 502 && missing.to_string().contains("shop/orders"));
+    assert_eq!(may_leave(&named("orders"), Known::NotYet).unwrap_err().status(), 503);
+}
+
+#[test]
+fn weights_are_met_within_four_standard_deviations() {
+    let seed = 42;
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let weights = [90_u32, 10, 0, 300];
+    let mut split = rule("a", vec![on(PathMatch::Prefix("/".to_owned()))]);
+    split.backends = (0_u8..).zip(weights).map(|(index, weight)| policy::Backend { service: service(&format!("shop/b{index}")), port: None, weight }).collect();
+    let to = destination(vec![http_route("shop/a", vec![split])], vec![port(80)]);
+    let (leave, parts) = (leave(&to), request("GET", "/", &[]));
+    let mut counts = [0_u32; 4];
+    for _ in 0..20_000 {
+        let choice = route(&leave, &to, &parts, &mut rng).unwrap();
+        let index: usize = choice.backend.name.as_str()[1..].parse().unwrap();
+        counts[index] += 1;
+    }
+    for (weight, count) in weights.into_iter().zip(counts) {
+        let p = f64::from(weight) / 400.0;
+        let (mean, deviation) = (20_000.0 * p, (20_000.0 * p * (1.0 - p)).sqrt());
+        assert!((f64::from(count) - mean).abs() <= 4.0 * deviation, "weight {weight}: {count} of 20000 (seed {seed})");
+    }
+}
+
+/// The specification, slowly: every match that fits, sorted by precedence.
+fn model(routes: &[HttpRoute], parts: &Parts) -> Option<String> {
+    let path = parts.uri.path();
+    let below = |prefix: &str| {
+        let prefix = prefix.trim_end_matches('/');
+        path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+    };
+    let mut fitting = Vec::new();
+    for http_route in routes {
+        for (number, rule) in http_route.rules.iter().enumerate() {
+            for (place, wanted) in rule.matches.iter().enumerate() {
+                let rank = match &wanted.path {
+                    PathMatch::Exact(exact) if exact == path => Some((0, 0)),
+                    PathMatch::Prefix(prefix) if below(prefix) => Some((1, usize::MAX - prefix.trim_end_matches('/').len())),
+                    _ => None,
+                };
+                let method = wanted.method.as_deref().is_none_or(|method| method == parts.method.as_str());
+                let headers = wanted.headers.iter().all(|header| {
+                    let TextMatch::Exact(value) = &header.value else { return false };
+                    parts.headers.get_all(&header.name).iter().any(|found| found == value)
+                });
+                if let (Some(rank), true, true) = (rank, method, headers) {
+                    let key = (rank, wanted.method.is_none(), usize::MAX - wanted.headers.len(), http_route.name.clone(), number, place);
+                    fitting.push((key, rule.backends[0].service.name.to_string()));
+                }
+            }
+        }
+    }
+    fitting.sort();
+    fitting.into_iter().next().map(|(_, backend)| backend)
+}
+
+prop_compose! {
+    fn any_match()(exact: bool, path in "(/[ab]{0,2}){1,3}", method in prop::option::of("GET|POST"), headers in prop::collection::btree_map("[xy]", "[12]", 0..3)) -> RouteMatch {
+        let path = if exact { PathMatch::Exact(path) } else { PathMatch::Prefix(path.trim_end_matches('/').to_owned() + "/") };
+        RouteMatch { path, method, headers: headers.iter().map(|(name, value)| header(name, value)).collect() }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_choice_is_the_specifications(
+        rules in prop::collection::vec((0_u8..3, prop::collection::vec(any_match(), 1..4)), 1..8),
+        method in "GET|POST", path in "(/[ab]{1,2}){0,3}/?", headers in prop::collection::vec(("[xy]", "[12]"), 0..3),
+    ) {
+        let mut routes: Vec<HttpRoute> = ["c", "a", "b"].into_iter().map(|name| http_route(&format!("shop/{name}"), vec![])).collect();
+        for (number, (place, matches)) in rules.into_iter().enumerate() {
+            routes[usize::from(place)].rules.push(rule(&format!("s{number}"), matches));
+        }
+        routes.retain(|route| !route.rules.is_empty());
+        let path = if path.is_empty() { "/".to_owned() } else { path };
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let parts = request(&method, &path, &headers);
+        let to = destination(routes.clone(), vec![port(80)]);
+        prop_assert_eq!(chosen(&to, &parts), model(&routes, &parts));
+    }
+}
