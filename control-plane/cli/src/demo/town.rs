@@ -1,0 +1,496 @@
+//! The town: one control plane and some applications with their sidecars, as processes on this machine.
+//!
+//! It knows who lives there, on which ports, and how to start, stop, kill and ask each. What is to be proved there is
+//! somebody else's business.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::sync::Mutex;
+
+use super::documents::story_beside;
+use super::ports::HeldPort;
+use super::process::{Process, Said, run_to_end};
+use super::scrape::Scrape;
+use super::web::Caller;
+
+/// The application port of every resident, as the mesh names it; each listens on a port of its own on this machine.
+pub const MESH_PORT: u16 = 8080;
+/// How long anything may take to be ready.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// How often readiness is asked for.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Somebody who lives in a town: an application and its sidecar.
+#[derive(Debug, Clone, Copy)]
+pub struct Resident {
+    /// The instance's name.
+    pub name: &'static str,
+    /// The account it runs as, in namespace `shop`.
+    pub account: &'static str,
+    /// Its labels.
+    pub labels: &'static [(&'static str, &'static str)],
+    /// The Service its application calls for every call it gets.
+    pub calls: Option<&'static str>,
+}
+
+/// The shop of the demo.
+pub const SHOP: [Resident; 4] = [
+    Resident { name: "frontend", account: "frontend", labels: &[("app", "frontend")], calls: Some("orders") },
+    Resident { name: "orders", account: "orders", labels: &[("app", "orders")], calls: Some("inventory") },
+    Resident { name: "inventory-v1", account: "inventory", labels: &[("app", "inventory"), ("version", "v1")], calls: None },
+    Resident { name: "inventory-v2", account: "inventory", labels: &[("app", "inventory"), ("version", "v2")], calls: None },
+];
+
+/// A resident's ports, and clients for them.
+#[derive(Debug)]
+pub struct Home {
+    /// Who lives there.
+    pub resident: Resident,
+    /// The application.
+    pub app: HeldPort,
+    /// The application's own controls, outside the mesh.
+    pub controls: HeldPort,
+    /// The sidecar's outbound listener.
+    pub outbound: HeldPort,
+    /// The sidecar's inbound listener.
+    pub inbound: HeldPort,
+    /// The sidecar's admin port.
+    pub admin: HeldPort,
+    /// The sidecar's telemetry port.
+    pub telemetry: HeldPort,
+    callers: Callers,
+    dir: PathBuf,
+}
+
+#[derive(Debug)]
+struct Callers {
+    app: Caller,
+    controls: Caller,
+    outbound: Caller,
+    telemetry: Caller,
+}
+
+impl Home {
+    fn plan(resident: Resident, dir: PathBuf) -> Result<Self> {
+        let take = || HeldPort::take().context("choosing a port");
+        let (app, controls, outbound, telemetry) = (take()?, take()?, take()?, take()?);
+        let callers = Callers {
+            app: Caller::local(app.number()),
+            controls: Caller::local(controls.number()),
+            outbound: Caller::local(outbound.number()),
+            telemetry: Caller::local(telemetry.number()),
+        };
+        Ok(Self { resident, app, controls, outbound, inbound: take()?, admin: take()?, telemetry, callers, dir })
+    }
+
+    /// Calls the application as a browser on this machine would, outside the mesh.
+    pub fn front_door(&self) -> &Caller {
+        &self.callers.app
+    }
+
+    /// Calls into the mesh as this resident's application does: through its sidecar.
+    pub fn through_sidecar(&self) -> &Caller {
+        &self.callers.outbound
+    }
+
+    /// The sidecar's `/metrics` and health.
+    pub fn telemetry(&self) -> &Caller {
+        &self.callers.telemetry
+    }
+
+    /// The application's controls: how often it was called, and making it fail.
+    pub fn controls(&self) -> &Caller {
+        &self.callers.controls
+    }
+
+    /// What its sidecar counted so far.
+    ///
+    /// # Errors
+    /// When its telemetry does not answer.
+    pub async fn scrape(&self) -> Result<Scrape> {
+        Scrape::of(&self.callers.telemetry).await.with_context(|| format!("scraping {}'s sidecar", self.resident.name))
+    }
+
+    /// The sidecar's access log.
+    pub fn access_log(&self) -> PathBuf {
+        self.dir.join("access.log")
+    }
+
+    /// The sidecar's state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Makes the application fail a share (0..1) of the calls it gets; of one method only, if one is named.
+    ///
+    /// # Errors
+    /// When the application does not answer.
+    pub async fn fail(&self, share: f64, method: Option<&str>) -> Result<()> {
+        let only = method.map(|method| format!("&method={method}")).unwrap_or_default();
+        let answer = self.controls().call("POST", "localhost", &format!("/fail?rate={share}{only}"), &[]).await?;
+        if answer.status != 200 {
+            bail!("{}'s controls answered {}", self.resident.name, answer.shown());
+        }
+        Ok(())
+    }
+
+    /// When the application was called, in milliseconds of Unix time, since it was last asked to forget.
+    ///
+    /// # Errors
+    /// When the application does not answer.
+    pub async fn arrivals(&self) -> Result<Vec<u64>> {
+        let answer = self.controls().get("localhost", "/calls", &[]).await?;
+        serde_json::from_value(answer.json()["arrivals_ms"].clone()).with_context(|| format!("{}'s controls answered {}", self.resident.name, answer.shown()))
+    }
+
+    /// Makes the application forget the calls it counted.
+    ///
+    /// # Errors
+    /// When the application does not answer.
+    pub async fn forget(&self) -> Result<()> {
+        self.controls().call("POST", "localhost", "/forget", &[]).await.map(drop)
+    }
+
+    /// What its sidecar logged about one request; waits a moment for the line, since logs are written off the request path.
+    ///
+    /// # Errors
+    /// When there is no such line.
+    pub async fn logged(&self, request_id: &str) -> Result<serde_json::Value> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let text = tokio::fs::read_to_string(self.access_log()).await.unwrap_or_default();
+            let lines = text.lines().rev().filter(|line| line.contains(request_id));
+            let line = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find(|line| line["request_id"] == request_id);
+            if let Some(line) = line {
+                return Ok(line);
+            }
+            if Instant::now() > deadline {
+                bail!("{}'s access log has no line for request {request_id}", self.resident.name);
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+}
+
+/// The town.
+#[derive(Debug)]
+pub struct Town {
+    program: PathBuf,
+    dir: PathBuf,
+    /// The control plane's gRPC port.
+    pub grpc: HeldPort,
+    /// The control plane's admin port.
+    pub admin: HeldPort,
+    /// Everybody, by name.
+    pub homes: Vec<Home>,
+    running: Mutex<BTreeMap<String, Process>>,
+}
+
+/// The control plane's name among the processes.
+const CONTROL_PLANE: &str = "control-plane";
+
+impl Town {
+    /// Chooses ports and directories; starts nothing. `program` is the `equerry` command.
+    ///
+    /// # Errors
+    /// When no port is free or a directory cannot be made.
+    pub fn plan(program: &Path, dir: &Path, residents: &[Resident]) -> Result<Self> {
+        let mut homes = Vec::new();
+        for &resident in residents {
+            let own = dir.join(resident.name);
+            std::fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
+            homes.push(Home::plan(resident, own)?);
+        }
+        let take = || HeldPort::take().context("choosing a port");
+        Ok(Self { program: program.to_owned(), dir: dir.to_owned(), grpc: take()?, admin: take()?, homes, running: Mutex::default() })
+    }
+
+    /// A resident's home.
+    ///
+    /// # Errors
+    /// When nobody of that name lives here.
+    pub fn home(&self, name: &str) -> Result<&Home> {
+        self.homes.iter().find(|home| home.resident.name == name).with_context(|| format!("nobody called {name} lives here"))
+    }
+
+    /// The program everything here is.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Where everything is kept.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the policy files are.
+    pub fn policies(&self) -> PathBuf {
+        self.dir.join("policies")
+    }
+
+    /// A policy file of the story.
+    pub fn story(&self, file: &str) -> PathBuf {
+        story_beside(&self.policies()).join(file)
+    }
+
+    /// The control plane's state directory.
+    pub fn control_plane_state(&self) -> PathBuf {
+        self.dir.join(CONTROL_PLANE)
+    }
+
+    /// Starts everything in order: control plane, policies, then each application with its sidecar, all ready at the end.
+    ///
+    /// # Errors
+    /// When something does not come up.
+    pub async fn bring_up(&self) -> Result<()> {
+        self.start_control_plane(&[]).await?;
+        self.equerry(&["apply", "-f", &self.policies().display().to_string()]).await?.succeeded().context("applying the policies")?;
+        for home in &self.homes {
+            self.start_app(home).await?;
+            self.join(home).await?;
+            self.start_sidecar(home).await?;
+        }
+        for home in &self.homes {
+            self.wait_ready(home).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the control plane and waits until its admin API answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn start_control_plane(&self, more: &[&str]) -> Result<()> {
+        self.grpc.release();
+        self.admin.release();
+        let state = self.control_plane_state().display().to_string();
+        let (grpc, admin) = (self.grpc.address(), self.admin.address());
+        let mut args = vec!["control-plane", "serve", "--state-dir", &state, "--grpc", &grpc, "--admin", &admin];
+        args.extend(more);
+        self.spawn(CONTROL_PLANE, &args).await?;
+        let deadline = Instant::now() + READY_LIMIT;
+        while Instant::now() < deadline {
+            if tokio::net::TcpStream::connect(admin.as_str()).await.is_ok() && self.equerry(&["status", "-o", "json"]).await?.code == Some(0) {
+                return Ok(());
+            }
+            self.still_running(CONTROL_PLANE).await?;
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        bail!("the control plane was not ready within {READY_LIMIT:?}:\n{}", self.log_tail(CONTROL_PLANE).await)
+    }
+
+    /// Starts a resident's application.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_app(&self, home: &Home) -> Result<()> {
+        home.app.release();
+        home.controls.release();
+        let (listen, controls, sidecar) = (home.app.address(), home.controls.address(), home.outbound.address());
+        let mut args = vec!["demo-app", "--name", home.resident.name, "--listen", &listen, "--controls", &controls];
+        if let Some(service) = home.resident.calls {
+            args.extend(["--calls", service, "--through", &sidecar]);
+        }
+        self.spawn(&app_name(home), &args).await
+    }
+
+    /// Gets a join token for a resident into its directory.
+    ///
+    /// # Errors
+    /// When the control plane refuses.
+    pub async fn join(&self, home: &Home) -> Result<()> {
+        let token = self.join_token(home.resident.account, "10m").await?;
+        write_secret(&home.dir.join("join-token"), &token)
+    }
+
+    /// A new join token for an account of namespace `shop`.
+    ///
+    /// # Errors
+    /// When the control plane refuses.
+    pub async fn join_token(&self, account: &str, ttl: &str) -> Result<String> {
+        let said = self.equerry(&["token", "create", "join", "--namespace", "shop", "--account", account, "--ttl", ttl]).await?;
+        Ok(said.succeeded().with_context(|| format!("creating a join token for shop/{account}"))?.out.trim().to_owned())
+    }
+
+    /// Starts a resident's sidecar; its join token must be there unless it has an identity already.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_sidecar(&self, home: &Home) -> Result<()> {
+        for port in [&home.outbound, &home.inbound, &home.admin, &home.telemetry] {
+            port.release();
+        }
+        let args = self.sidecar_args(home);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.spawn(&sidecar_name(home), &args).await
+    }
+
+    /// The command line of a resident's sidecar.
+    pub fn sidecar_args(&self, home: &Home) -> Vec<String> {
+        let shown = |path: PathBuf| path.display().to_string();
+        let mut args: Vec<String> = ["proxy", "run", "--control-plane"].map(str::to_owned).to_vec();
+        args.push(self.grpc.address());
+        let mut set = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+        set("--join-token-file", shown(home.dir.join("join-token")));
+        set("--instance", home.resident.name.to_owned());
+        for (key, value) in home.resident.labels {
+            set("--label", format!("{key}={value}"));
+        }
+        set("--app-port", format!("{MESH_PORT}={}", home.app.number()));
+        set("--state-dir", shown(home.state_dir()));
+        set("--outbound", home.outbound.address());
+        set("--inbound", home.inbound.address());
+        set("--advertise", home.inbound.address());
+        set("--admin", home.admin.address());
+        set("--telemetry", home.telemetry.address());
+        set("--access-log", shown(home.access_log()));
+        set("--drain-timeout", "3s".to_owned());
+        set("--workers", "1".to_owned());
+        args
+    }
+
+    /// Waits until a sidecar says it is ready.
+    ///
+    /// # Errors
+    /// When it is not in time, with its reason; when it has ended.
+    pub async fn wait_ready(&self, home: &Home) -> Result<()> {
+        let deadline = Instant::now() + READY_LIMIT;
+        let mut last = "nothing yet".to_owned();
+        while Instant::now() < deadline {
+            match home.telemetry().get("localhost", "/healthz/ready", &[]).await {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) => last = answer.shown(),
+                Err(error) => last = format!("{error:#}"),
+            }
+            self.still_running(&sidecar_name(home)).await?;
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        let name = sidecar_name(home);
+        bail!("{name} was not ready within {READY_LIMIT:?} (it says: {last}):\n{}", self.log_tail(&name).await)
+    }
+
+    /// Runs the `equerry` command against this town's control plane, as its administrator.
+    ///
+    /// # Errors
+    /// When it cannot be run or does not end; what it said, and how it ended, is the answer.
+    pub async fn equerry(&self, args: &[&str]) -> Result<Said> {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        run_to_end(&self.program, &args, &self.settings(), Duration::from_secs(60)).await
+    }
+
+    /// What `equerry` must be told to reach this town's control plane: names and values of environment variables.
+    pub fn settings(&self) -> Vec<(&'static str, OsString)> {
+        let state = self.control_plane_state();
+        vec![
+            ("EQUERRY_SERVER", format!("https://{}", self.admin.address()).into()),
+            ("EQUERRY_CA", state.join("ca.pem").into()),
+            ("EQUERRY_TOKEN_FILE", state.join("admin.token").into()),
+            ("EQUERRY_CONFIG", self.dir.join("no-contexts.json").into()),
+        ]
+    }
+
+    /// Kills the control plane with SIGKILL.
+    pub async fn kill_control_plane(&self) {
+        self.take_down(CONTROL_PLANE, None).await;
+    }
+
+    /// Stops a sidecar (SIGTERM, drained) and waits for its end.
+    pub async fn stop_sidecar(&self, home: &Home) {
+        self.take_down(&sidecar_name(home), Some(Duration::from_secs(10))).await;
+    }
+
+    /// Sends a signal to a sidecar.
+    pub async fn signal_sidecar(&self, home: &Home, signal: rustix::process::Signal) {
+        if let Some(process) = self.running.lock().await.get(&sidecar_name(home)) {
+            process.signal(signal);
+        }
+    }
+
+    /// What a sidecar wrote to its log.
+    pub fn sidecar_log(&self, home: &Home) -> String {
+        std::fs::read_to_string(self.dir.join(format!("{}.log", sidecar_name(home)))).unwrap_or_default()
+    }
+
+    async fn take_down(&self, name: &str, grace: Option<Duration>) {
+        // Taken out first, so that its end is nobody's crash.
+        let Some(mut process) = self.running.lock().await.remove(name) else { return };
+        match grace {
+            Some(grace) => process.stop(grace).await,
+            None => process.kill().await,
+        }
+    }
+
+    /// Ends everything: sidecars, applications, control plane.
+    pub async fn stop(&self) {
+        let mut all = std::mem::take(&mut *self.running.lock().await);
+        for process in all.values() {
+            process.signal(rustix::process::Signal::TERM);
+        }
+        let deadline = Instant::now() + Duration::from_secs(2);
+        for process in all.values_mut() {
+            if process.wait(deadline.saturating_duration_since(Instant::now())).await.is_err() {
+                process.kill().await;
+            }
+        }
+    }
+
+    /// Resolves when a child has ended that nobody asked to: names it and shows the end of its log.
+    pub async fn first_crash(&self) -> anyhow::Error {
+        loop {
+            for (name, process) in self.running.lock().await.iter_mut() {
+                if let Some(status) = process.ended() {
+                    return anyhow!("{name} has ended ({status}); the end of its log:\n{}", process.log_tail(20));
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn still_running(&self, name: &str) -> Result<()> {
+        match self.running.lock().await.get_mut(name).map(|process| (process.ended(), process.log_tail(20))) {
+            Some((None, _)) => Ok(()),
+            Some((Some(status), tail)) => bail!("{name} has ended ({status}); the end of its log:\n{tail}"),
+            None => bail!("{name} does not run"),
+        }
+    }
+
+    async fn log_tail(&self, name: &str) -> String {
+        self.running.lock().await.get(name).map(|process| process.log_tail(20)).unwrap_or_default()
+    }
+
+    async fn spawn(&self, name: &str, args: &[&str]) -> Result<()> {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let process = Process::start(&self.program, name, &args, &self.dir.join(format!("{name}.log")))?;
+        self.running.lock().await.insert(name.to_owned(), process);
+        Ok(())
+    }
+}
+
+fn app_name(home: &Home) -> String {
+    format!("{}-app", home.resident.name)
+}
+
+fn sidecar_name(home: &Home) -> String {
+    format!("{}-sidecar", home.resident.name)
+}
+
+/// Writes a file that only its owner may read.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_secret(file: &Path, text: &str) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(file)
+        .and_then(|mut out| out.write_all(text.as_bytes()))
+        .with_context(|| format!("writing {}", file.display()))
+}
