@@ -1,0 +1,364 @@
+//! Tokens that let a workload or a person in: only the hash of each secret is kept.
+//!
+//! A join token is spent in the same transaction that finds it unspent, so of two callers that show it at once one is
+//! refused. Unknown, used and expired are told apart, but only to a caller who knows the secret.
+
+use std::time::{Duration, SystemTime};
+
+use equerry_certs::join::{AdminToken, BadToken, JoinToken, SecretHash};
+use equerry_certs::{KeyFault, Pin, rfc3339};
+use equerry_policies::names::AccountName;
+use rusqlite::{Connection, OptionalExtension as _};
+use serde::Serialize;
+
+use super::{Store, StoreError, unix_ms};
+
+/// Tables of this file. Times are milliseconds since 1970.
+pub const TOKENS_SCHEMA: &str = "
+CREATE TABLE join_tokens (
+    id TEXT PRIMARY KEY,
+    secret_sha256 BLOB NOT NULL,
+    account TEXT NOT NULL,        -- namespace/account
+    created INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    used INTEGER                  -- when; NULL: not yet
+) STRICT, WITHOUT ROWID;
+CREATE TABLE admin_tokens (
+    id TEXT PRIMARY KEY,
+    token_sha256 BLOB NOT NULL,
+    name TEXT NOT NULL,
+    created INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// The longest a join token may wait to be used.
+pub const MAX_JOIN_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// A join token that can no longer be used is forgotten after this, so that until then its refusal can say why.
+const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Why a token could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There were no random bytes.
+    #[error(transparent)]
+    Key(#[from] KeyFault),
+    /// The life asked for is zero or too long.
+    #[error("found a life of {} s, expected 1 s to {} s (7 days)", .asked.as_secs(), MAX_JOIN_TTL.as_secs())]
+    BadTtl {
+        /// What was asked for.
+        asked: Duration,
+    },
+}
+
+impl From<rusqlite::Error> for TokenError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// A join token as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinTokenStatus {
+    /// Its public id.
+    pub id: String,
+    /// Who joins with it.
+    pub account: AccountName,
+    /// When it was made.
+    #[serde(serialize_with = "as_rfc3339")]
+    pub created: SystemTime,
+    /// Until when it may be used.
+    #[serde(serialize_with = "as_rfc3339")]
+    pub expires: SystemTime,
+    /// Whether it still lets somebody in.
+    pub state: JoinTokenState,
+}
+
+/// Whether a join token still lets somebody in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JoinTokenState {
+    /// It does.
+    Unused,
+    /// It has let somebody in.
+    Used,
+    /// Nobody came in time.
+    Expired,
+}
+
+/// Why a join token does not let its bearer in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinRefusal {
+    /// Not of the form of a token.
+    #[error(transparent)]
+    Malformed(#[from] BadToken),
+    /// Never made here, or its secret is another.
+    #[error("join token {id} is not known here: make a new one with `equerry token create join`")]
+    Unknown {
+        /// Its id.
+        id: String,
+    },
+    /// Somebody has joined with it.
+    #[error(
+        "join token {id} was used at {}; a token lets one workload in, once: make a new one with `equerry token create join --namespace {} --account {}`, \
+         and if nobody of yours used it, look for a stranger with `equerry status`",
+        rfc3339(*.at), .account.namespace, .account.name
+    )]
+    Used {
+        /// Its id.
+        id: String,
+        /// Who joins with it.
+        account: AccountName,
+        /// When.
+        at: SystemTime,
+    },
+    /// Nobody came in time.
+    #[error("join token {id} expired at {}: make a new one with `equerry token create join --namespace {} --account {}`",
+        rfc3339(*.at), .account.namespace, .account.name)]
+    Expired {
+        /// Its id.
+        id: String,
+        /// Who joins with it.
+        account: AccountName,
+        /// When.
+        at: SystemTime,
+    },
+    /// The store could not be asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<rusqlite::Error> for JoinRefusal {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Makes a join token for an account: the whole text, to be shown once.
+///
+/// # Errors
+/// When its life is out of bounds, or the store is full or failed.
+pub async fn create_join(store: &Store, pin: &Pin, account: &AccountName, ttl: Duration, now: SystemTime) -> Result<String, TokenError> {
+    if ttl < Duration::from_secs(1) || ttl > MAX_JOIN_TTL {
+        return Err(TokenError::BadTtl { asked: ttl });
+    }
+    let token = JoinToken::create(pin.clone())?;
+    let (id, hash, account) = (token.id().to_owned(), token.secret_hash(), account.to_string());
+    let (created, expires) = (unix_ms(now), unix_ms(now + ttl));
+    store
+        .transact(move |db| -> Result<(), TokenError> {
+            db.execute("DELETE FROM join_tokens WHERE expires < ?1", (unix_ms(now - REMEMBERED),))?;
+            db.prepare_cached("INSERT INTO join_tokens (id, secret_sha256, account, created, expires) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute((&id, hash.as_bytes(), &account, created, expires))?;
+            Ok(())
+        })
+        .await?;
+    Ok(token.reveal().to_string())
+}
+
+/// Every join token that is remembered, the newest first.
+///
+/// # Errors
+/// When the store failed.
+pub async fn list_join(store: &Store, now: SystemTime) -> Result<Vec<JoinTokenStatus>, StoreError> {
+    let rows: Vec<(String, String, u64, u64, Option<u64>)> = store
+        .transact(|db| -> Result<_, StoreError> {
+            let mut read = db.prepare_cached("SELECT id, account, created, expires, used FROM join_tokens ORDER BY created DESC, id")?;
+            let rows = read.query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await?;
+    rows.into_iter()
+        .map(|(id, account, created, expires, used)| {
+            let state = match used {
+                Some(_) => JoinTokenState::Used,
+                None if from_ms(expires) < now => JoinTokenState::Expired,
+                None => JoinTokenState::Unused,
+            };
+            Ok(JoinTokenStatus { id, account: kept_account(&account)?, created: from_ms(created), expires: from_ms(expires), state })
+        })
+        .collect()
+}
+
+/// Who may join with a credential (`ID.SECRET`), without using the token up.
+///
+/// # Errors
+/// A [`JoinRefusal`].
+pub async fn look_at_join(store: &Store, credential: &str, now: SystemTime) -> Result<AccountName, JoinRefusal> {
+    let (id, hash) = JoinToken::read_credential(credential)?;
+    store.transact(move |db| find_unused(db, &id, &hash, now)).await
+}
+
+/// Uses a token up: exactly one caller succeeds.
+///
+/// # Errors
+/// A [`JoinRefusal`].
+pub async fn spend_join(store: &Store, credential: &str, now: SystemTime) -> Result<AccountName, JoinRefusal> {
+    let (id, hash) = JoinToken::read_credential(credential)?;
+    store
+        .transact(move |db| {
+            let account = find_unused(db, &id, &hash, now)?;
+            db.prepare_cached("UPDATE join_tokens SET used = ?2 WHERE id = ?1")?.execute((&id, unix_ms(now)))?;
+            Ok(account)
+        })
+        .await
+}
+
+/// Makes an admin token: the whole text, to be shown once.
+///
+/// # Errors
+/// When the store is full or failed.
+pub async fn create_admin(store: &Store, name: &str, now: SystemTime) -> Result<String, TokenError> {
+    let token = AdminToken::create()?;
+    let (id, hash, name) = (token.id().to_owned(), token.secret_hash(), name.to_owned());
+    store
+        .transact(move |db| -> Result<(), TokenError> {
+            db.prepare_cached("INSERT INTO admin_tokens (id, token_sha256, name, created) VALUES (?1, ?2, ?3, ?4)")?
+                .execute((&id, hash.as_bytes(), &name, unix_ms(now)))?;
+            Ok(())
+        })
+        .await?;
+    Ok(token.reveal().to_string())
+}
+
+/// The hash of every admin token, to be held in memory: `SecretHash::of(presented)` matches one, or nobody is let in.
+///
+/// # Errors
+/// When the store failed.
+pub async fn admin_hashes(store: &Store) -> Result<Vec<SecretHash>, StoreError> {
+    store
+        .transact(|db| -> Result<_, StoreError> {
+            let mut read = db.prepare_cached("SELECT token_sha256 FROM admin_tokens ORDER BY id")?;
+            let rows = read.query_map((), |row| row.get::<_, Vec<u8>>(0))?;
+            let hashes: Vec<Vec<u8>> = rows.collect::<Result<_, _>>()?;
+            Ok(hashes.iter().filter_map(|hash| SecretHash::from_kept(hash)).collect())
+        })
+        .await
+}
+
+fn find_unused(db: &Connection, id: &str, hash: &SecretHash, now: SystemTime) -> Result<AccountName, JoinRefusal> {
+    let row: Option<(Vec<u8>, String, u64, Option<u64>)> = db
+        .prepare_cached("SELECT secret_sha256, account, expires, used FROM join_tokens WHERE id = ?1")?
+        .query_row((id,), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .optional()?;
+    let unknown = || JoinRefusal::Unknown { id: id.to_owned() };
+    let (kept, account, expires, used) = row.ok_or_else(unknown)?;
+    if !SecretHash::from_kept(&kept).is_some_and(|kept| kept.matches(hash)) {
+        return Err(unknown());
+    }
+    let account = kept_account(&account)?;
+    if let Some(at) = used {
+        return Err(JoinRefusal::Used { id: id.to_owned(), account, at: from_ms(at) });
+    }
+    if from_ms(expires) < now {
+        return Err(JoinRefusal::Expired { id: id.to_owned(), account, at: from_ms(expires) });
+    }
+    Ok(account)
+}
+
+fn kept_account(text: &str) -> Result<AccountName, StoreError> {
+    AccountName::parse(text).map_err(|error| StoreError::Sqlite(format!("a join token's account cannot be read: {error}")))
+}
+
+fn from_ms(ms: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
+}
+
+fn as_rfc3339<S: serde::Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&rfc3339(*time))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::StoreOptions;
+    use super::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+    const TTL: Duration = Duration::from_secs(600);
+
+    fn now() -> SystemTime {
+        NOW + Duration::from_secs(1_800_000_000)
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions::default()).unwrap();
+        (dir, store)
+    }
+
+    async fn token(store: &Store) -> JoinToken {
+        let pin = Pin::parse(&"0f".repeat(32)).unwrap();
+        let account = AccountName::parse("shop/orders").unwrap();
+        JoinToken::parse(&create_join(store, &pin, &account, TTL, now()).await.unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_join_token_lets_its_account_in_once() {
+        let (_dir, store) = store();
+        let token = token(&store).await;
+        assert_eq!(look_at_join(&store, &token.credential(), now()).await.unwrap().to_string(), "shop/orders");
+        assert_eq!(spend_join(&store, &token.credential(), now()).await.unwrap().to_string(), "shop/orders");
+        let again = spend_join(&store, &token.credential(), now() + TTL * 2).await.unwrap_err();
+        assert!(matches!(&again, JoinRefusal::Used { at, .. } if *at == now()), "{again}");
+        assert!(again.to_string().contains("equerry token create join --namespace shop --account orders"), "{again}");
+    }
+
+    #[tokio::test]
+    async fn of_many_callers_with_one_token_exactly_one_gets_in() {
+        let (_dir, store) = store();
+        let credential = token(&store).await.credential();
+        let results = futures_util::future::join_all((0..50).map(|_| spend_join(&store, &credential, now()))).await;
+        assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1);
+        assert_eq!(results.iter().filter(|r| matches!(r, Err(JoinRefusal::Used { .. }))).count(), 49);
+    }
+
+    #[tokio::test]
+    async fn expired_unknown_and_malformed_tokens_are_told_apart() {
+        let (_dir, store) = store();
+        let (one, other) = (token(&store).await, token(&store).await);
+        assert!(spend_join(&store, &one.credential(), now() + TTL).await.is_ok(), "the last moment still counts");
+        let late = spend_join(&store, &other.credential(), now() + TTL + Duration::from_millis(1)).await;
+        assert!(matches!(late, Err(JoinRefusal::Expired { .. })), "{late:?}");
+        let (id, secret) = (one.id(), other.credential().split_once('.').unwrap().1.to_owned());
+        let mixed = spend_join(&store, &format!("{id}.{secret}"), now()).await;
+        assert!(matches!(mixed, Err(JoinRefusal::Unknown { .. })), "a wrong secret learns nothing of the token: {mixed:?}");
+        assert!(matches!(spend_join(&store, "", now()).await, Err(JoinRefusal::Malformed(_))));
+    }
+
+    #[tokio::test]
+    async fn the_list_says_what_became_of_each_token_and_never_its_secret() {
+        let (_dir, store) = store();
+        let (used, waiting) = (token(&store).await, token(&store).await);
+        spend_join(&store, &used.credential(), now()).await.unwrap();
+        let list = list_join(&store, now()).await.unwrap();
+        let state = |id: &str| list.iter().find(|t| t.id == id).unwrap().state;
+        assert_eq!((state(used.id()), state(waiting.id())), (JoinTokenState::Used, JoinTokenState::Unused));
+        let shown = serde_json::to_string(&list).unwrap();
+        assert!(!shown.contains(waiting.credential().split_once('.').unwrap().1), "{shown}");
+        assert!(shown.contains("2027-01-15T08:10:00Z"), "{shown}");
+        let later = list_join(&store, now() + TTL * 2).await.unwrap();
+        assert!(later.iter().any(|t| t.state == JoinTokenState::Expired));
+    }
+
+    #[tokio::test]
+    async fn a_life_out_of_bounds_is_refused() {
+        let (_dir, store) = store();
+        let pin = Pin::parse(&"0f".repeat(32)).unwrap();
+        let account = AccountName::parse("shop/orders").unwrap();
+        for ttl in [Duration::ZERO, MAX_JOIN_TTL + Duration::from_secs(1)] {
+            assert_eq!(create_join(&store, &pin, &account, ttl, now()).await, Err(TokenError::BadTtl { asked: ttl }));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_admin_token_is_known_by_its_hash() {
+        let (_dir, store) = store();
+        let token = create_admin(&store, "first start", now()).await.unwrap();
+        let hashes = admin_hashes(&store).await.unwrap();
+        assert!(hashes.iter().any(|hash| hash.matches(&SecretHash::of(&token))));
+        assert!(!hashes.iter().any(|hash| hash.matches(&SecretHash::of(&token[1..]))));
+    }
+}
