@@ -1,0 +1,318 @@
+//! Documents over HTTP: read, write and delete one with ETags, list many, apply files all or none.
+
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, extract::rejection::BytesRejection};
+use bytes::Bytes;
+use equerry_policies::complaint::Complaint;
+use equerry_policies::document::{Document, DocumentKey, Kind, Reading, default_namespace};
+use equerry_policies::interpret::complaints_within;
+use equerry_policies::names::{Namespace, ResourceName, nearest};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::problem::PROBLEM_JSON;
+use super::shapes::{ApplyReply, ApplyRequest, ChangeReply, DocumentList, Problem};
+use crate::control::{Action, Applied, ApplyError, ApplyOptions, ControlPlane, DocumentFilter, Precondition, StoredDocument};
+
+/// Most files in one apply.
+const MAX_FILES: usize = 10_000;
+
+/// How documents are listed.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Filter {
+    /// Only this kind, in any spelling.
+    kind: Option<String>,
+    /// Only this namespace.
+    namespace: Option<String>,
+}
+
+/// Whether an apply is made.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ApplyQuery {
+    /// Judge, and change nothing.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+impl From<ApplyError> for Problem {
+    fn from(error: ApplyError) -> Self {
+        let said = error.to_string();
+        match error {
+            ApplyError::Invalid(complaints) => Self::invalid(complaints),
+            ApplyError::Conflict { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "conflict", said),
+            ApplyError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", said),
+            ApplyError::Full => Self::new(StatusCode::INSUFFICIENT_STORAGE, "store_full", said),
+            ApplyError::Store(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_failed", said),
+        }
+    }
+}
+
+/// Apply files: every document of all of them, or none.
+#[utoipa::path(post, path = "/api/v1/apply", tag = "documents", params(ApplyQuery), request_body = ApplyRequest,
+    responses((status = 200, body = ApplyReply), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Every mistake, with file, line and column")))]
+pub(super) async fn apply(State(control): State<ControlPlane>, query: Query<ApplyQuery>, body: Result<Bytes, BytesRejection>) -> Result<Json<ApplyReply>, Problem> {
+    let request: ApplyRequest = read_json(body)?;
+    if request.files.is_empty() || request.files.len() > MAX_FILES {
+        return Err(Problem::bad_request(format_args!("found {} files, expected 1 to {MAX_FILES}", request.files.len())));
+    }
+    let mut reading = Reading::default();
+    for file in &request.files {
+        reading.add(&file.name, &file.text, &default_namespace());
+    }
+    let Reading { documents, mut complaints } = reading;
+    if !complaints.is_empty() {
+        // A document that could not be read may be the one another names: only mistakes within documents are certain.
+        complaints.extend(complaints_within(&documents));
+        complaints.sort();
+        return Err(Problem::invalid(complaints));
+    }
+    let applied = control.apply(documents, ApplyOptions { dry_run: query.dry_run, ..ApplyOptions::default() }).await?;
+    Ok(Json(reply(applied, query.dry_run)))
+}
+
+fn reply(applied: Applied, dry_run: bool) -> ApplyReply {
+    let changes = applied.changes.into_iter().map(|change| ChangeReply {
+        kind: change.key.kind.to_string(),
+        namespace: change.key.namespace.as_ref().map(ToString::to_string),
+        name: change.key.name.to_string(),
+        action: change.action.as_str().to_owned(),
+        version: change.version,
+    });
+    ApplyReply { epoch: applied.epoch, dry_run, changes: changes.collect() }
+}
+
+/// List documents.
+#[utoipa::path(get, path = "/api/v1/documents", tag = "documents", params(Filter), responses((status = 200, body = DocumentList)))]
+pub(super) async fn list(State(control): State<ControlPlane>, Query(filter): Query<Filter>) -> Result<Json<DocumentList>, Problem> {
+    let kind = filter.kind.as_deref().map(kind_of).transpose()?;
+    let namespace = filter.namespace.as_deref().map(namespace_of).transpose()?;
+    Ok(Json(listed(&control, &DocumentFilter { kind, namespace, name: None })))
+}
+
+/// List the documents of one kind in one namespace.
+#[utoipa::path(get, path = "/api/v1/namespaces/{namespace}/{kind}", tag = "documents",
+    params(("namespace" = String, Path,), ("kind" = String, Path, description = "In any spelling: HTTPRoute, httproutes")), responses((status = 200, body = DocumentList)))]
+pub(super) async fn list_namespaced(State(control): State<ControlPlane>, Path((namespace, kind)): Path<(String, String)>) -> Result<Json<DocumentList>, Problem> {
+    let (kind, namespace) = (kind_of(&kind)?, namespace_of(&namespace)?);
+    if !kind.namespaced() {
+        return Err(Problem::bad_request(format_args!("{kind} documents have no namespace: /api/v1/{}", kind.plural())));
+    }
+    Ok(Json(listed(&control, &DocumentFilter { kind: Some(kind), namespace: Some(namespace), name: None })))
+}
+
+/// List the documents of a kind without namespaces.
+#[utoipa::path(get, path = "/api/v1/{kind}", tag = "documents", params(("kind" = String, Path, description = "meshes or tenants")), responses((status = 200, body = DocumentList)))]
+pub(super) async fn list_global(State(control): State<ControlPlane>, Path(kind): Path<String>) -> Result<Json<DocumentList>, Problem> {
+    let kind = Some(kind_of(&kind)?);
+    Ok(Json(listed(&control, &DocumentFilter { kind, ..DocumentFilter::default() })))
+}
+
+fn listed(control: &ControlPlane, filter: &DocumentFilter) -> DocumentList {
+    let items = control.documents(filter).into_iter().map(|stored| stored.document.to_json()).collect();
+    DocumentList { epoch: control.epoch(), items }
+}
+
+/// Read one document.
+#[utoipa::path(get, path = "/api/v1/namespaces/{namespace}/{kind}/{name}", tag = "documents",
+    params(("namespace" = String, Path,), ("kind" = String, Path,), ("name" = String, Path,), ("If-None-Match" = Option<String>, Header,)),
+    responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
+pub(super) async fn get_namespaced(State(control): State<ControlPlane>, Path((namespace, kind, name)): Path<(String, String, String)>, headers: HeaderMap) -> Result<Response, Problem> {
+    get(&control, &key_of(&kind, Some(&namespace), &name)?, &headers)
+}
+
+/// Read one document of a kind without namespaces.
+#[utoipa::path(get, path = "/api/v1/{kind}/{name}", tag = "documents",
+    params(("kind" = String, Path,), ("name" = String, Path,), ("If-None-Match" = Option<String>, Header,)),
+    responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
+pub(super) async fn get_global(State(control): State<ControlPlane>, Path((kind, name)): Path<(String, String)>, headers: HeaderMap) -> Result<Response, Problem> {
+    get(&control, &key_of(&kind, None, &name)?, &headers)
+}
+
+fn get(control: &ControlPlane, key: &DocumentKey, headers: &HeaderMap) -> Result<Response, Problem> {
+    let stored = stored(control, key)?;
+    let tag = etag(&stored.version)?;
+    if tags(headers, &header::IF_NONE_MATCH)?.is_some_and(|known| known.holds(&stored.version)) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+    }
+    Ok(([(header::ETAG, tag)], Json(stored.document.to_json())).into_response())
+}
+
+fn stored(control: &ControlPlane, key: &DocumentKey) -> Result<StoredDocument, Problem> {
+    control.truth().documents.get(key).cloned().ok_or_else(|| Problem::not_found(key))
+}
+
+/// Create or replace one document.
+#[utoipa::path(put, path = "/api/v1/namespaces/{namespace}/{kind}/{name}", tag = "documents",
+    params(("namespace" = String, Path,), ("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,), ("If-None-Match" = Option<String>, Header,)),
+    request_body(content = Object, description = "The document, as JSON or YAML"),
+    responses((status = 200, body = ApplyReply), (status = 201, body = ApplyReply), (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON)))]
+pub(super) async fn put_namespaced(
+    State(control): State<ControlPlane>,
+    Path((namespace, kind, name)): Path<(String, String, String)>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    put(&control, key_of(&kind, Some(&namespace), &name)?, &headers, body).await
+}
+
+/// Create or replace one document of a kind without namespaces.
+#[utoipa::path(put, path = "/api/v1/{kind}/{name}", tag = "documents",
+    params(("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,), ("If-None-Match" = Option<String>, Header,)),
+    request_body(content = Object, description = "The document, as JSON or YAML"),
+    responses((status = 200, body = ApplyReply), (status = 201, body = ApplyReply), (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON)))]
+pub(super) async fn put_global(
+    State(control): State<ControlPlane>,
+    Path((kind, name)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    put(&control, key_of(&kind, None, &name)?, &headers, body).await
+}
+
+async fn put(control: &ControlPlane, key: DocumentKey, headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
+    let body = read_body(body)?;
+    let text = std::str::from_utf8(&body).map_err(|_| Problem::bad_request("found bytes that are not UTF-8, expected a document as JSON or YAML"))?;
+    let mut reading = Reading::default();
+    reading.add("body", text, key.namespace.as_ref().unwrap_or(&default_namespace()));
+    let Reading { documents, mut complaints } = reading;
+    if let [document] = documents.as_slice()
+        && *document.key() != key
+    {
+        let found = format!("document {}", document.key());
+        complaints.push(Complaint { file: "body".to_owned(), key: "metadata".to_owned(), found, expected: format!("{key}, as the path says"), ..Complaint::default() });
+    }
+    let count = documents.len();
+    let document: Document = match (documents.into_iter().next(), count) {
+        (Some(document), 1) if complaints.is_empty() => document,
+        _ if !complaints.is_empty() => return Err(Problem::invalid(complaints)),
+        (_, count) => return Err(Problem::bad_request(format_args!("found {count} documents, expected one; /api/v1/apply takes several"))),
+    };
+    let options = ApplyOptions { dry_run: false, if_match: precondition(headers)?.map(|precondition| (key, precondition)) };
+    let applied = control.apply(vec![document], options).await?;
+    let created = applied.changes.iter().any(|change| change.action == Action::Created);
+    let tag = etag(applied.changes.first().map_or("", |change| &change.version))?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, [(header::ETAG, tag)], Json(reply(applied, false))).into_response())
+}
+
+/// Delete one document.
+#[utoipa::path(delete, path = "/api/v1/namespaces/{namespace}/{kind}/{name}", tag = "documents",
+    params(("namespace" = String, Path,), ("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,)),
+    responses((status = 200, body = ApplyReply), (status = 404, body = Problem, content_type = PROBLEM_JSON),
+        (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
+pub(super) async fn delete_namespaced(State(control): State<ControlPlane>, Path((namespace, kind, name)): Path<(String, String, String)>, headers: HeaderMap) -> Result<Json<ApplyReply>, Problem> {
+    delete(&control, key_of(&kind, Some(&namespace), &name)?, &headers).await
+}
+
+/// Delete one document of a kind without namespaces.
+#[utoipa::path(delete, path = "/api/v1/{kind}/{name}", tag = "documents",
+    params(("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,)),
+    responses((status = 200, body = ApplyReply), (status = 404, body = Problem, content_type = PROBLEM_JSON),
+        (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
+pub(super) async fn delete_global(State(control): State<ControlPlane>, Path((kind, name)): Path<(String, String)>, headers: HeaderMap) -> Result<Json<ApplyReply>, Problem> {
+    delete(&control, key_of(&kind, None, &name)?, &headers).await
+}
+
+async fn delete(control: &ControlPlane, key: DocumentKey, headers: &HeaderMap) -> Result<Json<ApplyReply>, Problem> {
+    stored(control, &key)?;
+    let if_match = precondition(headers)?.map(|precondition| (key.clone(), precondition));
+    let applied = control.delete(vec![key], ApplyOptions { dry_run: false, if_match }).await?;
+    Ok(Json(reply(applied, false)))
+}
+
+/// The key of a document named by a path.
+fn key_of(kind: &str, namespace: Option<&str>, name: &str) -> Result<DocumentKey, Problem> {
+    let kind = kind_of(kind)?;
+    match (kind.namespaced(), namespace) {
+        (true, None) => return Err(Problem::bad_request(format_args!("{kind} documents live in a namespace: /api/v1/namespaces/NAMESPACE/{}/{name}", kind.plural()))),
+        (false, Some(_)) => return Err(Problem::bad_request(format_args!("{kind} documents have no namespace: /api/v1/{}/{name}", kind.plural()))),
+        _ => {}
+    }
+    let namespace = namespace.map(namespace_of).transpose()?;
+    let name = ResourceName::parse(name).map_err(|bad| Problem::bad_request(format_args!("name: {bad}")))?;
+    Ok(DocumentKey { kind, namespace, name })
+}
+
+fn kind_of(word: &str) -> Result<Kind, Problem> {
+    Kind::from_word(word).ok_or_else(|| {
+        let lower = word.to_lowercase();
+        let known: Vec<String> = Kind::words().map(str::to_lowercase).collect();
+        let near = nearest(&lower, known.iter().map(String::as_str)).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        let shown: String = word.chars().take(80).collect();
+        Problem::not_found(format_args!("kind {shown:?}{near}"))
+    })
+}
+
+fn namespace_of(text: &str) -> Result<Namespace, Problem> {
+    Namespace::parse(text).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))
+}
+
+/// What `If-Match` and `If-None-Match` ask of a change.
+fn precondition(headers: &HeaderMap) -> Result<Option<Precondition>, Problem> {
+    let wanted = tags(headers, &header::IF_MATCH)?;
+    let unwanted = tags(headers, &header::IF_NONE_MATCH)?;
+    match (wanted, unwanted) {
+        (None, None) => Ok(None),
+        (Some(Tags::Any), None) => Ok(Some(Precondition::Present)),
+        (None, Some(Tags::Any)) => Ok(Some(Precondition::Absent)),
+        (Some(Tags::These(mut versions)), None) if versions.len() == 1 => Ok(versions.pop().map(Precondition::Version)),
+        _ => Err(Problem::bad_request("found a combination that is not supported, expected If-Match with one ETag or *, or If-None-Match: *")),
+    }
+}
+
+/// Entity tags of a header.
+enum Tags {
+    Any,
+    These(Vec<String>),
+}
+
+impl Tags {
+    fn holds(&self, version: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::These(versions) => versions.iter().any(|known| known == version),
+        }
+    }
+}
+
+fn tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<Tags>, Problem> {
+    let mut versions = Vec::new();
+    let mut present = false;
+    for value in headers.get_all(name) {
+        present = true;
+        let text = value.to_str().unwrap_or_default().trim();
+        if text == "*" {
+            return Ok(Some(Tags::Any));
+        }
+        for tag in text.split(',').map(str::trim) {
+            let strong = tag.strip_prefix("W/").unwrap_or(tag);
+            let version = strong.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+            let version = version.ok_or_else(|| Problem::bad_request(format_args!("{name}: found {tag:?}, expected an ETag in quotes, or *")))?;
+            versions.push(version.to_owned());
+        }
+    }
+    Ok(present.then_some(Tags::These(versions)))
+}
+
+fn etag(version: &str) -> Result<HeaderValue, Problem> {
+    HeaderValue::from_str(&format!("\"{version}\"")).map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "a version is not text"))
+}
+
+/// The body, when it could be read whole.
+pub(super) fn read_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format_args!("the body is larger than {} MiB; apply fewer files at a time", super::MAX_BODY >> 20)),
+        _ => Problem::bad_request(rejection.body_text()),
+    })
+}
+
+/// The body as JSON of a known shape.
+pub(super) fn read_json<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
+    serde_json::from_slice(&read_body(body)?).map_err(|error| Problem::bad_request(format_args!("the body is not what is expected here: {error}; /openapi.json shows the shape")))
+}

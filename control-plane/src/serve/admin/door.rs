@@ -1,0 +1,79 @@
+//! Who may come in, how many at once, and what is counted: everything around the handlers.
+
+use std::time::{Duration, Instant};
+
+use axum::BoxError;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, Method, StatusCode, header};
+
+use super::shapes::Problem;
+use crate::control::ControlPlane;
+
+/// Longest bearer token that is looked at.
+const MAX_TOKEN: usize = 256;
+
+/// Requests answered at once; more are told to come back.
+pub(super) const MAX_AT_ONCE: usize = 64;
+/// Longest time for one answer.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// Lets in whoever has an admin token.
+pub(super) async fn only_with_a_token(State(control): State<ControlPlane>, request: Request, next: Next) -> Response {
+    let refused = match bearer(request.headers()) {
+        Some(token) if control.check_admin_token(token) => return next.run(request).await,
+        Some(_) => Problem::new(StatusCode::UNAUTHORIZED, "token_invalid", "this admin token is not known here"),
+        None => Problem::new(StatusCode::UNAUTHORIZED, "token_missing", "an admin token is needed: Authorization: Bearer TOKEN"),
+    };
+    control.metrics().admin_refused("token");
+    refused.into_response()
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() {
+        return None;
+    }
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.len() <= MAX_TOKEN).then_some(token)
+}
+
+/// Counts every answer by route template, and writes down who changed something.
+pub(super) async fn counted(State(control): State<ControlPlane>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let method = known(request.method());
+    let path = request.uri().path().to_owned();
+    let response = next.run(request).await;
+    let (status, took) = (response.status().as_u16(), started.elapsed());
+    control.metrics().admin_answered(route, method, status, took);
+    if method != "GET" {
+        tracing::info!(method, path, status, milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "admin");
+    }
+    response
+}
+
+/// A method a client made up does not become a label.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET | Method::HEAD => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
+
+/// What tower's limits refuse, as a problem.
+pub(super) async fn beyond_limits(State(control): State<ControlPlane>, error: BoxError) -> Problem {
+    if error.is::<tower::timeout::error::Elapsed>() {
+        control.metrics().admin_refused("timeout");
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", format_args!("no answer within {} s; what was asked for may still happen", ANSWER_WITHIN.as_secs()));
+    }
+    control.metrics().admin_refused("overload");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overload", format_args!("{MAX_AT_ONCE} requests are being answered already; try again in a moment"))
+}

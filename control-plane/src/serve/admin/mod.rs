@@ -1,0 +1,127 @@
+//! The admin API on port 15014: documents, and what the control plane knows, for people and programs with an admin token.
+//!
+//! A request passes from the outside in: counted, every error a problem, body limit, token, overload, time limit, handler. Only
+//! `/healthz`, `/metrics` and `/openapi.json` need no token.
+
+mod documents;
+mod door;
+mod instances;
+mod problem;
+pub mod shapes;
+#[cfg(test)]
+mod tests;
+mod views;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::error_handling::HandleErrorLayer;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use http::{HeaderValue, header};
+use tower::ServiceBuilder;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use problem::PROBLEM_JSON;
+
+use crate::control::ControlPlane;
+use crate::metrics::Reading;
+use shapes::Problem;
+
+/// Largest body: every file of a large mesh in one apply.
+pub(crate) const MAX_BODY: usize = 64 << 20;
+
+/// The whole admin API over `control`.
+pub fn router(control: ControlPlane) -> Router {
+    let (api, description) = api().split_for_parts();
+    let description: Arc<str> = description.to_json().unwrap_or_default().into();
+    let shared = control.clone();
+    let within_limits = ServiceBuilder::new()
+        .layer(HandleErrorLayer::new(move |error| door::beyond_limits(State(shared.clone()), error)))
+        .load_shed()
+        .layer(GlobalConcurrencyLimitLayer::new(door::MAX_AT_ONCE))
+        .timeout(door::ANSWER_WITHIN);
+    let api = api.layer(within_limits).layer(from_fn_with_state(control.clone(), door::only_with_a_token));
+    let open = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(metrics))
+        .route("/openapi.json", get(move || openapi(Arc::clone(&description))));
+    api.merge(open)
+        .layer(CatchPanicLayer::new())
+        .layer(DefaultBodyLimit::disable())
+        .layer(RequestBodyLimitLayer::new(MAX_BODY))
+        .layer(from_fn(problem::every_error_is_a_problem))
+        .layer(from_fn_with_state(control.clone(), door::counted))
+        .with_state(control)
+}
+
+/// Every route that needs a token, with its description.
+fn api() -> OpenApiRouter<ControlPlane> {
+    OpenApiRouter::with_openapi(introduction())
+        .routes(routes!(documents::apply))
+        .routes(routes!(documents::list))
+        .routes(routes!(documents::list_namespaced))
+        .routes(routes!(documents::list_global))
+        .routes(routes!(documents::get_namespaced, documents::put_namespaced, documents::delete_namespaced))
+        .routes(routes!(documents::get_global, documents::put_global, documents::delete_global))
+        .routes(routes!(instances::put, instances::delete))
+        .routes(routes!(instances::bulk))
+        .routes(routes!(views::version))
+        .routes(routes!(views::proxies))
+        .routes(routes!(views::epoch))
+        .routes(routes!(views::services))
+        .routes(routes!(views::service))
+        .routes(routes!(views::usage))
+        .routes(routes!(views::create_token, views::list_tokens))
+}
+
+fn introduction() -> OpenApi {
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The text of STATE-DIR/admin.token, or of `equerry token create admin`")).build();
+    let info = InfoBuilder::new()
+        .title("Equerry admin API")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some("Documents, and what the control plane knows. Every error is application/problem+json (RFC 9457)."));
+    OpenApiBuilder::new()
+        .info(info.build())
+        .components(Some(ComponentsBuilder::new().security_scheme("adminToken", SecurityScheme::Http(bearer)).build()))
+        .security(Some([SecurityRequirement::new("adminToken", Vec::<String>::new())]))
+        .build()
+}
+
+async fn openapi(description: Arc<str>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], description.to_string())
+}
+
+/// Alive: it answers, and what it serves was read from its store.
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+async fn metrics(State(control): State<ControlPlane>) -> Result<impl IntoResponse, Problem> {
+    let text = control.metrics().text(reading(&control));
+    let text = text.map_err(|error| Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, "internal", error))?;
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], text))
+}
+
+fn reading(control: &ControlPlane) -> Reading {
+    let (proxies, instances) = (control.proxies(), control.instances());
+    let connected = proxies.iter().filter(|proxy| proxy.connected).count();
+    let healthy = instances.iter().filter(|instance| instance.registration.healthy).count();
+    Reading {
+        epoch: control.epoch(),
+        documents: control.truth().documents.len(),
+        connected,
+        away: proxies.len() - connected,
+        behind: proxies.iter().filter(|proxy| proxy.connected && proxy.acked_epoch < proxy.wanted_epoch).count(),
+        healthy,
+        unhealthy: instances.len() - healthy,
+    }
+}

@@ -1,0 +1,99 @@
+//! Every refusal of the admin API, as problem+json (RFC 9457): a word for programs, a sentence for people.
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use equerry_policies::complaint::Complaint;
+use http::{HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+
+use super::shapes::Problem;
+
+/// The media type of every error.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+/// Longest text of a framework's own error that is quoted.
+const MAX_QUOTED: usize = 4096;
+
+impl Problem {
+    /// A refusal with `status`; `reason` is for programs, `detail` says what happened and what to do.
+    pub fn new(status: StatusCode, reason: &str, detail: impl std::fmt::Display) -> Self {
+        Self {
+            kind: "about:blank".to_owned(),
+            title: status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: status.as_u16(),
+            reason: reason.to_owned(),
+            detail: detail.to_string(),
+            complaints: Vec::new(),
+        }
+    }
+
+    /// Documents with mistakes.
+    pub fn invalid(complaints: Vec<Complaint>) -> Self {
+        let count = complaints.len();
+        let plural = if count == 1 { "" } else { "s" };
+        let first = complaints.first().map(Complaint::line).unwrap_or_default();
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", format_args!("{count} mistake{plural}, nothing was changed; the first: {first}"));
+        problem.complaints = complaints;
+        problem
+    }
+
+    /// Something that is not there.
+    pub fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format_args!("there is no {what}"))
+    }
+
+    /// A request that cannot be understood.
+    pub fn bad_request(detail: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"equerry\""));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// Turns the errors that axum and tower-http write themselves (no such route, wrong method, too large, panic) into
+/// problems.
+pub(super) async fn every_error_is_a_problem(request: Request, next: Next) -> Response {
+    let place = format!("{} {}", request.method(), request.uri().path());
+    let response = next.run(request).await;
+    let status = response.status();
+    let ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(PROBLEM_JSON.as_bytes()));
+    if ours || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (head, body) = response.into_parts();
+    let problem = match status {
+        StatusCode::NOT_FOUND => Problem::not_found(format_args!("{place} here; /openapi.json lists what there is")),
+        StatusCode::METHOD_NOT_ALLOWED => Problem::new(status, "method_not_allowed", format_args!("{place} is not possible; /openapi.json lists what is")),
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(status, "too_large", format_args!("the body is larger than {} MiB; apply fewer files at a time", super::MAX_BODY >> 20)),
+        StatusCode::INTERNAL_SERVER_ERROR => Problem::new(status, "internal", "the control plane failed to answer; its log says why"),
+        _ => Problem::new(status, "bad_request", quoted(body).await),
+    };
+    let mut answer = problem.into_response();
+    for (name, value) in &head.headers {
+        if *name == header::ALLOW {
+            answer.headers_mut().insert(name, value.clone());
+        }
+    }
+    answer
+}
+
+async fn quoted(body: Body) -> String {
+    match Limited::new(body, MAX_QUOTED).collect().await {
+        Ok(collected) => String::from_utf8_lossy(&collected.to_bytes()).into_owned(),
+        Err(_) => "the request cannot be understood".to_owned(),
+    }
+}

@@ -1,0 +1,317 @@
+//! The admin API in process: a real store and authority in a temporary directory, no socket.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::body::Body;
+use equerry_policies::names::TrustDomain;
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::*;
+use crate::authority::Authority;
+use crate::store::{Store, StoreOptions};
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\n";
+const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: orders, namespace: shop}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules: [{backendRefs: [{name: orders, port: 80}]}]\n";
+const TENANT: &str = "apiVersion: equerry.dev/v1\nkind: Tenant\nmetadata: {name: acme}\nspec:\n  match: [{claim: {name: tenant, value: acme}}]\n  quotas: [{services: [shop/orders], requests: 100, window: 5s}]\n";
+
+/// The API, and a token for it. The directory lives as long as the place.
+struct Place {
+    router: Router,
+    control: ControlPlane,
+    token: String,
+    _dir: tempfile::TempDir,
+}
+
+/// An answer, read whole.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    fn etag(&self) -> String {
+        self.headers[header::ETAG].to_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn is_a_problem(&self, status: StatusCode, reason: &str) -> Value {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        assert_eq!(self.headers[header::CONTENT_TYPE], PROBLEM_JSON);
+        let problem = self.json();
+        assert_eq!((&problem["reason"], &problem["status"]), (&json!(reason), &json!(status.as_u16())), "{problem}");
+        problem
+    }
+}
+
+impl Place {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions::default()).unwrap();
+        let domain = TrustDomain::parse("equerry.local").unwrap();
+        let authority = Authority::open(dir.path(), &domain, Duration::from_secs(3600), SystemTime::now()).unwrap();
+        let control = ControlPlane::restore(store, Arc::new(authority)).await.unwrap();
+        let token = control.create_admin_token("test").await.unwrap();
+        Self { router: router(control.clone()), control, token, _dir: dir }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes().to_vec() }
+    }
+
+    async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        let mut request = Request::builder().method(method).uri(path).header(header::AUTHORIZATION, format!("Bearer {}", self.token));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(body.into()).unwrap()).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.ask(Method::GET, path, &[], Body::empty()).await
+    }
+
+    async fn apply(&self, texts: &[&str], query: &str) -> Answer {
+        let files: Vec<_> = texts.iter().enumerate().map(|(index, text)| json!({"name": format!("{index}.yaml"), "text": text})).collect();
+        self.ask(Method::POST, &format!("/api/v1/apply{query}"), &[], json!({"files": files}).to_string()).await
+    }
+}
+
+fn bare(path: &str) -> Request<Body> {
+    Request::get(path).body(Body::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn nobody_without_a_token_sees_anything_but_health_metrics_and_the_description() {
+    let place = Place::new().await;
+    for path in ["/api/v1/documents", "/api/v1/proxies", "/api/v1/tokens", "/api/v1/namespaces/shop/services/orders", "/api/v1/tenants/acme"] {
+        let answer = place.send(bare(path)).await;
+        answer.is_a_problem(StatusCode::UNAUTHORIZED, "token_missing");
+        assert!(answer.headers[header::WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer"), "{path}");
+    }
+    for wrong in ["Bearer eqa1.AAAA.BBBB", "Basic YTpi", "Bearer", &format!("Bearer {}x", place.token)] {
+        let mut request = bare("/api/v1/proxies");
+        request.headers_mut().insert(header::AUTHORIZATION, wrong.parse().unwrap());
+        assert_eq!(place.send(request).await.status, StatusCode::UNAUTHORIZED, "{wrong}");
+    }
+    let mut twice = bare("/api/v1/proxies");
+    for _ in 0..2 {
+        twice.headers_mut().append(header::AUTHORIZATION, format!("Bearer {}", place.token).parse().unwrap());
+    }
+    assert_eq!(place.send(twice).await.status, StatusCode::UNAUTHORIZED, "two tokens are none");
+    for path in ["/healthz", "/metrics", "/openapi.json"] {
+        assert_eq!(place.send(bare(path)).await.status, StatusCode::OK, "{path}");
+    }
+    assert_eq!(place.get("/api/v1/proxies").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_apply_is_one_epoch_and_an_unchanged_one_is_none() {
+    let place = Place::new().await;
+    let first = place.apply(&[SERVICE, ROUTE], "").await;
+    assert_eq!(first.status, StatusCode::OK, "{}", String::from_utf8_lossy(&first.body));
+    let reply = first.json();
+    assert_eq!(reply["epoch"], 1);
+    assert_eq!(reply["changes"][1]["kind"], "HTTPRoute");
+    assert_eq!(reply["changes"][1]["action"], "created");
+    let again = place.apply(&[SERVICE], "").await.json();
+    assert_eq!((&again["epoch"], &again["changes"][0]["action"]), (&json!(1), &json!("unchanged")));
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
+    let place = Place::new().await;
+    let reply = place.apply(&[SERVICE], "?dryRun=true").await.json();
+    assert_eq!((&reply["dryRun"], &reply["changes"][0]["action"]), (&json!(true), &json!("created")));
+    assert_eq!(place.get("/api/v1/documents").await.json(), json!({"epoch": 0, "items": []}));
+    place.apply(&[SERVICE], "?dryrun=true").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+}
+
+#[tokio::test]
+async fn every_mistake_is_told_with_file_line_and_column_and_nothing_changes() {
+    let place = Place::new().await;
+    let bad = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: ordrs}]\n  rulez: []\n";
+    let problem = place.apply(&[SERVICE, bad, "kind: Nonsense\n"], "").await.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid");
+    let complaints = problem["complaints"].as_array().unwrap();
+    assert!(complaints.len() >= 2, "{problem:#}");
+    for (file, line) in [("1.yaml", 6), ("2.yaml", 1)] {
+        let found = complaints.iter().find(|complaint| complaint["file"] == file && complaint["line"] == line);
+        assert!(found.is_some_and(|complaint| complaint["column"].as_u64() > Some(0)), "{file}:{line} in {problem:#}");
+    }
+    assert_eq!(place.control.epoch(), 0);
+}
+
+#[tokio::test]
+async fn a_document_is_read_and_replaced_only_by_who_knows_its_version() {
+    let place = Place::new().await;
+    let path = "/api/v1/namespaces/shop/services/orders";
+    let created = place.ask(Method::PUT, path, &[("if-none-match", "*")], SERVICE).await;
+    assert_eq!(created.status, StatusCode::CREATED, "{}", String::from_utf8_lossy(&created.body));
+    place.ask(Method::PUT, path, &[("if-none-match", "*")], SERVICE).await.is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+
+    let read = place.get(path).await;
+    assert_eq!(read.etag(), created.etag());
+    assert_eq!(read.json()["metadata"]["name"], "orders");
+    let known = place.ask(Method::GET, path, &[("if-none-match", &read.etag())], Body::empty()).await;
+    assert_eq!((known.status, known.body.len()), (StatusCode::NOT_MODIFIED, 0));
+
+    let mut changed = read.json();
+    changed["spec"]["ports"][0]["targetPort"] = json!(9090);
+    let replaced = place.ask(Method::PUT, path, &[("if-match", &read.etag())], changed.to_string()).await;
+    assert_eq!(replaced.status, StatusCode::OK);
+    assert_ne!(replaced.etag(), read.etag());
+    place.ask(Method::PUT, path, &[("if-match", &read.etag())], changed.to_string()).await.is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+    place.ask(Method::DELETE, path, &[("if-match", &read.etag())], Body::empty()).await.is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+    place.ask(Method::DELETE, path, &[("if-match", "unquoted")], Body::empty()).await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    assert_eq!(place.ask(Method::DELETE, path, &[("if-match", &replaced.etag())], Body::empty()).await.status, StatusCode::OK);
+    place.get(path).await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+}
+
+#[tokio::test]
+async fn a_document_that_another_needs_stays() {
+    let place = Place::new().await;
+    place.apply(&[SERVICE, ROUTE], "").await;
+    let problem = place.ask(Method::DELETE, "/api/v1/namespaces/shop/services/orders", &[], Body::empty()).await;
+    let problem = problem.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid");
+    assert!(!problem["complaints"].as_array().unwrap().is_empty());
+    assert_eq!(place.control.epoch(), 1);
+}
+
+#[tokio::test]
+async fn the_path_and_the_document_must_name_the_same() {
+    let place = Place::new().await;
+    let problem = place.ask(Method::PUT, "/api/v1/namespaces/shop/services/other", &[], SERVICE).await;
+    assert!(problem.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid")["detail"].as_str().unwrap().contains("Service shop/other"));
+    place.ask(Method::PUT, "/api/v1/namespaces/shop/services/orders", &[], format!("{SERVICE}---\n{ROUTE}")).await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    place.get("/api/v1/namespaces/shop/tenants/acme").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    place.get("/api/v1/httproutes/orders").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    let unknown = place.get("/api/v1/namespaces/shop/servces/orders").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    assert!(unknown["detail"].as_str().unwrap().contains("did you mean services?"), "{unknown}");
+}
+
+#[tokio::test]
+async fn documents_are_listed_by_kind_and_namespace_beside_the_routes_of_the_same_name() {
+    let place = Place::new().await;
+    assert_eq!(place.apply(&[SERVICE, ROUTE, TENANT], "").await.status, StatusCode::OK);
+    let names = |answer: Answer| answer.json()["items"].as_array().unwrap().iter().map(|item| item["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(place.get("/api/v1/documents").await).len(), 3);
+    assert_eq!(names(place.get("/api/v1/documents?kind=route").await), ["HTTPRoute"]);
+    assert_eq!(names(place.get("/api/v1/documents?namespace=elsewhere").await).len(), 0);
+    assert_eq!(names(place.get("/api/v1/namespaces/shop/HTTPRoute").await), ["HTTPRoute"]);
+    assert_eq!(names(place.get("/api/v1/tenants").await), ["Tenant"]);
+    assert_eq!(place.get("/api/v1/tenants/acme").await.json()["metadata"]["name"], "acme");
+    let usage = place.get("/api/v1/tenants/acme/usage").await.json();
+    assert_eq!((&usage["quotas"][0]["limit"], &usage["quotas"][0]["windowSeconds"]), (&json!(100), &json!(5)), "{usage}");
+    place.get("/api/v1/tenants/nobody/usage").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    assert_eq!(place.get("/api/v1/services").await.json()["items"][0]["service"], "shop/orders");
+    let near = place.get("/api/v1/services/shop/order").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    assert!(near["detail"].as_str().unwrap().contains("did you mean shop/orders?"));
+}
+
+#[tokio::test]
+async fn instances_are_registered_refused_and_taken_out() {
+    let place = Place::new().await;
+    place.apply(&[SERVICE], "").await;
+    let instance = |account: &str| json!({"account": account, "labels": {"app": "orders"}, "inbound": "10.0.0.7:15006", "ports": [8080]});
+    let registered = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance("shop/orders").to_string()).await;
+    assert_eq!(registered.json(), json!({"instance": "shop/orders-1", "services": ["shop/orders"]}));
+    let stranger = place.ask(Method::PUT, "/api/v1/instances/orders-2", &[], instance("shop/frontend").to_string()).await;
+    assert!(stranger.is_a_problem(StatusCode::FORBIDDEN, "not_listed")["detail"].as_str().unwrap().contains("shop/orders"));
+    let held = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance("shop/frontend").to_string()).await;
+    assert!(held.status.is_client_error());
+
+    let mut second = instance("shop/orders");
+    second["id"] = json!("orders-2");
+    let mut third = instance("shop/frontend");
+    third["id"] = json!("orders-3");
+    let bulk = place.ask(Method::POST, "/api/v1/instances:bulk", &[], json!({"instances": [second, third]}).to_string()).await.json();
+    assert_eq!(bulk["items"][0]["services"], json!(["shop/orders"]), "{bulk}");
+    assert!(bulk["items"][1]["refused"].is_string());
+
+    let service = place.get("/api/v1/services/shop/orders").await.json();
+    assert_eq!((&service["healthy"], &service["total"]), (&json!(2), &json!(2)));
+    assert_eq!(place.ask(Method::DELETE, "/api/v1/instances/orders-1?namespace=shop", &[], Body::empty()).await.status, StatusCode::NO_CONTENT);
+    place.ask(Method::DELETE, "/api/v1/instances/orders-1?namespace=shop", &[], Body::empty()).await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+}
+
+#[tokio::test]
+async fn a_token_is_shown_once_and_an_admin_token_lets_in() {
+    let place = Place::new().await;
+    let join = place.ask(Method::POST, "/api/v1/tokens", &[], json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 1}).to_string()).await;
+    assert_eq!(join.status, StatusCode::CREATED);
+    let token = join.json()["token"].as_str().unwrap().to_owned();
+    assert!(token.starts_with("eqj1."));
+    let list = place.get("/api/v1/tokens").await;
+    assert_eq!(list.json()["items"][0]["account"], "shop/orders");
+    let secret = token.split('.').nth(2).unwrap();
+    assert!(!String::from_utf8_lossy(&list.body).contains(secret));
+    for wrong in [json!({"kind": "join", "namespace": "Shop", "account": "orders", "ttlSeconds": 1}), json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 0}), json!({"kind": "root"})] {
+        place.ask(Method::POST, "/api/v1/tokens", &[], wrong.to_string()).await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    }
+    let admin = place.ask(Method::POST, "/api/v1/tokens", &[], json!({"kind": "admin", "name": "ada"}).to_string()).await.json();
+    let mut request = bare("/api/v1/version");
+    request.headers_mut().insert(header::AUTHORIZATION, format!("bearer {}", admin["token"].as_str().unwrap()).parse().unwrap());
+    assert_eq!(place.send(request).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_epoch_that_is_not_made_yet_is_not_found() {
+    let place = Place::new().await;
+    assert_eq!(place.get("/api/v1/epochs/0").await.json(), json!({"epoch": 0, "complete": true, "proxies": []}));
+    place.get("/api/v1/epochs/1").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    place.get("/api/v1/epochs/x").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+}
+
+#[tokio::test]
+async fn what_is_too_large_or_nowhere_is_a_problem_too() {
+    let place = Place::new().await;
+    let huge = place.ask(Method::POST, "/api/v1/apply", &[], vec![b' '; MAX_BODY + 1]).await;
+    huge.is_a_problem(StatusCode::PAYLOAD_TOO_LARGE, "too_large");
+    let ten_megabytes = "#".repeat(10 << 20);
+    let problem = place.apply(&[&ten_megabytes], "").await.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid");
+    assert!(problem["detail"].as_str().unwrap().contains("1 MiB"), "{problem}");
+    place.get("/api/v2/nothing").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    let wrong = place.ask(Method::DELETE, "/api/v1/apply", &[], Body::empty()).await;
+    assert!(wrong.status == StatusCode::METHOD_NOT_ALLOWED || wrong.status == StatusCode::NOT_FOUND, "{}", wrong.status);
+    assert_eq!(wrong.headers[header::CONTENT_TYPE], PROBLEM_JSON);
+    place.ask(Method::POST, "/api/v1/apply", &[], "not json").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+}
+
+#[tokio::test]
+async fn metrics_count_by_route_template_and_never_by_what_a_client_wrote() {
+    let place = Place::new().await;
+    place.get("/api/v1/namespaces/evil-name/services/evil-name").await;
+    place.send(bare("/evil-name")).await;
+    let mut request = bare("/api/v1/proxies");
+    *request.method_mut() = Method::from_bytes(b"EVIL").unwrap();
+    place.send(request).await;
+    let text = String::from_utf8(place.send(bare("/metrics")).await.body).unwrap();
+    assert!(text.contains("equerry_control_plane_admin_request_duration_seconds_count{code=\"404\",method=\"GET\",route=\"/api/v1/namespaces/{namespace}/{kind}/{name}\"} 1"), "{text}");
+    assert!(!text.to_lowercase().contains("evil"), "{text}");
+}
+
+#[tokio::test]
+async fn the_description_is_openapi_3_1_and_names_every_route() {
+    let place = Place::new().await;
+    let description = place.send(bare("/openapi.json")).await.json();
+    assert!(description["openapi"].as_str().unwrap().starts_with("3.1"), "{}", description["openapi"]);
+    for path in [
+        "/api/v1/namespaces/{namespace}/{kind}/{name}", "/api/v1/{kind}/{name}", "/api/v1/apply", "/api/v1/instances/{id}", "/api/v1/instances:bulk", "/api/v1/services",
+        "/api/v1/services/{namespace}/{name}", "/api/v1/proxies", "/api/v1/epochs/{epoch}", "/api/v1/tenants/{name}/usage", "/api/v1/tokens",
+    ] {
+        assert!(description["paths"][path].is_object(), "{path}");
+    }
+    assert_eq!(description["components"]["securitySchemes"]["adminToken"]["scheme"], "bearer");
+    assert!(description["components"]["schemas"]["Problem"]["properties"]["complaints"].is_object());
+}
