@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{AccountName, InstanceId, Namespace, ServiceName, nearest};
 use crate::policy::{
-    AuthorizationPolicy, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin, PeerAuthentication, Quota, Service,
-    ServicePort, StaticEndpoints, Target, Tenant, TrafficPolicy,
+    AuthorizationPolicy, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin, PeerAuthentication, Quota,
+    Service, ServicePort, StaticEndpoints, Target, Tenant, TrafficPolicy,
 };
 
 /// A part of a workload's policy, with the application ports it holds on.
@@ -185,15 +185,11 @@ pub fn nearest_service<'m>(meaning: &'m Meaning, service: &ServiceName) -> Optio
     if let Some(near) = near {
         return same.into_iter().find(|s| s.name.as_str() == near);
     }
-    meaning
-        .services
-        .keys()
-        .find(|s| s.name == service.name)
-        .or_else(|| {
-            let names: Vec<String> = meaning.services.keys().map(ToString::to_string).collect();
-            let near = nearest(&service.to_string(), names.iter().map(String::as_str))?;
-            meaning.services.keys().find(|s| s.to_string() == near)
-        })
+    meaning.services.keys().find(|s| s.name == service.name).or_else(|| {
+        let names: Vec<String> = meaning.services.keys().map(ToString::to_string).collect();
+        let near = nearest(&service.to_string(), names.iter().map(String::as_str))?;
+        meaning.services.keys().find(|s| s.to_string() == near)
+    })
 }
 
 fn selects(service: &Service, namespace: &Namespace, labels: &Labels) -> bool {
@@ -211,7 +207,8 @@ fn is_member(service: &Service, account: &AccountName, labels: &Labels) -> bool 
 /// Everything one workload's proxy enforces at its inbound. A Service that selects the workload without listing its
 /// account leaves it out.
 pub fn workload(meaning: &Meaning, facts: &WorkloadFacts) -> WorkloadView {
-    let services: Vec<&Service> = meaning.services.values().filter(|s| is_member(s, &facts.account, &facts.labels)).collect();
+    let services: Vec<&Service> =
+        meaning.services.values().filter(|s| is_member(s, &facts.account, &facts.labels)).collect();
     let scope = Scope { facts, services: &services };
     let mut tokens = Vec::new();
     for document in meaning.tokens.values() {
@@ -241,8 +238,12 @@ pub fn workload(meaning: &Meaning, facts: &WorkloadFacts) -> WorkloadView {
 }
 
 fn tenant_view(tenant: &Tenant, scope: &Scope<'_>) -> TenantView {
-    let counted = |quota: &Quota| Some(Scoped { ports: Some(scope.member_ports(&quota.services)?), policy: quota.clone() });
-    TenantView { quotas: tenant.quotas.iter().filter_map(counted).collect(), tenant: Tenant { quotas: Vec::new(), ..tenant.clone() } }
+    let counted =
+        |quota: &Quota| Some(Scoped { ports: Some(scope.member_ports(&quota.services)?), policy: quota.clone() });
+    TenantView {
+        quotas: tenant.quotas.iter().filter_map(counted).collect(),
+        tenant: Tenant { quotas: Vec::new(), ..tenant.clone() },
+    }
 }
 
 /// Answers where a target holds at one workload.
@@ -293,7 +294,8 @@ fn peer(meaning: &Meaning, facts: &WorkloadFacts) -> (MtlsMode, Vec<(u16, MtlsMo
         .find_map(|scope| strictest(scope.iter().filter_map(|p| p.mode).collect()))
         .unwrap_or(meaning.mesh.mtls);
     let ports: BTreeSet<u16> = selected.iter().flat_map(|p| p.ports.keys().copied()).collect();
-    let port_mode = |port: u16| Some((port, strictest(selected.iter().filter_map(|p| p.ports.get(&port).copied()).collect())?));
+    let port_mode =
+        |port: u16| Some((port, strictest(selected.iter().filter_map(|p| p.ports.get(&port).copied()).collect())?));
     (mode, ports.into_iter().filter_map(port_mode).collect())
 }
 
@@ -302,8 +304,10 @@ pub fn destination(meaning: &Meaning, name: &ServiceName, caller: &Namespace) ->
     let service = meaning.services.get(name)?;
     let routes = routes(meaning, service, caller);
     let traffic = meaning.traffic.values().find(|t| t.services.contains(name)).cloned().unwrap_or_default();
-    let mut backends: BTreeSet<ServiceName> =
-        routes.iter().flat_map(|r| r.rules.iter().flat_map(|rule| rule.backends.iter().map(|b| b.service.clone()))).collect();
+    let mut backends: BTreeSet<ServiceName> = routes
+        .iter()
+        .flat_map(|r| r.rules.iter().flat_map(|rule| rule.backends.iter().map(|b| b.service.clone())))
+        .collect();
     backends.insert(name.clone());
     Some(DestinationView {
         service: name.clone(),
@@ -323,7 +327,11 @@ fn routes(meaning: &Meaning, service: &Service, caller: &Namespace) -> Vec<HttpR
     let name = &service.name;
     let attached = |route: &HttpRoute| -> BTreeSet<u16> {
         let parents = route.parents.iter().filter(|(parent, _)| parent == name);
-        parents.flat_map(|(_, port)| service.ports.iter().map(|p| p.port).filter(move |p| port.is_none_or(|own| own == *p))).collect()
+        parents
+            .flat_map(|(_, port)| {
+                service.ports.iter().map(|p| p.port).filter(move |p| port.is_none_or(|own| own == *p))
+            })
+            .collect()
     };
     let holds = |route: &&HttpRoute| route.name.namespace == name.namespace || route.name.namespace == *caller;
     let consumed: BTreeSet<u16> = if *caller == name.namespace {
@@ -372,7 +380,9 @@ fn static_endpoints<'a>(
         let ports: Vec<(u16, SocketAddr)> = slice
             .ports
             .iter()
-            .filter_map(|(name, port)| Some((service_port(service, name.as_deref())?.port, SocketAddr::new(*address, *port))))
+            .filter_map(|(name, port)| {
+                Some((service_port(service, name.as_deref())?.port, SocketAddr::new(*address, *port)))
+            })
             .collect();
         let (_, first) = ports.first()?;
         let address = match address {

@@ -1,6 +1,11 @@
 //! Files that must be refused, beside the exact words a person sees; files that must be accepted, beside what they mean;
 //! examples, which must stay true. EQUERRY_BLESS=1 writes down what is seen now: read the difference before committing it.
-#![allow(clippy::disallowed_methods, reason = "tests read the files they are about")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests read the files they are about, and fail by panic"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -122,7 +127,8 @@ fn every_accepted_file_and_example_survives_the_store_and_is_cut_and_compiled() 
     for path in files("tests/accepted", "yaml").into_iter().chain(files("examples", "yaml")) {
         match understand(&path) {
             Ok((documents, meaning)) => {
-                let stored: Vec<Document> = documents.iter().map(|d| Document::from_json(&d.to_json()).unwrap()).collect();
+                let stored: Vec<Document> =
+                    documents.iter().map(|d| Document::from_json(&d.to_json()).unwrap()).collect();
                 assert_eq!(stored, documents, "{}", path.display());
                 let again = interpret::interpret(&stored).unwrap_or_else(|c| panic!("{}", in_words(&c)));
                 assert_eq!(again.services.len(), meaning.services.len());
@@ -156,6 +162,16 @@ fn everybodys_view(meaning: &Meaning) {
             compile::destination(&cut).unwrap_or_else(|c| panic!("{}", in_words(&c)));
         }
     }
+}
+
+#[test]
+fn the_documents_of_the_demo_are_one_set() {
+    let mut reading = Reading::default();
+    for path in files("examples/demo", "yaml") {
+        reading.add(&name(&path), &std::fs::read_to_string(&path).unwrap(), &document::default_namespace());
+    }
+    assert!(reading.complaints.is_empty(), "{}", in_words(&reading.complaints));
+    everybodys_view(&interpret::interpret(&reading.documents).unwrap_or_else(|c| panic!("{}", in_words(&c))));
 }
 
 #[test]

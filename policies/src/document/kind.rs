@@ -30,8 +30,20 @@ pub enum Kind {
 
 /// Kinds known from the standards or planned here that this version does not read.
 pub(crate) const UNBUILT: &[&str] = &[
-    "GRPCRoute", "TCPRoute", "TLSRoute", "UDPRoute", "BackendTLSPolicy", "ReferenceGrant", "Gateway", "GatewayClass",
-    "ListenerSet", "RateLimitPolicy", "FaultInjection", "Telemetry", "PolicyTest", "List",
+    "GRPCRoute",
+    "TCPRoute",
+    "TLSRoute",
+    "UDPRoute",
+    "BackendTLSPolicy",
+    "ReferenceGrant",
+    "Gateway",
+    "GatewayClass",
+    "ListenerSet",
+    "RateLimitPolicy",
+    "FaultInjection",
+    "Telemetry",
+    "PolicyTest",
+    "List",
 ];
 
 impl Kind {

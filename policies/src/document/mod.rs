@@ -25,6 +25,9 @@ use crate::policy::{Labels, Origin};
 /// Largest file, in bytes: what Kubernetes' API accepts as one object is about as large.
 pub const MAX_FILE: usize = 1 << 20;
 
+/// After so many mistakes in one file, or one document, the rest of it is not looked at.
+const MAX_COMPLAINTS: usize = 200;
+
 /// What names a document among all documents.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DocumentKey {
@@ -82,7 +85,18 @@ impl Reading {
             return;
         }
         let source = Arc::new(Source::new(file, text));
+        let before = self.complaints.len();
         for root in node::read(&source, &mut self.complaints) {
+            if self.complaints.len() - before > MAX_COMPLAINTS {
+                let found = format!("more than {MAX_COMPLAINTS} mistakes in this file");
+                self.complaints.push(source.complaint(
+                    root.mark,
+                    String::new(),
+                    found,
+                    "fewer: the rest was not read".into(),
+                ));
+                break;
+            }
             match Document::from_node(root, Some(Arc::clone(&source)), namespace) {
                 Ok(document) => self.documents.push(document),
                 Err(mut complaints) => self.complaints.append(&mut complaints),
@@ -143,7 +157,10 @@ impl Document {
         let mut metadata = serde_json::Map::new();
         for (key, labels) in [("annotations", self.annotations()), ("labels", self.labels())] {
             if !labels.is_empty() {
-                metadata.insert(key.into(), labels.into_iter().map(|(k, v)| (k, v.into())).collect::<serde_json::Map<_, _>>().into());
+                metadata.insert(
+                    key.into(),
+                    labels.into_iter().map(|(k, v)| (k, v.into())).collect::<serde_json::Map<_, _>>().into(),
+                );
             }
         }
         metadata.insert("name".into(), self.key.name.as_str().into());
@@ -224,7 +241,12 @@ struct Envelope<'d> {
 impl Envelope<'_> {
     fn read(&mut self, default: &Namespace) -> Option<DocumentKey> {
         if !matches!(self.root.value, Value::Map(_)) {
-            self.complain(self.root, "", self.root.in_words(), "a document: a map with apiVersion, kind, metadata and spec");
+            self.complain(
+                self.root,
+                "",
+                self.root.in_words(),
+                "a document: a map with apiVersion, kind, metadata and spec",
+            );
             return None;
         }
         let kind = self.kind();
@@ -269,13 +291,23 @@ impl Envelope<'_> {
             (true, Some(node)) => self.parse(node, "metadata.namespace", Namespace::parse).map(Some),
             (false, None) => Some(None),
             (false, Some(node)) => {
-                self.complain(node, "metadata.namespace", node.in_words(), "no namespace: this kind holds for the whole mesh");
+                self.complain(
+                    node,
+                    "metadata.namespace",
+                    node.in_words(),
+                    "no namespace: this kind holds for the whole mesh",
+                );
                 Some(None)
             }
         }
     }
 
-    fn parse<T>(&mut self, node: &Node, key: &str, parse: impl Fn(&str) -> Result<T, crate::names::BadName>) -> Option<T> {
+    fn parse<T>(
+        &mut self,
+        node: &Node,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, crate::names::BadName>,
+    ) -> Option<T> {
         let Some(text) = node.text() else {
             self.complain(node, key, node.in_words(), "a text; a number must be in quotes");
             return None;

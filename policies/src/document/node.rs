@@ -4,7 +4,7 @@
 //! keys, tags and odd keys are noted and stepped over, and after a syntax error reading goes on at the next document.
 //! Budgets bound depth, nodes and text, aliases expanded, so that a small file cannot become a large tree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_saphyr::granit_parser::{self, Event, Parser, ScalarStyle, ScanError, Span};
@@ -18,8 +18,8 @@ const MAX_NODES: usize = 400_000;
 const MAX_TEXT: usize = 4 * super::MAX_FILE;
 /// Nested lists and maps.
 const MAX_DEPTH: usize = 64;
-/// After this many complaints about syntax the rest of the file is not read.
-const MAX_SYNTAX_COMPLAINTS: usize = 100;
+/// After this many complaints the rest of the file is not read.
+const MAX_COMPLAINTS: usize = 100;
 
 /// A place in a file: line and column counted from 1 (0: unknown), and how many characters stand there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -124,7 +124,11 @@ impl Node {
             Json::Array(items) => Value::List(items.iter().map(Self::from_json).collect()),
             Json::Object(map) => Value::Map(
                 map.iter()
-                    .map(|(key, value)| Entry { key: key.as_str().into(), mark: Mark::default(), value: Self::from_json(value) })
+                    .map(|(key, value)| Entry {
+                        key: key.as_str().into(),
+                        mark: Mark::default(),
+                        value: Self::from_json(value),
+                    })
                     .collect(),
             ),
         };
@@ -149,9 +153,18 @@ pub(crate) fn read(source: &Source, complaints: &mut Vec<Complaint>) -> Vec<Node
         block_nesting_limit: MAX_DEPTH,
     };
     let mut parser = Parser::new_from_str_with_options(source.text(), options);
-    let mut reader = Reader { source, complaints, open: Vec::new(), anchors: HashMap::new(), done: None, nodes: 0, text: 0 };
+    let mut reader = Reader {
+        source,
+        complaints,
+        open: Vec::new(),
+        anchors: HashMap::new(),
+        done: None,
+        nodes: 0,
+        text: 0,
+        told: 0,
+    };
     let mut documents = Vec::new();
-    while let Some(next) = parser.next_event() {
+    while let Some(next) = parser.next_event().filter(|_| reader.told <= MAX_COMPLAINTS) {
         let step = next.map_err(Stop::Syntax).and_then(|(event, span)| reader.take(event, span));
         match step {
             Ok(finished) => documents.extend(finished.filter(|node| node.value != Value::Null)),
@@ -159,7 +172,7 @@ pub(crate) fn read(source: &Source, complaints: &mut Vec<Complaint>) -> Vec<Node
             Err(Stop::Syntax(error)) => {
                 reader.syntax(&error);
                 reader.forget();
-                if reader.complaints.len() > MAX_SYNTAX_COMPLAINTS || !matches!(parser.proceed_next_document(), Ok(true)) {
+                if !matches!(parser.proceed_next_document(), Ok(true)) {
                     break;
                 }
             }
@@ -181,6 +194,8 @@ struct Open {
     anchor: usize,
     /// In a map: the key whose value comes next. `None` where the key was refused: its value is dropped.
     key: Option<Option<(Arc<str>, Mark)>>,
+    /// In a map: the keys so far.
+    keys: HashSet<Arc<str>>,
 }
 
 struct Reader<'s, 'c> {
@@ -192,6 +207,8 @@ struct Reader<'s, 'c> {
     done: Option<Node>,
     nodes: usize,
     text: usize,
+    /// Complaints so far.
+    told: usize,
 }
 
 impl Reader<'_, '_> {
@@ -231,13 +248,24 @@ impl Reader<'_, '_> {
             self.complain(mark, "lists and maps nested deeper than this".into(), format!("at most {MAX_DEPTH} levels"));
             return Err(Stop::Budget);
         }
-        self.open.push(Open { node: Node { value, mark: Mark { length: 1, ..mark } }, anchor, key: None });
+        self.open.push(Open {
+            node: Node { value, mark: Mark { length: 1, ..mark } },
+            anchor,
+            key: None,
+            keys: HashSet::new(),
+        });
         Ok(())
     }
 
     fn alias(&mut self, anchor: usize, mark: Mark) -> Result<(), Stop> {
-        let Some((node, nodes, text)) = self.anchors.get(&anchor).map(|(node, nodes, text)| (node.clone(), *nodes, *text)) else {
-            self.complain(mark, "an alias to the list or map it stands in".into(), "an alias to something that ends before it".into());
+        let Some((node, nodes, text)) =
+            self.anchors.get(&anchor).map(|(node, nodes, text)| (node.clone(), *nodes, *text))
+        else {
+            self.complain(
+                mark,
+                "an alias to the list or map it stands in".into(),
+                "an alias to something that ends before it".into(),
+            );
             self.finish(Node { value: Value::Null, mark }, 0);
             return Ok(());
         };
@@ -283,12 +311,12 @@ impl Reader<'_, '_> {
                 return None;
             }
         };
-        if let Some(Value::Map(entries)) = self.open.last().map(|open| &open.node.value)
-            && let Some(first) = entries.iter().find(|entry| entry.key == key)
+        if let Some(open) = self.open.last_mut()
+            && !open.keys.insert(Arc::clone(&key))
         {
+            let line = open.node.entry(&key).map_or(0, |first| first.mark.line);
             let found = format!("the key {} a second time", quoted(&key));
-            let expected = format!("each key once; the first is on line {}", first.mark.line);
-            self.complain(node.mark, found, expected);
+            self.complain(node.mark, found, format!("each key once; the first is on line {line}"));
             return None;
         }
         Some((key, node.mark))
@@ -323,10 +351,19 @@ impl Reader<'_, '_> {
 
     fn syntax(&mut self, error: &ScanError) {
         let mark = Mark { line: number(error.marker().line()), column: number(error.marker().col() + 1), length: 1 };
-        self.complain(mark, format!("a mistake of YAML syntax: {}", error.info()), "a document of well-formed YAML or JSON".into());
+        self.complain(
+            mark,
+            format!("a mistake of YAML syntax: {}", error.info()),
+            "a document of well-formed YAML or JSON".into(),
+        );
     }
 
-    fn complain(&mut self, mark: Mark, found: String, expected: String) {
+    fn complain(&mut self, mark: Mark, mut found: String, mut expected: String) {
+        self.told += 1;
+        if self.told > MAX_COMPLAINTS {
+            found = format!("more than {MAX_COMPLAINTS} mistakes in this file");
+            expected = "fewer: the rest was not read".into();
+        }
         self.complaints.push(self.source.complaint(mark, String::new(), found, expected));
     }
 }

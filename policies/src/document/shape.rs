@@ -9,6 +9,9 @@ use super::node::{Entry, Mark, Node, Value, quoted};
 use crate::complaint::{Complaint, NOT_SUPPORTED};
 use crate::names::nearest;
 
+/// After so many complaints about one document the rest is not written down.
+const MAX_COMPLAINTS: usize = 200;
+
 /// The keys of a map.
 pub(crate) struct Shape {
     pub(crate) about: &'static str,
@@ -90,21 +93,45 @@ pub(crate) const fn unbuilt(name: &'static str) -> Field {
 
 /// A key that is accepted and means nothing here.
 pub(crate) const fn ignored(name: &'static str) -> Field {
-    Field { name, need: Need::Ignored, form: Form::Anything, about: "Accepted for Kubernetes' sake; means nothing here." }
+    Field {
+        name,
+        need: Need::Ignored,
+        form: Form::Anything,
+        about: "Accepted for Kubernetes' sake; means nothing here.",
+    }
 }
 
 /// Complaints about one document, gathered while it is read.
 pub(crate) struct Notes<'d> {
     pub(crate) document: &'d Document,
     pub(crate) list: Vec<Complaint>,
+    rest: Complaint,
 }
 
 impl<'d> Notes<'d> {
     pub(crate) fn new(document: &'d Document) -> Self {
-        Self { document, list: Vec::new() }
+        Self { document, list: Vec::new(), rest: Complaint::default() }
     }
 
-    pub(crate) fn complain(&mut self, mark: Mark, path: &str, found: impl Into<String>, expected: impl Into<String>) -> &mut Complaint {
+    pub(crate) fn complain(
+        &mut self,
+        mark: Mark,
+        path: &str,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> &mut Complaint {
+        if self.list.len() == MAX_COMPLAINTS {
+            let found = format!("more than {MAX_COMPLAINTS} mistakes in this document");
+            self.list.push(self.document.complaint(
+                mark,
+                String::new(),
+                found,
+                "fewer: the rest was not written down".into(),
+            ));
+        }
+        if self.list.len() > MAX_COMPLAINTS {
+            return &mut self.rest; // nobody reads it
+        }
         self.list.push(self.document.complaint(mark, path.to_owned(), found.into(), expected.into()));
         let last = self.list.len() - 1;
         &mut self.list[last]
@@ -112,7 +139,8 @@ impl<'d> Notes<'d> {
 
     /// Complains about a known thing that is not built.
     pub(crate) fn unsupported(&mut self, mark: Mark, path: &str, found: impl Into<String>, instead: &str) {
-        let expected = if instead.is_empty() { NOT_SUPPORTED.to_owned() } else { format!("{NOT_SUPPORTED}; {instead}") };
+        let expected =
+            if instead.is_empty() { NOT_SUPPORTED.to_owned() } else { format!("{NOT_SUPPORTED}; {instead}") };
         self.complain(mark, path, found, expected);
     }
 }
@@ -134,6 +162,9 @@ pub(crate) fn check(node: &Node, shape: &Shape, path: &str, notes: &mut Notes<'_
         return;
     };
     for entry in entries {
+        if notes.list.len() > MAX_COMPLAINTS {
+            return;
+        }
         check_entry(entry, shape, path, notes);
     }
     for field in shape.fields {
@@ -149,7 +180,8 @@ fn check_entry(entry: &Entry, shape: &Shape, path: &str, notes: &mut Notes<'_>) 
     match shape.fields.iter().find(|field| field.name == &*entry.key) {
         None => {
             let known = || shape.fields.iter().filter(|f| f.need != Need::Ignored).map(|f| f.name);
-            let built: Vec<_> = shape.fields.iter().filter(|f| matches!(f.need, Need::Must | Need::May)).map(|f| f.name).collect();
+            let built: Vec<_> =
+                shape.fields.iter().filter(|f| matches!(f.need, Need::Must | Need::May)).map(|f| f.name).collect();
             let expected = if built.is_empty() { "no keys".to_owned() } else { format!("one of {}", built.join(", ")) };
             notes.complain(entry.mark, &path, format!("the unknown key {}", quoted(&entry.key)), expected).nearest =
                 nearest(&entry.key, known()).map(str::to_owned);
@@ -158,7 +190,12 @@ fn check_entry(entry: &Entry, shape: &Shape, path: &str, notes: &mut Notes<'_>) 
             Need::Ignored => {}
             // A key left empty by a template must not quietly widen a policy.
             Need::May if entry.value.value == Value::Null => {
-                notes.complain(entry.mark, &path, "nothing", format!("{}; leave the key out to leave it unsaid", in_words(&field.form)));
+                notes.complain(
+                    entry.mark,
+                    &path,
+                    "nothing",
+                    format!("{}; leave the key out to leave it unsaid", in_words(&field.form)),
+                );
             }
             Need::Must if entry.value.value == Value::Null => {} // complained about as missing
             Need::Unbuilt => notes.unsupported(entry.mark, &path, format!("the key {}", field.name), ""),
@@ -203,7 +240,10 @@ fn check_value(node: &Node, form: &Form, path: &str, notes: &mut Notes<'_>) {
         }
         _ => {
             let expected = in_words(form);
-            let hint = matches!((form, &node.value), (Form::Text(_) | Form::Choice(_), Value::Whole(_) | Value::Number(_) | Value::Bool(_)));
+            let hint = matches!(
+                (form, &node.value),
+                (Form::Text(_) | Form::Choice(_), Value::Whole(_) | Value::Number(_) | Value::Bool(_))
+            );
             let expected = if hint { format!("{expected}, in quotes") } else { expected };
             notes.complain(node.mark, path, node.in_words(), expected);
         }

@@ -8,11 +8,14 @@ use crate::complaint::{Complaint, snippet};
 pub(crate) struct Source {
     file: String,
     text: String,
+    /// Where each line begins, so that many complaints about a large file stay cheap.
+    lines: Vec<usize>,
 }
 
 impl Source {
     pub(crate) fn new(file: &str, text: &str) -> Self {
-        Self { file: file.to_owned(), text: text.to_owned() }
+        let starts = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        Self { file: file.to_owned(), text: text.to_owned(), lines: std::iter::once(0).chain(starts).collect() }
     }
 
     pub(crate) fn file(&self) -> &str {
@@ -33,8 +36,15 @@ impl Source {
             found,
             expected,
             nearest: None,
-            snippet: snippet(&self.text, mark.line, mark.column, mark.length),
+            snippet: self.line(mark.line).and_then(|line| snippet(line, mark.line, mark.column, mark.length)),
             document: None,
         }
+    }
+
+    fn line(&self, number: u32) -> Option<&str> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        let start = *self.lines.get(index)?;
+        let end = self.lines.get(index + 1).copied().unwrap_or(self.text.len());
+        self.text.get(start..end).map(|line| line.trim_end_matches(['\n', '\r']))
     }
 }

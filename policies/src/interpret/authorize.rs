@@ -12,9 +12,19 @@ use crate::policy::{Action, AuthorizationPolicy, AuthorizationRule, Condition, O
 const CLAIMS: &str = "request.auth.claims";
 /// Istio's other keys of conditions.
 const UNBUILT_KEYS: &[&str] = &[
-    "request.headers", "source.ip", "remote.ip", "source.namespace", "source.principal", "source.serviceAccount",
-    "request.auth.principal", "request.auth.audiences", "request.auth.presenter", "destination.ip", "destination.port",
-    "connection.sni", "experimental.envoy.filters",
+    "request.headers",
+    "source.ip",
+    "remote.ip",
+    "source.namespace",
+    "source.principal",
+    "source.serviceAccount",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "destination.ip",
+    "destination.port",
+    "connection.sni",
+    "experimental.envoy.filters",
 ];
 const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
@@ -132,7 +142,8 @@ fn operation(at: &At<'_>, notes: &mut Notes<'_>) -> Option<Operation> {
 
 /// A method of no standard: upper-case letters, '-' and '_'. One in lower case would never match anything.
 fn is_own_method(text: &str) -> bool {
-    text.bytes().all(|c| c.is_ascii_uppercase() || matches!(c, b'-' | b'_')) && nearest(text, METHODS.iter().copied()).is_none()
+    text.bytes().all(|c| c.is_ascii_uppercase() || matches!(c, b'-' | b'_'))
+        && nearest(text, METHODS.iter().copied()).is_none()
 }
 
 fn lower(text: &mut crate::policy::StringMatch) {

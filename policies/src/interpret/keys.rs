@@ -31,7 +31,9 @@ pub(super) fn key_set(at: &At<'_>, notes: &mut Notes<'_>) -> Option<String> {
                 complaint.snippet = None;
             }
         }
-        Err(wrong) => at.complain_of(notes, wrong.to_string(), "a JSON Web Key Set with a public key: {\"keys\": [...]}"),
+        Err(wrong) => {
+            at.complain_of(notes, wrong.to_string(), "a JSON Web Key Set with a public key: {\"keys\": [...]}")
+        }
     }
     None
 }

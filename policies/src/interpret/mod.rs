@@ -73,8 +73,13 @@ impl World {
         if found.is_none() {
             let same: Vec<_> = services.keys().filter(|s| s.namespace == name.namespace).collect();
             let elsewhere = services.keys().find(|s| s.name == name.name).map(ToString::to_string);
-            let near = nearest(name.name.as_str(), same.iter().map(|s| s.name.as_str())).map(str::to_owned).or(elsewhere);
-            at.complain_near(notes, format!("the name of a Service that exists in namespace {}", name.namespace), near.as_deref());
+            let near =
+                nearest(name.name.as_str(), same.iter().map(|s| s.name.as_str())).map(str::to_owned).or(elsewhere);
+            at.complain_near(
+                notes,
+                format!("the name of a Service that exists in namespace {}", name.namespace),
+                near.as_deref(),
+            );
         }
         found.map(Option::as_ref)
     }

@@ -7,7 +7,9 @@ use super::World;
 use super::at::At;
 use crate::document::shape::Notes;
 use crate::names::{PolicyName, ServiceName, nearest};
-use crate::policy::{Backend, HeaderMatch, HttpRoute, PathMatch, Retry, RouteMatch, RouteRule, Service, TextMatch, whole_match};
+use crate::policy::{
+    Backend, HeaderMatch, HttpRoute, PathMatch, Retry, RouteMatch, RouteRule, Service, TextMatch, whole_match,
+};
 
 /// Matches in all rules of a route together (Gateway API).
 const MAX_MATCHES: usize = 128;
@@ -27,7 +29,11 @@ pub(super) fn http_route(name: &PolicyName, root: &At<'_>, world: &World, notes:
     let rules = spec.list("rules");
     let matches: usize = rules.iter().map(|rule| rule.list("matches").len()).sum();
     if matches > MAX_MATCHES {
-        spec.get("rules")?.complain_of(notes, format!("{matches} matches"), format!("at most {MAX_MATCHES} in all rules together"));
+        spec.get("rules")?.complain_of(
+            notes,
+            format!("{matches} matches"),
+            format!("at most {MAX_MATCHES} in all rules together"),
+        );
     }
     let mut names = BTreeSet::new();
     for at in rules.iter().filter_map(|rule| rule.get("name")) {
@@ -36,7 +42,12 @@ pub(super) fn http_route(name: &PolicyName, root: &At<'_>, world: &World, notes:
         }
     }
     let rules: Vec<RouteRule> = rules.iter().map(|at| rule(at, name, world, notes)).collect();
-    (!parents.is_empty() && !rules.is_empty()).then(|| HttpRoute { name: name.clone(), parents, rules, origin: root.origin(notes) })
+    (!parents.is_empty() && !rules.is_empty()).then(|| HttpRoute {
+        name: name.clone(),
+        parents,
+        rules,
+        origin: root.origin(notes),
+    })
 }
 
 /// Reads the Service of a parent or backend, and its port. A backend of a Service with several ports must name one.
@@ -110,7 +121,11 @@ fn retry(at: &At<'_>, notes: &mut Notes<'_>) -> Retry {
         }
         codes.push(number);
     }
-    Retry { codes, attempts: at.whole("attempts").unwrap_or(1), backoff: at.duration("backoff").unwrap_or(DEFAULT_BACKOFF) }
+    Retry {
+        codes,
+        attempts: at.whole("attempts").unwrap_or(1),
+        backoff: at.duration("backoff").unwrap_or(DEFAULT_BACKOFF),
+    }
 }
 
 fn route_match(at: &At<'_>, notes: &mut Notes<'_>) -> RouteMatch {
@@ -119,7 +134,10 @@ fn route_match(at: &At<'_>, notes: &mut Notes<'_>) -> RouteMatch {
         let (Some(name), Some(value)) = (header.get("name"), header.get("value")) else { continue };
         let (Some(text), Some(wanted)) = (name.text().map(str::to_ascii_lowercase), value.text()) else { continue };
         if text.starts_with(super::tenant::RESERVED) {
-            name.complain(notes, format!("a header that callers can send: {}* is reserved and stripped", super::tenant::RESERVED));
+            name.complain(
+                notes,
+                format!("a header that callers can send: {}* is reserved and stripped", super::tenant::RESERVED),
+            );
         } else if text == "host" {
             name.complain(notes, "a header other than Host, which names the Service");
         } else if headers.iter().any(|h| h.name == text) {
@@ -174,7 +192,9 @@ pub(super) fn not_normal(path: &str) -> Option<&'static str> {
         () if lower.contains("%2f") || lower.contains("%5c") || lower.contains("%00") || path.contains('\\') => {
             Some("encoded slashes, backslashes and zero bytes are refused before it is asked")
         }
-        () if path.bytes().any(|c| c <= b' ' || c >= 0x7f) => Some("other characters than visible ASCII are percent-encoded"),
+        () if path.bytes().any(|c| c <= b' ' || c >= 0x7f) => {
+            Some("other characters than visible ASCII are percent-encoded")
+        }
         () => None,
     }
 }

@@ -23,11 +23,16 @@ pub(super) fn service(name: &PolicyName, root: &At<'_>, notes: &mut Notes<'_>) -
     }
     let accounts = accounts(name, root, notes);
     let spec = root.get("spec")?;
-    if let Some(at) = spec.get("publishNotReadyAddresses").filter(|_| spec.flag("publishNotReadyAddresses") == Some(true)) {
+    if let Some(at) =
+        spec.get("publishNotReadyAddresses").filter(|_| spec.flag("publishNotReadyAddresses") == Some(true))
+    {
         at.unsupported(notes, "an instance that is not healthy gets no traffic");
     }
-    let selector: Labels =
-        spec.map("selector").into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned()))).collect();
+    let selector: Labels = spec
+        .map("selector")
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned())))
+        .collect();
     if !selector.is_empty() && accounts.is_empty() {
         let at = spec.get("selector")?;
         let expected = format!("the annotation {ACCOUNTS} beside it, listing the accounts its instances run as");
@@ -75,8 +80,12 @@ fn ports(spec: &At<'_>, notes: &mut Notes<'_>) -> Vec<ServicePort> {
             number.complain(notes, "each port of a Service once");
         }
         match at.get("name") {
-            None if listed.len() > 1 => at.complain_of(notes, "a port without a name", "a name for each port of a Service that has several"),
-            Some(name) if ports.iter().any(|p| p.name.as_deref() == name.text()) => name.complain(notes, "each name of a port once"),
+            None if listed.len() > 1 => {
+                at.complain_of(notes, "a port without a name", "a name for each port of a Service that has several")
+            }
+            Some(name) if ports.iter().any(|p| p.name.as_deref() == name.text()) => {
+                name.complain(notes, "each name of a port once")
+            }
             _ => {}
         }
         let app_protocol = match at.text_of("appProtocol") {
@@ -109,7 +118,8 @@ pub(super) fn endpoint_slice(
     };
     let service = ServiceName::new(name.namespace.clone(), service);
     let known = world.service(&label, &service, notes)?;
-    let ports: Vec<(Option<String>, u16)> = root.list("ports").iter().filter_map(|p| endpoint_port(p, known, notes)).collect();
+    let ports: Vec<(Option<String>, u16)> =
+        root.list("ports").iter().filter_map(|p| endpoint_port(p, known, notes)).collect();
     Some(StaticEndpoints {
         name: name.clone(),
         service,
@@ -146,7 +156,10 @@ fn addresses(root: &At<'_>, notes: &mut Notes<'_>) -> Vec<std::net::IpAddr> {
         for at in endpoint.list("addresses") {
             let Some(address) = at.text().and_then(|text| text.parse::<std::net::IpAddr>().ok()) else { continue };
             if address.is_ipv6() != v6 {
-                at.complain(notes, if v6 { "an IPv6 address, as addressType says" } else { "an IPv4 address, as addressType says" });
+                at.complain(
+                    notes,
+                    if v6 { "an IPv6 address, as addressType says" } else { "an IPv4 address, as addressType says" },
+                );
             } else if ready {
                 addresses.push(address);
             }

@@ -7,14 +7,20 @@ use crate::names::{Namespace, SYSTEM_NAMESPACE, ServiceName};
 use crate::policy::{Labels, Target};
 
 /// Reads the target of a policy's `spec`.
-pub(super) fn target(spec: Option<&At<'_>>, namespace: &Namespace, world: &World, notes: &mut Notes<'_>) -> Option<Target> {
+pub(super) fn target(
+    spec: Option<&At<'_>>,
+    namespace: &Namespace,
+    world: &World,
+    notes: &mut Notes<'_>,
+) -> Option<Target> {
     let wide = if namespace.as_str() == SYSTEM_NAMESPACE { Target::Mesh } else { Target::Namespace };
     let Some(spec) = spec else { return Some(wide) };
     if let (Some(selector), Some(_)) = (spec.get("selector"), spec.get("targetRefs")) {
         selector.complain_of(notes, "selector beside targetRefs", "one of the two");
     }
     if spec.get("targetRefs").is_some() {
-        let services: Vec<ServiceName> = services(spec, namespace, world, notes).into_iter().map(|(service, _)| service).collect();
+        let services: Vec<ServiceName> =
+            services(spec, namespace, world, notes).into_iter().map(|(service, _)| service).collect();
         return (!services.is_empty()).then_some(Target::Services(services));
     }
     let labels: Labels = spec
@@ -28,7 +34,12 @@ pub(super) fn target(spec: Option<&At<'_>>, namespace: &Namespace, world: &World
 }
 
 /// Reads `targetRefs`: Services of the policy's own namespace, each once, and where each is named.
-pub(super) fn services<'d>(spec: &At<'d>, namespace: &Namespace, world: &World, notes: &mut Notes<'_>) -> Vec<(ServiceName, At<'d>)> {
+pub(super) fn services<'d>(
+    spec: &At<'d>,
+    namespace: &Namespace,
+    world: &World,
+    notes: &mut Notes<'_>,
+) -> Vec<(ServiceName, At<'d>)> {
     let mut services: Vec<(ServiceName, At<'d>)> = Vec::new();
     for reference in spec.list("targetRefs") {
         if let Some(elsewhere) = reference.get("namespace").filter(|n| n.text() != Some(namespace.as_str())) {

@@ -48,13 +48,16 @@ pub(super) fn tenant(document: &Document, root: &At<'_>, world: &mut World, note
 
 fn tenant_match(at: &At<'_>, notes: &mut Notes<'_>) -> Option<TenantMatch> {
     match (at.get("claim"), at.get("header")) {
-        (Some(claim), None) => {
-            Some(TenantMatch::Claim { name: claim_path(claim.text_of("name")?)?, value: claim.text_of("value")?.to_owned() })
-        }
+        (Some(claim), None) => Some(TenantMatch::Claim {
+            name: claim_path(claim.text_of("name")?)?,
+            value: claim.text_of("value")?.to_owned(),
+        }),
         (None, Some(header)) => {
             let name = header.text_of("name")?.to_ascii_lowercase();
             if name.starts_with(RESERVED) {
-                header.get("name")?.complain(notes, format!("a header that callers can send: {RESERVED}* is reserved and stripped"));
+                header
+                    .get("name")?
+                    .complain(notes, format!("a header that callers can send: {RESERVED}* is reserved and stripped"));
             }
             let trusted_from: Vec<AccountName> =
                 header.texts("trustedFrom").iter().filter_map(|text| AccountName::parse(text).ok()).collect();
@@ -62,7 +65,11 @@ fn tenant_match(at: &At<'_>, notes: &mut Notes<'_>) -> Option<TenantMatch> {
             (!trusted_from.is_empty()).then_some(TenantMatch::Header { name, value, trusted_from })
         }
         (Some(_), Some(_)) => {
-            at.complain_of(notes, "claim and header in one matcher", "one of the two; each matcher names the tenant on its own");
+            at.complain_of(
+                notes,
+                "claim and header in one matcher",
+                "one of the two; each matcher names the tenant on its own",
+            );
             None
         }
         (None, None) => {
@@ -77,7 +84,9 @@ fn tenant_match(at: &At<'_>, notes: &mut Notes<'_>) -> Option<TenantMatch> {
 /// What two tenants must not share; which accounts a header is believed from does not matter.
 fn in_words(read: &TenantMatch) -> String {
     match read {
-        TenantMatch::Claim { name, value } => format!("the claim {} with the value {}", quoted(&name.join("][")), quoted(value)),
+        TenantMatch::Claim { name, value } => {
+            format!("the claim {} with the value {}", quoted(&name.join("][")), quoted(value))
+        }
         TenantMatch::Header { name, value, .. } => format!("the header {name} with the value {}", quoted(value)),
     }
 }
@@ -97,5 +106,10 @@ fn quota(at: &At<'_>, id: &str, world: &World, notes: &mut Notes<'_>) -> Option<
     if length.subsec_nanos() != 0 || length.is_zero() || length > MAX_WINDOW {
         window.complain(notes, "whole seconds, from 1s to 24h");
     }
-    (!services.is_empty()).then_some(Quota { id: id.to_owned(), services, requests: at.whole("requests")?, window: length })
+    (!services.is_empty()).then_some(Quota {
+        id: id.to_owned(),
+        services,
+        requests: at.whole("requests")?,
+        window: length,
+    })
 }

@@ -10,10 +10,34 @@ use crate::policy::{ClaimHeader, JwtRule, RequestAuthentication, claim_path};
 
 /// Headers that a claim must not be told in, because they steer the request itself or are written by the mesh.
 const OWNED: &[&str] = &[
-    "authorization", "connection", "content-encoding", "content-length", "content-type", "cookie", "expect", "forwarded",
-    "grpc-status", "host", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "proxy-status",
-    "set-cookie", "te", "trailer", "transfer-encoding", "traceparent", "tracestate", "upgrade", "via",
-    "x-forwarded-client-cert", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id",
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "grpc-status",
+    "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "proxy-status",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "traceparent",
+    "tracestate",
+    "upgrade",
+    "via",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
 ];
 
 pub(super) fn request_authentication(
@@ -51,10 +75,15 @@ fn rule(at: &At<'_>, notes: &mut Notes<'_>) -> Option<JwtRule> {
 fn claims_to_headers(at: &At<'_>, notes: &mut Notes<'_>) -> Vec<ClaimHeader> {
     let mut read: Vec<ClaimHeader> = Vec::new();
     for item in at.list("claimsToHeaders") {
-        let (Some(name), Some(claim)) = (item.get("header"), item.text_of("claim").and_then(claim_path)) else { continue };
+        let (Some(name), Some(claim)) = (item.get("header"), item.text_of("claim").and_then(claim_path)) else {
+            continue;
+        };
         let Some(header) = name.text().map(str::to_ascii_lowercase) else { continue };
         if header.starts_with(super::tenant::RESERVED) || OWNED.contains(&header.as_str()) {
-            name.complain(notes, "a header of the application's own, such as x-user: this one belongs to the mesh or to HTTP");
+            name.complain(
+                notes,
+                "a header of the application's own, such as x-user: this one belongs to the mesh or to HTTP",
+            );
         } else if read.iter().any(|other| other.header == header) {
             name.complain_near(notes, "each header once in a rule", nearest(&header, []));
         }

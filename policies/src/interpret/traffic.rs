@@ -11,7 +11,12 @@ use crate::policy::{Breaker, Limits, LoadBalancer, RetryBudget, TrafficPolicy};
 /// Failures in a row that open a breaker where nothing is written: Envoy's and Istio's `consecutive5xxErrors`.
 const DEFAULT_FAILURES: u32 = 5;
 
-pub(super) fn traffic_policy(name: &PolicyName, root: &At<'_>, world: &mut World, notes: &mut Notes<'_>) -> Option<TrafficPolicy> {
+pub(super) fn traffic_policy(
+    name: &PolicyName,
+    root: &At<'_>,
+    world: &mut World,
+    notes: &mut Notes<'_>,
+) -> Option<TrafficPolicy> {
     let spec = root.get("spec")?;
     let mut services = Vec::new();
     for (service, at) in target::services(&spec, &name.namespace, world, notes) {
@@ -51,7 +56,11 @@ fn breaker(at: &At<'_>, notes: &mut Notes<'_>) -> Breaker {
     {
         at.complain(notes, "a duration not shorter than penalty.min");
     }
-    Breaker { consecutive_failures: at.whole("consecutiveFailures").unwrap_or(DEFAULT_FAILURES), penalty_min, penalty_max }
+    Breaker {
+        consecutive_failures: at.whole("consecutiveFailures").unwrap_or(DEFAULT_FAILURES),
+        penalty_min,
+        penalty_max,
+    }
 }
 
 fn limits(at: &At<'_>) -> Limits {

@@ -45,10 +45,19 @@ pub fn whole_match(pattern: &str) -> Result<Regex, String> {
     if pattern.len() > MAX_PATTERN {
         return Err(format!("a regular expression of {} bytes; at most {MAX_PATTERN} are allowed", pattern.len()));
     }
-    let build = |text: &str| RegexBuilder::new(text).size_limit(MAX_PROGRAM).dfa_size_limit(MAX_PROGRAM).nest_limit(50).build();
+    let build =
+        |text: &str| RegexBuilder::new(text).size_limit(MAX_PROGRAM).dfa_size_limit(MAX_PROGRAM).nest_limit(50).build();
     let in_words = |error: regex::Error| match error {
-        regex::Error::CompiledTooBig(limit) => format!("a regular expression that compiles to more than {} KiB", limit >> 10),
-        error => error.to_string().lines().last().unwrap_or("not a regular expression").trim_start_matches("error: ").to_owned(),
+        regex::Error::CompiledTooBig(limit) => {
+            format!("a regular expression that compiles to more than {} KiB", limit >> 10)
+        }
+        error => error
+            .to_string()
+            .lines()
+            .last()
+            .unwrap_or("not a regular expression")
+            .trim_start_matches("error: ")
+            .to_owned(),
     };
     // The pattern must stand on its own, or `a)|(b` would escape the anchors.
     build(pattern).map_err(in_words)?;
@@ -68,7 +77,8 @@ pub fn claim_path(text: &str) -> Option<Vec<String>> {
         path.push(name.to_owned());
         rest = after;
     }
-    let well_formed = !path.is_empty() && path.len() <= 8 && path.iter().all(|part| part.trim() == part && !part.contains(']'));
+    let well_formed =
+        !path.is_empty() && path.len() <= 8 && path.iter().all(|part| part.trim() == part && !part.contains(']'));
     well_formed.then_some(path)
 }
 
@@ -78,7 +88,9 @@ mod tests {
 
     #[test]
     fn a_duration_is_read_as_gep_2257_says() {
-        for (text, milliseconds) in [("1s", 1_000), ("100ms", 100), ("1h30m", 5_400_000), ("0s", 0), ("1m1s1ms", 61_001)] {
+        for (text, milliseconds) in
+            [("1s", 1_000), ("100ms", 100), ("1h30m", 5_400_000), ("0s", 0), ("1m1s1ms", 61_001)]
+        {
             assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
         }
         for bad in ["", "5", "1.5s", "-1s", "100000s", "1d", "s", "1s ", "1s1s1s1s1s", "1S"] {

@@ -36,9 +36,17 @@ static METADATA: Shape = Shape {
     about: "What the document is called, and where it lives.",
     fields: &[
         must("name", Form::Text(&NAME), "Its name, unique among documents of its kind in its namespace."),
-        may("namespace", Form::Text(&NAMESPACE), "Its namespace; `default` when nothing is written. Mesh and Tenant have none."),
+        may(
+            "namespace",
+            Form::Text(&NAMESPACE),
+            "Its namespace; `default` when nothing is written. Mesh and Tenant have none.",
+        ),
         may("labels", Form::Map(&LABEL_KEY, &Form::Text(&ANY)), "Labels, for people and tools."),
-        may("annotations", Form::Map(&LABEL_KEY, &Form::Text(&ANY)), "Annotations; those of equerry.dev/ have a meaning."),
+        may(
+            "annotations",
+            Form::Map(&LABEL_KEY, &Form::Text(&ANY)),
+            "Annotations; those of equerry.dev/ have a meaning.",
+        ),
         unbuilt("generateName"),
         ignored("creationTimestamp"),
         ignored("deletionGracePeriodSeconds"),
@@ -57,7 +65,11 @@ static METADATA: Shape = Shape {
 static SELECTOR: Shape = Shape {
     about: "The workloads a policy holds for.",
     fields: &[
-        may("matchLabels", Form::Map(&LABEL_KEY, &Form::Text(&LABEL_VALUE)), "Labels that an instance must carry, all of them."),
+        may(
+            "matchLabels",
+            Form::Map(&LABEL_KEY, &Form::Text(&LABEL_VALUE)),
+            "Labels that an instance must carry, all of them.",
+        ),
         unbuilt("matchExpressions"),
     ],
 };
@@ -76,8 +88,11 @@ static TARGET_REF: Shape = Shape {
 
 static TARGET_REFS: Form = Form::Object(&TARGET_REF);
 
-static CORE: Choice =
-    Choice { built: &["", "core"], unbuilt: &["gateway.networking.k8s.io", "networking.istio.io", "multicluster.x-k8s.io"], default: Some("") };
+static CORE: Choice = Choice {
+    built: &["", "core"],
+    unbuilt: &["gateway.networking.k8s.io", "networking.istio.io", "multicluster.x-k8s.io"],
+    default: Some(""),
+};
 static SERVICE_ONLY: Choice = Choice {
     built: &["Service"],
     unbuilt: &["Gateway", "GatewayClass", "HTTPRoute", "GRPCRoute", "ServiceEntry", "ServiceImport"],

@@ -13,10 +13,18 @@ pub(super) static MESH: Shape = Shape {
 static MESH_SPEC: Shape = Shape {
     about: "The settings.",
     fields: &[
-        may("trustDomain", Form::Text(&TRUST_DOMAIN), "The trust domain the control plane was started with; another is refused."),
+        may(
+            "trustDomain",
+            Form::Text(&TRUST_DOMAIN),
+            "The trust domain the control plane was started with; another is refused.",
+        ),
         may("mtls", Form::Object(&MESH_MTLS), "What inbound accepts where no PeerAuthentication says otherwise."),
         may("authorization", Form::Object(&AUTHORIZATION), "What happens where no ALLOW policy selects the workload."),
-        may("errorDetail", Form::Choice(&ERROR_DETAIL), "What a refused caller is told: the reason, or (full) policy and rule too."),
+        may(
+            "errorDetail",
+            Form::Choice(&ERROR_DETAIL),
+            "What a refused caller is told: the reason, or (full) policy and rule too.",
+        ),
         may("outboundTraffic", Form::Choice(&OUTBOUND), "What outbound does with names the registry does not know."),
         unbuilt("accessLog"),
         unbuilt("locality"),
@@ -54,12 +62,20 @@ static PEER_SPEC: Shape = Shape {
     fields: &[
         may("selector", Form::Object(&SELECTOR), "The workloads it holds for."),
         may("mtls", Form::Object(&PEER_MTLS), "The mode of all ports."),
-        may("portLevelMtls", Form::Map(&PORT_KEY, &Form::Object(&PEER_MTLS)), "Modes of single application ports; needs a selector."),
+        may(
+            "portLevelMtls",
+            Form::Map(&PORT_KEY, &Form::Object(&PEER_MTLS)),
+            "Modes of single application ports; needs a selector.",
+        ),
     ],
 };
 static PEER_MTLS: Shape = Shape {
     about: "Whether mutual TLS is asked for.",
-    fields: &[must("mode", Form::Choice(&PEER_MODE), "STRICT: only mutual TLS. PERMISSIVE: plain text as well. UNSET: the wider scope's.")],
+    fields: &[must(
+        "mode",
+        Form::Choice(&PEER_MODE),
+        "STRICT: only mutual TLS. PERMISSIVE: plain text as well. UNSET: the wider scope's.",
+    )],
 };
 static PEER_MODE: Choice = Choice { built: &["STRICT", "PERMISSIVE", "UNSET"], unbuilt: &["DISABLE"], default: None };
 static PORT_KEY: Text = Text {
@@ -86,10 +102,22 @@ static JWT_RULE: Shape = Shape {
     about: "What one issuer's tokens must be.",
     fields: &[
         must("issuer", Form::Text(&FILLED), "Exactly the iss claim."),
-        may("audiences", Form::List(&Form::Text(&FILLED), 1, 64), "Any one must be in the aud claim; not checked when nothing is written."),
+        may(
+            "audiences",
+            Form::List(&Form::Text(&FILLED), 1, 64),
+            "Any one must be in the aud claim; not checked when nothing is written.",
+        ),
         must("jwks", Form::KeySet, "The issuer's public keys (RFC 7517)."),
-        may("required", Form::Bool, "Whether a request without a token is refused with 401; false when nothing is written, as in Istio."),
-        may("claimsToHeaders", Form::List(&Form::Object(&CLAIM_HEADER), 0, 64), "Claims told to the application; the headers are always stripped from what callers send."),
+        may(
+            "required",
+            Form::Bool,
+            "Whether a request without a token is refused with 401; false when nothing is written, as in Istio.",
+        ),
+        may(
+            "claimsToHeaders",
+            Form::List(&Form::Object(&CLAIM_HEADER), 0, 64),
+            "Claims told to the application; the headers are always stripped from what callers send.",
+        ),
         unbuilt("jwksUri"),
         unbuilt("jwks_uri"),
         unbuilt("forwardOriginalToken"),
@@ -114,7 +142,13 @@ static CLAIM_HEADER: Shape = Shape {
 pub(super) static AUTHORIZATION_POLICY: Shape = Shape {
     about: "Who may do what, with Istio's meaning: DENY policies are asked first; where an ALLOW policy selects the workload, a \
             request must match a rule of one.",
-    fields: &[API_VERSION, KIND, META, may("spec", Form::Object(&AUTHZ_SPEC), "The policy; an empty one denies everything."), STATUS],
+    fields: &[
+        API_VERSION,
+        KIND,
+        META,
+        may("spec", Form::Object(&AUTHZ_SPEC), "The policy; an empty one denies everything."),
+        STATUS,
+    ],
 };
 
 static AUTHZ_SPEC: Shape = Shape {
@@ -123,7 +157,11 @@ static AUTHZ_SPEC: Shape = Shape {
         may("selector", Form::Object(&SELECTOR), "The workloads it holds for."),
         may("targetRefs", Form::List(&TARGET_REFS, 1, 16), "The Services it holds for, instead of a selector."),
         may("action", Form::Choice(&ACTION), "What a matching rule decides; ALLOW when nothing is written."),
-        may("rules", Form::List(&Form::Object(&AUTHZ_RULE), 0, 512), "Any one that matches decides. `- {}` matches everything."),
+        may(
+            "rules",
+            Form::List(&Form::Object(&AUTHZ_RULE), 0, 512),
+            "Any one that matches decides. `- {}` matches everything.",
+        ),
         unbuilt("provider"),
     ],
 };
@@ -137,8 +175,10 @@ static AUTHZ_RULE: Shape = Shape {
     ],
 };
 
-static FROM: Shape =
-    Shape { about: "Who speaks.", fields: &[must("source", Form::Object(&SOURCE), "All of its lists must hold; of each, any one value.")] };
+static FROM: Shape = Shape {
+    about: "Who speaks.",
+    fields: &[must("source", Form::Object(&SOURCE), "All of its lists must hold; of each, any one value.")],
+};
 static SOURCE: Shape = Shape {
     about: "Who speaks.",
     fields: &[
@@ -159,8 +199,10 @@ static SOURCE: Shape = Shape {
     ],
 };
 
-static TO: Shape =
-    Shape { about: "What is done.", fields: &[must("operation", Form::Object(&OPERATION), "All of its lists must hold; of each, any one value.")] };
+static TO: Shape = Shape {
+    about: "What is done.",
+    fields: &[must("operation", Form::Object(&OPERATION), "All of its lists must hold; of each, any one value.")],
+};
 static OPERATION: Shape = Shape {
     about: "What is done.",
     fields: &[

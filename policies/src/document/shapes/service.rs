@@ -13,7 +13,11 @@ static SERVICE_SPEC: Shape = Shape {
     about: "The Service.",
     fields: &[
         must("ports", Form::List(&Form::Object(&SERVICE_PORT), 1, 64), "Its ports."),
-        may("selector", Form::Map(&LABEL_KEY, &Form::Text(&LABEL_VALUE)), "Labels of the instances that stand behind it, all of them."),
+        may(
+            "selector",
+            Form::Map(&LABEL_KEY, &Form::Text(&LABEL_VALUE)),
+            "Labels of the instances that stand behind it, all of them.",
+        ),
         may("type", Form::Choice(&SERVICE_TYPE), "The type; only ClusterIP, which means nothing more here."),
         may("sessionAffinity", Form::Choice(&AFFINITY), "Whether a client stays with an endpoint; only None."),
         may("internalTrafficPolicy", Form::Choice(&TRAFFIC), "Which endpoints are used; only Cluster."),
@@ -40,15 +44,26 @@ static SERVICE_PORT: Shape = Shape {
     fields: &[
         may("name", Form::Text(&SECTION), "Its name; needed when there are several ports."),
         must("port", Form::Whole(1, 65535), "The port that callers name."),
-        may("targetPort", Form::TargetPort, "The port the application listens on; the same as `port` when nothing is written."),
+        may(
+            "targetPort",
+            Form::TargetPort,
+            "The port the application listens on; the same as `port` when nothing is written.",
+        ),
         may("protocol", Form::Choice(&PROTOCOL), "The transport; only TCP."),
-        may("appProtocol", Form::Choice(&APP_PROTOCOL), "What the application speaks there; http when nothing is written."),
+        may(
+            "appProtocol",
+            Form::Choice(&APP_PROTOCOL),
+            "What the application speaks there; http when nothing is written.",
+        ),
         ignored("nodePort"),
     ],
 };
 
-static SERVICE_TYPE: Choice =
-    Choice { built: &["ClusterIP"], unbuilt: &["ExternalName", "NodePort", "LoadBalancer"], default: Some("ClusterIP") };
+static SERVICE_TYPE: Choice = Choice {
+    built: &["ClusterIP"],
+    unbuilt: &["ExternalName", "NodePort", "LoadBalancer"],
+    default: Some("ClusterIP"),
+};
 static AFFINITY: Choice = Choice { built: &["None"], unbuilt: &["ClientIP"], default: Some("None") };
 static TRAFFIC: Choice = Choice { built: &["Cluster"], unbuilt: &["Local"], default: Some("Cluster") };
 static PROTOCOL: Choice = Choice { built: &["TCP"], unbuilt: &["UDP", "SCTP"], default: Some("TCP") };
@@ -106,4 +121,5 @@ static ENDPOINT_PORT: Shape = Shape {
 };
 
 static ADDRESS_TYPE: Choice = Choice { built: &["IPv4", "IPv6"], unbuilt: &["FQDN"], default: None };
-static ADDRESS: Text = Text { expected: "an IP address", pattern: None, check: |t| t.parse::<std::net::IpAddr>().is_ok() };
+static ADDRESS: Text =
+    Text { expected: "an IP address", pattern: None, check: |t| t.parse::<std::net::IpAddr>().is_ok() };

@@ -1,6 +1,8 @@
 //! `Tenant` of `equerry.dev/v1`.
 
-use super::{API_VERSION, CLAIM, Choice, DURATION, FILLED, Form, HEADER, HEADER_VALUE, KIND, META, STATUS, Shape, Text};
+use super::{
+    API_VERSION, CLAIM, Choice, DURATION, FILLED, Form, HEADER, HEADER_VALUE, KIND, META, STATUS, Shape, Text,
+};
 use super::{may, must, unbuilt};
 use crate::names;
 
@@ -12,9 +14,17 @@ pub(super) static TENANT: Shape = Shape {
 static SPEC: Shape = Shape {
     about: "The tenant.",
     fields: &[
-        must("match", Form::List(&Form::Object(&MATCH), 1, 64), "Any one names the tenant. Over all tenants claims are asked first, then headers."),
+        must(
+            "match",
+            Form::List(&Form::Object(&MATCH), 1, 64),
+            "Any one names the tenant. Over all tenants claims are asked first, then headers.",
+        ),
         may("quotas", Form::List(&Form::Object(&QUOTA), 0, 64), "What it may spend."),
-        may("onControlPlaneLoss", Form::Choice(&LOSS), "What sidecars admit while the control plane cannot be reached."),
+        may(
+            "onControlPlaneLoss",
+            Form::Choice(&LOSS),
+            "What sidecars admit while the control plane cannot be reached.",
+        ),
     ],
 };
 
@@ -41,14 +51,22 @@ static HEADER_IS: Shape = Shape {
     fields: &[
         must("name", Form::Text(&HEADER), "The header."),
         must("value", Form::Text(&HEADER_VALUE), "Its value."),
-        must("trustedFrom", Form::List(&Form::Text(&ACCOUNT), 1, 64), "NAMESPACE/ACCOUNT of each peer whose word is taken for it."),
+        must(
+            "trustedFrom",
+            Form::List(&Form::Text(&ACCOUNT), 1, 64),
+            "NAMESPACE/ACCOUNT of each peer whose word is taken for it.",
+        ),
     ],
 };
 
 static QUOTA: Shape = Shape {
     about: "So many requests in each window, over all instances of some Services together.",
     fields: &[
-        must("services", Form::List(&Form::Text(&SERVICE), 1, 64), "NAMESPACE/NAME of the Services at whose inbound it is counted, once."),
+        must(
+            "services",
+            Form::List(&Form::Text(&SERVICE), 1, 64),
+            "NAMESPACE/NAME of the Services at whose inbound it is counted, once.",
+        ),
         must("requests", Form::Whole(1, 1_000_000_000_000), "How many requests."),
         must("window", Form::Text(&DURATION), "In how long: whole seconds, 1s to 24h, aligned to Unix time."),
         unbuilt("bytes"),

@@ -11,12 +11,20 @@ pub(super) static TRAFFIC_POLICY: Shape = Shape {
 static SPEC: Shape = Shape {
     about: "The policy.",
     fields: &[
-        must("targetRefs", Form::List(&TARGET_REFS, 1, 16), "The Services it is for; each Service has at most one TrafficPolicy."),
+        must(
+            "targetRefs",
+            Form::List(&TARGET_REFS, 1, 16),
+            "The Services it is for; each Service has at most one TrafficPolicy.",
+        ),
         may("loadBalancer", Form::Object(&LOAD_BALANCER), "How an endpoint is chosen."),
         may("timeouts", Form::Object(&TIMEOUTS), "How long connections may take and idle."),
         may("retryBudget", Form::Object(&RETRY_BUDGET), "Retries allowed beside the original requests, over 10 s."),
         may("breaker", Form::Object(&BREAKER), "The circuit breaker of each endpoint; off when nothing is written."),
-        may("limits", Form::Object(&LIMITS), "What one sidecar may have in flight to the Service; without limit when nothing is written."),
+        may(
+            "limits",
+            Form::Object(&LIMITS),
+            "What one sidecar may have in flight to the Service; without limit when nothing is written.",
+        ),
         unbuilt("locality"),
         unbuilt("outlierDetection"),
         unbuilt("portLevelSettings"),
@@ -28,7 +36,10 @@ static SPEC: Shape = Shape {
 
 static LOAD_BALANCER: Shape = Shape {
     about: "How an endpoint is chosen.",
-    fields: &[must("type", Form::Choice(&BALANCERS), "p2c_ewma: the better of two random endpoints by latency and load."), unbuilt("consistentHash")],
+    fields: &[
+        must("type", Form::Choice(&BALANCERS), "p2c_ewma: the better of two random endpoints by latency and load."),
+        unbuilt("consistentHash"),
+    ],
 };
 static BALANCERS: Choice = Choice {
     built: &["p2c_ewma"],
@@ -56,7 +67,11 @@ static RETRY_BUDGET: Shape = Shape {
 static BREAKER: Shape = Shape {
     about: "The circuit breaker of each endpoint.",
     fields: &[
-        may("consecutiveFailures", Form::Whole(1, 1_000_000), "So many failures in a row open it; 5 when nothing is written."),
+        may(
+            "consecutiveFailures",
+            Form::Whole(1, 1_000_000),
+            "So many failures in a row open it; 5 when nothing is written.",
+        ),
         may("penalty", Form::Object(&PENALTY), "How long it stays open before one request probes the endpoint."),
         unbuilt("successRate"),
     ],
@@ -65,7 +80,11 @@ static PENALTY: Shape = Shape {
     about: "How long a breaker stays open.",
     fields: &[
         may("min", Form::Text(&DURATION), "The first penalty; 1s when nothing is written."),
-        may("max", Form::Text(&DURATION), "It doubles with every failed probe up to this; 60s when nothing is written."),
+        may(
+            "max",
+            Form::Text(&DURATION),
+            "It doubles with every failed probe up to this; 60s when nothing is written.",
+        ),
     ],
 };
 
