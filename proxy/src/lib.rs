@@ -1,1 +1,19 @@
-//! x
+//! The sidecar: everything that touches a socket.
+//!
+//! Decisions are made in `equerry_traffic`; this crate listens, speaks, keeps what must be kept and tells what
+//! happened. [`run`] is the whole program; the README of this crate tells the life of a request with file names.
+
+pub mod accept;
+mod admin;
+pub mod app;
+pub mod config;
+pub mod drain;
+pub mod exchange;
+pub mod inbound;
+pub mod live;
+pub mod observe;
+pub mod outbound;
+pub mod upstream;
+mod wait;
+
+pub use app::run;

@@ -1,0 +1,175 @@
+//! Two small HTTP servers beside the data path: telemetry for scrapers and kubelets, admin for people on this machine.
+//!
+//! Both run on the control thread, never on a worker. Nothing here shows a secret. Browsers are kept from changing
+//! anything: a request that carries an `Origin` may not POST.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::app::Shared;
+use crate::live::Status;
+use crate::observe::Observer;
+
+/// Connections each of the two servers holds at once.
+const MOST_CONNECTIONS: usize = 64;
+/// A client that has not sent its request head by then is cut off.
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the two servers show.
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    pub(crate) observe: Observer,
+    pub(crate) status: Status,
+    /// Set once there is an identity.
+    pub(crate) shared: Arc<OnceLock<Shared>>,
+    /// Told to drain.
+    pub(crate) stop: Arc<tokio::sync::Notify>,
+}
+
+/// Which of the two servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Telemetry,
+    Admin,
+}
+
+/// Serves until the process ends.
+pub(crate) async fn serve(listener: TcpListener, side: Side, window: Window) {
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a connection for telemetry or admin was lost");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let window = window.clone();
+        tokio::spawn(async move {
+            let answer = service_fn(|request| {
+                let answer = window.answer(side, &request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+            if let Err(error) = http.serve_connection(TokioIo::new(stream), answer).await {
+                tracing::debug!(%error, "a telemetry or admin connection ended badly");
+            }
+            drop(place);
+        });
+    }
+}
+
+impl Window {
+    fn answer(&self, side: Side, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        match (side, request.method(), request.uri().path()) {
+            (Side::Telemetry, &Method::GET, "/metrics") => {
+                reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.observe.render())
+            }
+            (Side::Telemetry, &Method::GET, "/healthz/live") => text(StatusCode::OK, "alive\n"),
+            (Side::Telemetry, &Method::GET, "/healthz/ready") | (Side::Admin, &Method::GET, "/healthz") => self.ready(),
+            (Side::Admin, &Method::GET, "/") => text(StatusCode::OK, ADMIN_PAGE),
+            (Side::Telemetry, &Method::GET, "/") => text(StatusCode::OK, TELEMETRY_PAGE),
+            (Side::Admin, &Method::GET, "/config") => self.config(),
+            (Side::Admin, &Method::POST, "/drain") if request.headers().contains_key(http::header::ORIGIN) => {
+                text(StatusCode::FORBIDDEN, "a web page may not stop this proxy\n")
+            }
+            (Side::Admin, &Method::POST, "/drain") => {
+                self.stop.notify_one();
+                text(StatusCode::ACCEPTED, "draining; the process ends when its connections are gone\n")
+            }
+            (Side::Admin, _, "/drain") => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
+            _ => text(StatusCode::NOT_FOUND, "there is no such page; GET / lists them\n"),
+        }
+    }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        let missing = self.status.missing();
+        if missing.is_empty() {
+            return text(StatusCode::OK, "ready\n");
+        }
+        let mut why = String::new();
+        for line in missing {
+            let _ = writeln!(why, "not ready: {line}");
+        }
+        text(StatusCode::SERVICE_UNAVAILABLE, why)
+    }
+
+    /// What is in force. Names, addresses and numbers; no keys, no tokens.
+    fn config(&self) -> Response<Full<Bytes>> {
+        let Some(shared) = self.shared.get() else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "starting: there is no identity yet\n");
+        };
+        let live = shared.live.load();
+        let mut destinations: Vec<_> = live.destinations.values().collect();
+        destinations.sort_by(|a, b| a.backend.name.cmp(&b.backend.name));
+        let destinations: Vec<_> = destinations
+            .into_iter()
+            .map(|destination| {
+                let backend = &destination.backend;
+                json!({
+                    "service": backend.name,
+                    "ports": backend.ports,
+                    "accounts": &*backend.accounts,
+                    "traffic": backend.traffic,
+                    "endpoints": backend.endpoints.iter().map(|endpoint| json!({
+                        "instance": endpoint.instance,
+                        "address": endpoint.address,
+                    })).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        let certificate = shared.identity.latest().map(|identity| {
+            json!({ "id": identity.id, "notAfter": equerry_certs::rfc3339(identity.not_after), "generation": identity.generation })
+        });
+        let shown = json!({
+            "instance": shared.settings.instance,
+            "epoch": live.epoch,
+            "generations": shared.live.generations(),
+            "controlPlane": { "address": shared.settings.control_plane, "connected": self.status.connected() },
+            "certificate": certificate,
+            "workload": live.workload.as_ref().map(|workload| json!({
+                "services": workload.services.iter().map(|(service, _)| service).collect::<Vec<_>>(),
+                "mesh": workload.mesh,
+            })),
+            "destinations": destinations,
+            "unknown": live.unknown.iter().map(|(name, nearest)| json!({ "service": name, "nearest": nearest })).collect::<Vec<_>>(),
+        });
+        reply(StatusCode::OK, "application/json", format!("{shown:#}\n"))
+    }
+}
+
+const ADMIN_PAGE: &str = "equerry-proxy, admin\n\n\
+    GET  /config   what is in force: epoch, certificate, destinations and their endpoints\n\
+    GET  /healthz  ready, or what is missing\n\
+    POST /drain    take no new inbound work, finish what is in flight, end\n\n\
+    Metrics are on the telemetry address: /metrics\n";
+const TELEMETRY_PAGE: &str = "equerry-proxy, telemetry\n\n\
+    GET /metrics        Prometheus text\n\
+    GET /healthz/ready  ready, or what is missing\n\
+    GET /healthz/live   alive\n";
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    reply(status, "text/plain; charset=utf-8", body)
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,348 @@
+//! The process: what starts in which order, and how it ends.
+//!
+//! Settings, state directory and listeners first, because their mistakes are the operator's and are told at once; then
+//! an identity; then the workers, on whatever configuration was last good; then the conversation with the control plane.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Read};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use equerry_policies::names::{ServiceName, SpiffeId};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::{JoinHandle, LocalSet};
+
+use crate::accept::{self, WorkerHandle};
+use crate::admin::{self, Side, Window};
+use crate::config::{self, BadSettings, Command, Given, Settings};
+use crate::drain::Drain;
+use crate::inbound::Inbound;
+use crate::live::last_good::LastGood;
+use crate::live::state_dir::{StateDir, StateDirError};
+use crate::live::{self, IdentityHandle, Link, Live, LiveHandle, NoIdentity, Quotas, Status};
+use crate::observe::{Direction, Observer, ObserverOptions, SERIES_CAP};
+use crate::outbound::Outbound;
+use crate::wait;
+
+/// Connections the kernel holds for us while the acceptor is busy.
+const BACKLOG: i32 = 4096;
+/// How long a draining proxy still takes connections at least: callers learn of its leave through the control plane.
+const LEAVE: Duration = Duration::from_secs(1);
+/// How long the access log may take to write its last lines.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// What every worker is given.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The configuration in force.
+    pub live: LiveHandle,
+    /// This workload's identity.
+    pub identity: IdentityHandle,
+    /// Told of everything that happens.
+    pub observe: Observer,
+    /// Tenants' quotas, as slices held by this process.
+    pub quotas: Arc<Quotas>,
+    /// Whether the process is leaving.
+    pub drain: Drain,
+    /// What the operator said.
+    pub settings: Arc<Settings>,
+}
+
+/// Why the process cannot run.
+#[derive(Debug, thiserror::Error)]
+enum Fatal {
+    #[error(transparent)]
+    Settings(#[from] BadSettings),
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    #[error(transparent)]
+    NoIdentity(#[from] NoIdentity),
+    #[error("{what} {address}: {error}; choose another address with --{what}")]
+    Listen { what: &'static str, address: SocketAddr, error: std::io::Error },
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// The whole program; `args` with the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line = match config::read(args) {
+        Ok(line) => line,
+        Err(said) => {
+            // Help goes to standard output with 0, mistakes to standard error with 2; a closed pipe is nobody's fault.
+            let _ = said.print();
+            return ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(2));
+        }
+    };
+    match line.command {
+        Command::Wait(asked) => wait::run(&asked),
+        Command::Run(given) => match sidecar(*given) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tell(&error);
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+/// Says why the process ends, in one line for people whatever the log's form is.
+fn tell(error: &Fatal) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "equerry-proxy: {error}");
+}
+
+fn sidecar(given: Given) -> Result<(), Fatal> {
+    let settings = Arc::new(given.complete()?);
+    log_to_stderr(&settings.log);
+    if settings.exit_with_stdin {
+        end_with_stdin();
+    }
+    let state_dir = StateDir::open(&settings.state_dir)?;
+    let last_good = LastGood::open(&state_dir)?;
+    let listeners = Listeners::bind(&settings)?;
+    let observe = Observer::new(ObserverOptions { access_log: settings.access_log.clone(), series_cap: SERIES_CAP })?;
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = control.block_on(Control { settings, listeners, observe: observe.clone(), last_good: Arc::new(Mutex::new(last_good)) }.run());
+    // Blocking calls of this runtime are short saves; nothing else may hold the process back.
+    control.shutdown_timeout(LAST_LINES);
+    observe.flush(LAST_LINES);
+    drop(state_dir);
+    ended
+}
+
+/// Everything that is bound before anything starts.
+struct Listeners {
+    outbound: std::net::TcpListener,
+    inbound: std::net::TcpListener,
+    admin: std::net::TcpListener,
+    telemetry: std::net::TcpListener,
+}
+
+impl Listeners {
+    fn bind(settings: &Settings) -> Result<Self, Fatal> {
+        Ok(Self {
+            outbound: listen("outbound", settings.outbound)?,
+            inbound: listen("inbound", settings.inbound)?,
+            admin: listen("admin", settings.admin)?,
+            telemetry: listen("telemetry", settings.telemetry)?,
+        })
+    }
+}
+
+fn listen(what: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, Fatal> {
+    use socket2::{Domain, Socket, Type};
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    bind().map_err(|error| Fatal::Listen { what, address, error })
+}
+
+/// The control thread.
+struct Control {
+    settings: Arc<Settings>,
+    listeners: Listeners,
+    observe: Observer,
+    last_good: Arc<Mutex<LastGood>>,
+}
+
+impl Control {
+    async fn run(self) -> Result<(), Fatal> {
+        let Self { settings, listeners, observe, last_good } = self;
+        let (status, drain, stop) = (Status::default(), Drain::new(), Arc::new(Notify::new()));
+        let window = Window { observe: observe.clone(), status: status.clone(), shared: Arc::new(OnceLock::new()), stop: Arc::clone(&stop) };
+        tokio::spawn(admin::serve(tokio::net::TcpListener::from_std(listeners.telemetry)?, Side::Telemetry, window.clone()));
+        tokio::spawn(admin::serve(tokio::net::TcpListener::from_std(listeners.admin)?, Side::Admin, window.clone()));
+        listen_to_signals(Arc::clone(&stop), observe.clone())?;
+
+        let identity = IdentityHandle::default();
+        let keeper = live::Keeper {
+            control_plane: settings.control_plane.clone(),
+            token: settings.join_token.clone(),
+            last_good: Arc::clone(&last_good),
+            identity: identity.clone(),
+            status: status.clone(),
+            observe: observe.clone(),
+        };
+        tokio::select! {
+            joined = keeper.first() => joined?,
+            () = stop.notified() => return Ok(()),
+        }
+        let Some(own) = identity.latest().map(|identity| identity.id.clone()) else { return Ok(()) };
+        tracing::info!(%own, instance = %settings.instance, "this sidecar has its identity");
+
+        let (swap, quotas) = from_last_good(&own, &settings, &last_good);
+        let (live, wants) = LiveHandle::new(Live::nothing(own));
+        let shared = Shared {
+            live: live.clone(),
+            identity: identity.clone(),
+            observe: observe.clone(),
+            quotas: Arc::clone(&quotas),
+            drain: drain.clone(),
+            settings: Arc::clone(&settings),
+        };
+        let link = Link::new(settings.control_plane.clone(), identity.clone());
+        let inbound = listeners.inbound.local_addr()?;
+        let conversation = Conversation { keeper, link, swap, wants, shared: shared.clone(), status: status.clone(), last_good };
+        let leave = conversation.start(inbound);
+        let _ = window.shared.set(shared.clone());
+        start_workers(&shared, listeners.outbound, listeners.inbound)?;
+        status.started(live, identity, drain.clone());
+        tokio::spawn(say_ready(status.clone(), settings.outbound, inbound));
+
+        stop.notified().await;
+        tracing::info!(connections = drain.working(), "draining");
+        drain.begin();
+        let (left, ()) = tokio::join!(drain.all_gone(settings.drain_timeout), async {
+            // Callers are told by the control plane: give that a moment, but never more than the grace period.
+            let leaving = async { tokio::join!(leave, tokio::time::sleep(LEAVE)) };
+            let _ = tokio::time::timeout(settings.drain_timeout, leaving).await;
+        });
+        let left = left && drain.all_gone(settings.drain_timeout.min(LEAVE)).await;
+        if left {
+            tracing::info!("drained");
+        } else {
+            tracing::warn!(connections = drain.working(), "the grace period is over; what is still open is cut off");
+        }
+        Ok(())
+    }
+}
+
+/// What this proxy starts from: the last good configuration, when it is there, whole, and of this identity.
+fn from_last_good(own: &SpiffeId, settings: &Settings, last_good: &Mutex<LastGood>) -> (live::Swap, Arc<Quotas>) {
+    let mut swap = live::Swap::new(own.clone());
+    let quotas = Arc::new(Quotas::new(settings.instance.clone()));
+    let saved = last_good.lock().unwrap_or_else(PoisonError::into_inner).config();
+    match saved {
+        Ok(Some(saved)) if saved.own == *own => {
+            tracing::info!(epoch = saved.epoch, resources = saved.resources.len(), "starting from the last good configuration");
+            quotas.restore(&saved.shares);
+            for complaint in swap.restore(saved) {
+                tracing::warn!(kind = complaint.r#type, name = complaint.name, error = complaint.message, "left out of the last good configuration");
+            }
+        }
+        Ok(Some(saved)) => tracing::warn!(was = %saved.own, "the last good configuration is of another identity and is not used"),
+        Ok(None) => {}
+        Err(error) => tracing::error!(%error, "there is no last good configuration; not ready until the control plane answers"),
+    }
+    (swap, quotas)
+}
+
+/// All that is said to the control plane, and heard from it.
+struct Conversation {
+    keeper: live::Keeper,
+    link: Link,
+    swap: live::Swap,
+    wants: UnboundedReceiver<ServiceName>,
+    shared: Shared,
+    status: Status,
+    last_good: Arc<Mutex<LastGood>>,
+}
+
+impl Conversation {
+    /// Starts it; the task returned ends once the lease is given back.
+    fn start(self, inbound: SocketAddr) -> JoinHandle<()> {
+        let Self { keeper, link, swap, wants, shared, status, last_good } = self;
+        let Shared { live, observe, quotas, drain, settings, .. } = shared;
+        let verdict = live::health::unknown();
+        let lease = live::Lease::new(&settings, settings.advertised(inbound));
+        let leave = tokio::spawn(lease.hold(link.clone(), verdict.subscribe(), status.clone(), drain));
+        let probed = settings.app_ports.first().map(|port| port.local);
+        tokio::spawn(live::health::probe(probed, settings.health_path.clone(), verdict));
+        tokio::spawn(keeper.keep(link.clone()));
+        tokio::spawn(live::slices::run(Arc::clone(&quotas), link.clone()));
+        let who = live::Who { instance: settings.instance.clone(), version: env!("CARGO_PKG_VERSION") };
+        let subscriber = live::Subscriber::new(live::Parts { who, link, swap, live, wants, quotas, observe, status, last_good });
+        tokio::spawn(subscriber.run());
+        leave
+    }
+}
+
+/// Starts the data threads; the first one also accepts.
+fn start_workers(shared: &Shared, outbound: std::net::TcpListener, inbound: std::net::TcpListener) -> Result<(), Fatal> {
+    let (handles, inboxes): (Vec<WorkerHandle>, Vec<accept::Inbox>) = (0..shared.settings.workers).map(|_| accept::worker()).unzip();
+    let mut listeners = Some((outbound, inbound, handles));
+    for (n, inbox) in inboxes.into_iter().enumerate() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let shared = shared.clone();
+        let listeners = listeners.take();
+        std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
+            let local = LocalSet::new();
+            local.block_on(&runtime, async move {
+                if let Some((outbound, inbound, handles)) = listeners {
+                    let handles: Rc<[WorkerHandle]> = handles.into();
+                    accept_on(outbound, Direction::Outbound, Rc::clone(&handles));
+                    accept_on(inbound, Direction::Inbound, handles);
+                }
+                accept::work(inbox, Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared))).await;
+            });
+        })?;
+    }
+    Ok(())
+}
+
+fn accept_on(listener: std::net::TcpListener, direction: Direction, workers: Rc<[WorkerHandle]>) {
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => drop(tokio::task::spawn_local(accept::run(listener, direction, workers))),
+        Err(error) => tracing::error!(%error, direction = direction.as_str(), "this listener cannot be served"),
+    }
+}
+
+/// One line when everything stands.
+async fn say_ready(status: Status, outbound: SocketAddr, inbound: SocketAddr) {
+    while !status.is_ready() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tracing::info!(%outbound, %inbound, "ready");
+}
+
+/// TERM and INT stop, a second one at once; USR1 opens the access log again.
+fn listen_to_signals(stop: Arc<Notify>, observe: Observer) -> std::io::Result<()> {
+    let (mut term, mut int, mut usr1) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::user_defined1())?);
+    tokio::spawn(async move {
+        let mut asked = false;
+        loop {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+                _ = usr1.recv() => {
+                    observe.reopen_access_log();
+                    continue;
+                }
+            }
+            if std::mem::replace(&mut asked, true) {
+                tracing::warn!("told to stop again: ending at once");
+                observe.flush(LAST_LINES);
+                std::process::exit(1);
+            }
+            stop.notify_one();
+        }
+    });
+    Ok(())
+}
+
+/// Ends the process when its standard input does: a supervisor that dies takes its sidecars along.
+fn end_with_stdin() {
+    std::thread::spawn(|| {
+        let mut rest = [0; 256];
+        while std::io::stdin().read(&mut rest).is_ok_and(|n| n > 0) {}
+        std::process::exit(0);
+    });
+}
+
+/// Text for a terminal, JSON for everybody else.
+fn log_to_stderr(filter: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // When another part of this process has set one up already, that one is used.
+    let _ = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
+}

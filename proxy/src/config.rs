@@ -1,0 +1,460 @@
+//! What the operator says: flags, `EQUERRY_*` variables and a YAML file, in that order of precedence, read once.
+//!
+//! One list of settings serves flags, variables and the file, so that none can know a setting the others do not.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use equerry_policies::names::InstanceId;
+use equerry_policies::policy::Labels;
+use serde::Deserialize;
+
+use crate::observe::AccessLogTarget;
+
+/// Data workers unless asked otherwise: a sidecar should not outgrow its application.
+const MOST_WORKERS: usize = 2;
+/// Longest configuration file.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The sidecar of the Equerry mesh.
+#[derive(Debug, Parser)]
+#[command(name = "equerry-proxy", version, propagate_version = true, max_term_width = 120)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs the sidecar beside one instance of an application.
+    ///
+    /// The first start needs a join token, made with `equerry token create join --namespace NS --account A`; from then on
+    /// the certificate in the state directory is renewed by itself. Namespace and account come from the certificate.
+    ///
+    /// The application sends its calls to the outbound address (as an HTTP proxy, or with the Host header naming the
+    /// Service); other sidecars call the inbound address, and allowed requests reach the application on 127.0.0.1.
+    #[command(after_help = "Every setting is also a variable EQUERRY_NAME_WITH_UNDERSCORES and a key of the --config file; \
+        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT drain and exit, USR1 opens the access log again.")]
+    Run(Box<Given>),
+    /// Waits until the sidecar is ready, and says what is missing when it is not in time.
+    Wait(WaitFor),
+}
+
+/// `equerry-proxy wait`.
+#[derive(Debug, Args)]
+pub(crate) struct WaitFor {
+    /// Telemetry address of the sidecar.
+    #[arg(long, env = "EQUERRY_TELEMETRY", default_value = "127.0.0.1:15090", value_name = "IP:PORT")]
+    pub(crate) telemetry: SocketAddr,
+    /// How long to wait.
+    #[arg(long, env = "EQUERRY_TIMEOUT", default_value = "60s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// Settings as they were given in one place. Anything may be missing.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Given {
+    /// YAML file with any of these settings, its keys named like the flags.
+    #[arg(long, env = "EQUERRY_CONFIG_FILE", value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// The control plane's gRPC address [required].
+    #[arg(long, env = "EQUERRY_CONTROL_PLANE", value_name = "HOST:PORT")]
+    control_plane: Option<String>,
+    /// One-time token for the first start; better in a file, where other users do not see it.
+    #[arg(long, env = "EQUERRY_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true, conflicts_with = "join_token_file")]
+    join_token: Option<String>,
+    /// File that holds the one-time token; read again at each try.
+    #[arg(long, env = "EQUERRY_JOIN_TOKEN_FILE", value_name = "FILE")]
+    join_token_file: Option<PathBuf>,
+    /// Name of this instance, unique in its namespace [default: the host's name].
+    #[arg(long, env = "EQUERRY_INSTANCE", value_name = "ID")]
+    instance: Option<String>,
+    /// Label of this instance, which Services select by; may be repeated.
+    #[arg(long, env = "EQUERRY_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
+    label: Option<Vec<String>>,
+    /// Port of the application as the mesh knows it; it listens there, or on LOCAL, at 127.0.0.1. May be repeated. Only
+    /// these are ever forwarded to; the first is probed.
+    #[arg(long, env = "EQUERRY_APP_PORT", value_name = "PORT[=LOCAL]", value_delimiter = ',')]
+    app_port: Option<Vec<AppPort>>,
+    /// Directory for the identity and the last good configuration [default: /var/lib/equerry-proxy].
+    #[arg(long, env = "EQUERRY_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where the application sends its calls [default: 127.0.0.1:15001].
+    #[arg(long, env = "EQUERRY_OUTBOUND", value_name = "IP:PORT")]
+    outbound: Option<SocketAddr>,
+    /// Where other sidecars call [default: 0.0.0.0:15006].
+    #[arg(long, env = "EQUERRY_INBOUND", value_name = "IP:PORT")]
+    inbound: Option<SocketAddr>,
+    /// Address that other sidecars are told [default: the inbound port at this host's address toward the control plane].
+    #[arg(long, env = "EQUERRY_ADVERTISE", value_name = "IP:PORT")]
+    advertise: Option<SocketAddr>,
+    /// Admin address, for people on this machine [default: 127.0.0.1:15000].
+    #[arg(long, env = "EQUERRY_ADMIN", value_name = "IP:PORT")]
+    admin: Option<SocketAddr>,
+    /// Metrics and health, for scrapers and kubelets [default: 0.0.0.0:15090].
+    #[arg(long, env = "EQUERRY_TELEMETRY", value_name = "IP:PORT")]
+    telemetry: Option<SocketAddr>,
+    /// Data threads [default: 2, or the CPU quota when that is less].
+    #[arg(long, env = "EQUERRY_WORKERS", value_name = "N")]
+    workers: Option<usize>,
+    /// Access log: `-` for standard output, `off`, or a file [default: -].
+    #[arg(long, env = "EQUERRY_ACCESS_LOG", value_name = "-|off|PATH")]
+    access_log: Option<String>,
+    /// Path the application answers with 2xx while healthy; without it, accepting a connection is enough.
+    #[arg(long, env = "EQUERRY_HEALTH_PATH", value_name = "PATH")]
+    health_path: Option<String>,
+    /// How long to wait for exchanges in flight when stopping [default: 30s].
+    #[arg(long, env = "EQUERRY_DRAIN_TIMEOUT", value_name = "DURATION")]
+    drain_timeout: Option<String>,
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter [default: info].
+    #[arg(long, env = "EQUERRY_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// End when standard input closes, so that a supervisor's death takes its children along.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    exit_with_stdin: bool,
+}
+
+/// Settings, checked and complete.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `HOST:PORT` of the control plane's gRPC listener.
+    pub control_plane: String,
+    /// Where a join token comes from, if it was given.
+    pub join_token: Option<JoinTokenFrom>,
+    /// This instance.
+    pub instance: InstanceId,
+    /// Its labels.
+    pub labels: Labels,
+    /// Ports of the application; the only ones forwarded to.
+    pub app_ports: Vec<AppPort>,
+    /// Where identity and last good configuration are kept.
+    pub state_dir: PathBuf,
+    /// The application's way into the mesh.
+    pub outbound: SocketAddr,
+    /// The mesh's way to the application.
+    pub inbound: SocketAddr,
+    /// What other sidecars are told, when the operator says it.
+    pub advertise: Option<SocketAddr>,
+    /// For people on this machine.
+    pub admin: SocketAddr,
+    /// For scrapers and kubelets.
+    pub telemetry: SocketAddr,
+    /// Data threads; at least 1.
+    pub workers: usize,
+    /// Where access log lines go.
+    pub access_log: AccessLogTarget,
+    /// Path probed on the first application port; `None`: a connection is enough.
+    pub health_path: Option<String>,
+    /// Longest wait for exchanges in flight when stopping.
+    pub drain_timeout: Duration,
+    /// `tracing` filter.
+    pub log: String,
+    /// End when standard input closes.
+    pub exit_with_stdin: bool,
+}
+
+/// A port of the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "WrittenPort")]
+pub struct AppPort {
+    /// As the mesh knows it: a Service's target port.
+    pub port: u16,
+    /// Where the application listens at 127.0.0.1; the same unless the operator says otherwise.
+    pub local: u16,
+}
+
+/// A port in a file: a number, or a text such as `8080=40123`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WrittenPort {
+    Number(u16),
+    Text(String),
+}
+
+impl TryFrom<WrittenPort> for AppPort {
+    type Error = String;
+    fn try_from(written: WrittenPort) -> Result<Self, String> {
+        match written {
+            WrittenPort::Number(port) => port.to_string().parse(),
+            WrittenPort::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl std::str::FromStr for AppPort {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, local) = text.split_once('=').unwrap_or((text, text));
+        let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
+        match (number(port), number(local)) {
+            (Some(port), Some(local)) => Ok(Self { port, local }),
+            _ => Err("expected PORT or PORT=LOCAL, each from 1 to 65535".to_owned()),
+        }
+    }
+}
+
+/// Where a join token comes from.
+#[derive(Clone)]
+pub enum JoinTokenFrom {
+    /// Given as it is.
+    Text(String),
+    /// Read from this file at each try.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for JoinTokenFrom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("Text(...)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+/// A setting that cannot be used: which, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadSettings(String);
+
+fn bad(text: impl Into<String>) -> BadSettings {
+    BadSettings(text.into())
+}
+
+impl Given {
+    /// Adds what the file says where neither flag nor variable spoke, then defaults, then checks everything.
+    ///
+    /// # Errors
+    /// [`BadSettings`] names the setting and what is expected.
+    pub fn complete(self) -> Result<Settings, BadSettings> {
+        let file = match &self.config {
+            Some(path) => read_file(path)?,
+            None => Self::default(),
+        };
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let join_token = match (self.join_token, self.join_token_file) {
+            (Some(text), _) => Some(JoinTokenFrom::Text(text)),
+            (None, Some(path)) => Some(JoinTokenFrom::File(path)),
+            (None, None) => file.join_token.map(JoinTokenFrom::Text).or(file.join_token_file.map(JoinTokenFrom::File)),
+        };
+        let drain_timeout = self.drain_timeout.or(file.drain_timeout);
+        let app_ports = self.app_port.or(file.app_port).unwrap_or_default();
+        if let Some(twice) = app_ports.iter().enumerate().find_map(|(n, one)| app_ports[..n].iter().find(|other| other.port == one.port)) {
+            return Err(bad(format!("--app-port {}: given twice", twice.port)));
+        }
+        let health_path = self.health_path.or(file.health_path);
+        if let Some(path) = health_path.as_deref().filter(|path| !path.starts_with('/') || !path.bytes().all(|c| c.is_ascii_graphic())) {
+            return Err(bad(format!("--health-path {path:?}: expected a path such as /healthz")));
+        }
+        Ok(Settings {
+            control_plane: host_and_port(self.control_plane.or(file.control_plane))?,
+            join_token,
+            instance: instance(self.instance.or(file.instance))?,
+            labels: labels(self.label.or(file.label).unwrap_or_default())?,
+            app_ports,
+            state_dir: self.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/equerry-proxy".into()),
+            outbound: self.outbound.or(file.outbound).unwrap_or_else(|| local(15_001)),
+            inbound: self.inbound.or(file.inbound).unwrap_or_else(|| any(15_006)),
+            advertise: advertise(self.advertise.or(file.advertise))?,
+            admin: self.admin.or(file.admin).unwrap_or_else(|| local(15_000)),
+            telemetry: self.telemetry.or(file.telemetry).unwrap_or_else(|| any(15_090)),
+            workers: workers(self.workers.or(file.workers))?,
+            access_log: match self.access_log.or(file.access_log).as_deref() {
+                None | Some("-") => AccessLogTarget::Stdout,
+                Some("off") => AccessLogTarget::Off,
+                Some(path) => AccessLogTarget::File(path.into()),
+            },
+            health_path,
+            drain_timeout: match drain_timeout {
+                Some(text) => duration(&text).map_err(|error| bad(format!("--drain-timeout {text:?}: {error}")))?,
+                None => Duration::from_secs(30),
+            },
+            log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
+            exit_with_stdin: self.exit_with_stdin,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<Given, BadSettings> {
+    let said = |error: &dyn std::fmt::Display| bad(format!("--config {}: {error}", path.display()));
+    let size = std::fs::metadata(path).map_err(|error| said(&error))?.len();
+    if size > MAX_FILE {
+        return Err(said(&format!("{size} bytes, at most {MAX_FILE} are read")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| said(&error))?;
+    if text.trim().is_empty() {
+        return Ok(Given::default());
+    }
+    serde_saphyr::from_str(&text).map_err(|error| said(&error))
+}
+
+fn host_and_port(given: Option<String>) -> Result<String, BadSettings> {
+    let Some(text) = given else {
+        return Err(bad("--control-plane is missing: say where the control plane's gRPC listener is, such as mesh.example.com:15012"));
+    };
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) => Ok(text),
+        _ => Err(bad(format!("--control-plane {text:?}: expected HOST:PORT, such as mesh.example.com:15012"))),
+    }
+}
+
+fn instance(given: Option<String>) -> Result<InstanceId, BadSettings> {
+    match given {
+        Some(text) => InstanceId::parse(&text).map_err(|error| bad(format!("--instance: {error}"))),
+        None => {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_ascii_lowercase();
+            InstanceId::parse(&host).map_err(|_| bad("--instance is missing, and the host's name cannot stand in for it: name this instance"))
+        }
+    }
+}
+
+fn labels(given: Vec<String>) -> Result<Labels, BadSettings> {
+    let mut labels = Labels::new();
+    for text in given {
+        let (key, value) = match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => (key.to_owned(), value.to_owned()),
+            _ => return Err(bad(format!("--label {text:?}: expected KEY=VALUE"))),
+        };
+        if labels.insert(key, value).is_some() {
+            return Err(bad(format!("--label {text:?}: its key is given twice")));
+        }
+    }
+    Ok(labels)
+}
+
+fn advertise(given: Option<SocketAddr>) -> Result<Option<SocketAddr>, BadSettings> {
+    match given {
+        Some(address) if address.ip().is_unspecified() || address.port() == 0 => {
+            Err(bad(format!("--advertise {address}: expected an address others can connect to")))
+        }
+        given => Ok(given),
+    }
+}
+
+fn workers(given: Option<usize>) -> Result<usize, BadSettings> {
+    match given {
+        Some(0) => Err(bad("--workers 0: expected at least 1")),
+        Some(n) => Ok(n),
+        None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_WORKERS))),
+    }
+}
+
+/// Reads `250ms`, `30s`, `5m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("expected a number and a unit: ms, s, m or h".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "expected a number and a unit: ms, s, m or h".to_owned())?;
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
+}
+
+impl Settings {
+    /// Where the application listens for what the mesh calls `port`; `None`: it registered no such port.
+    pub fn local_port(&self, port: u16) -> Option<u16> {
+        self.app_ports.iter().find(|known| known.port == port).map(|known| known.local)
+    }
+
+    /// What other sidecars are told: as the operator said, else the inbound listener's own address, else (when that is
+    /// any address) the address of this host that faces the control plane.
+    pub fn advertised(&self, inbound: SocketAddr) -> SocketAddr {
+        if let Some(address) = self.advertise {
+            return address;
+        }
+        if inbound.ip().is_unspecified() {
+            SocketAddr::new(facing(&self.control_plane).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), inbound.port())
+        } else {
+            inbound
+        }
+    }
+}
+
+/// The local address packets toward `peer` leave from. Connecting a datagram socket sends nothing.
+fn facing(peer: &str) -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(peer).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// Reads the command line; help and mistakes are printed by the caller.
+pub(crate) fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, clap::Error> {
+    CommandLine::try_parse_from(args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(args: &[&str]) -> Given {
+        let line = read(["equerry-proxy", "run"].iter().chain(args).map(OsString::from)).unwrap();
+        match line.command {
+            Command::Run(given) => *given,
+            Command::Wait(_) => unreachable!("run was asked for"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proxy.yaml");
+        std::fs::write(&path, "control-plane: file:1\ninstance: from-file\napp-port: [8080, 9090=40123]\nlabel: [app=orders]\ndrain-timeout: 5s\n").unwrap();
+        let settings = given(&["--config", path.to_str().unwrap(), "--instance", "from-flag"]).complete().unwrap();
+        assert_eq!(settings.instance.as_str(), "from-flag");
+        assert_eq!(settings.control_plane, "file:1");
+        assert_eq!((settings.local_port(8080), settings.local_port(9090), settings.local_port(1)), (Some(8080), Some(40_123), None));
+        assert_eq!(settings.drain_timeout, Duration::from_secs(5));
+        assert_eq!(settings.labels["app"], "orders");
+        assert_eq!(settings.outbound.port(), 15_001);
+        assert!(settings.outbound.ip().is_loopback());
+    }
+
+    #[test]
+    fn an_unknown_key_in_the_file_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proxy.yaml");
+        std::fs::write(&path, "control-plane: x:1\nworkerz: 3\n").unwrap();
+        let error = given(&["--config", path.to_str().unwrap()]).complete().unwrap_err().to_string();
+        assert!(error.contains("workerz") && error.contains("proxy.yaml"), "{error}");
+    }
+
+    #[test]
+    fn each_setting_that_cannot_be_used_is_named() {
+        for (args, named) in [
+            (&["--instance", "a"][..], "--control-plane"),
+            (&["--control-plane", "no-port"], "--control-plane"),
+            (&["--control-plane", "x:1", "--instance", "Not Valid"], "--instance"),
+            (&["--control-plane", "x:1", "--instance", "a", "--label", "app"], "--label"),
+            (&["--control-plane", "x:1", "--instance", "a", "--drain-timeout", "soon"], "--drain-timeout"),
+            (&["--control-plane", "x:1", "--instance", "a", "--workers", "0"], "--workers"),
+            (&["--control-plane", "x:1", "--instance", "a", "--app-port", "80", "--app-port", "80=81"], "--app-port"),
+            (&["--control-plane", "x:1", "--instance", "a", "--advertise", "0.0.0.0:1"], "--advertise"),
+            (&["--control-plane", "x:1", "--instance", "a", "--health-path", "healthz"], "--health-path"),
+        ] {
+            let error = given(args).complete().unwrap_err().to_string();
+            assert!(error.contains(named), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_join_token_is_never_shown() {
+        let settings = given(&["--control-plane", "x:1", "--instance", "a", "--join-token", "eqj1.SECRET"]).complete().unwrap();
+        assert!(!format!("{settings:?}").contains("SECRET"));
+    }
+}

@@ -1,0 +1,269 @@
+//! What this proxy knows of the mesh right now, kept true by the control plane and handed out as one [`Live`] value.
+//!
+//! A change of configuration is compiled off the request path and published whole; an exchange takes one `Arc<Live>`
+//! at its start. What must outlive a change (breakers, budgets, counts) hangs on it by id and is kept by `keep`.
+
+mod backoff;
+pub mod health;
+mod keep;
+pub mod last_good;
+mod lease;
+mod limits;
+mod link;
+mod quotas;
+mod renew;
+pub(crate) mod slices;
+pub mod state_dir;
+mod status;
+mod subscribe;
+mod swap;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use equerry_certs::{Identity, TrustBundle};
+use equerry_policies::compile::{CompiledDestination, CompiledWorkload};
+use equerry_policies::names::{InstanceId, ServiceName, SpiffeId};
+use equerry_policies::policy::{ServicePort, TrafficPolicy};
+use equerry_policies::view::EndpointAddress;
+use equerry_traffic::balance::EndpointState;
+use equerry_traffic::retry::RetryBudget;
+use tokio::sync::{mpsc, watch};
+
+pub use limits::{Held, LimitState};
+pub(crate) use lease::Lease;
+pub use link::Link;
+pub use quotas::Quotas;
+pub(crate) use renew::Keeper;
+pub use renew::NoIdentity;
+pub use status::Status;
+pub(crate) use subscribe::{Parts, Subscriber, Who};
+pub(crate) use swap::Swap;
+
+/// How long the first request for a name waits for the control plane's answer (DESIGN, "Config stream").
+pub const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(1);
+
+/// One generation of configuration, immutable.
+#[derive(Debug)]
+pub struct Live {
+    /// Every document change up to this one is in force.
+    pub epoch: u64,
+    /// This workload's identity.
+    pub own: SpiffeId,
+    /// What inbound enforces. `None`: it is not known, so everything is denied (`policy_unavailable`).
+    pub workload: Option<Arc<CompiledWorkload>>,
+    /// Every Service known here, as a destination and as a backend.
+    pub destinations: HashMap<ServiceName, Arc<Destination>>,
+    /// Names the control plane says do not exist, each with the nearest one that does.
+    pub unknown: HashMap<ServiceName, Option<String>>,
+}
+
+/// A Service as callers name it.
+#[derive(Debug)]
+pub struct Destination {
+    /// Routes, ports and traffic policy.
+    pub compiled: Arc<CompiledDestination>,
+    /// Retries allowed toward it; kept across changes.
+    pub budget: Arc<RetryBudget>,
+    /// The same Service as traffic reaches it.
+    pub backend: Arc<Backend>,
+    /// Every backend its routes can send to is here too, so callers may name it.
+    pub(crate) complete: bool,
+    /// Set on use, so that names nobody calls any more are let go.
+    pub(crate) used: Arc<AtomicBool>,
+}
+
+/// A Service as traffic reaches it.
+#[derive(Debug)]
+pub struct Backend {
+    /// Its name.
+    pub name: ServiceName,
+    /// Timeouts, breaker, limits and balancing toward it.
+    pub traffic: TrafficPolicy,
+    /// The identities accepted there.
+    pub accounts: Arc<[SpiffeId]>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Where it can be reached now.
+    pub endpoints: Vec<Endpoint>,
+    /// What is in flight to it from this proxy; kept across changes.
+    pub limits: Arc<LimitState>,
+}
+
+/// One place where a backend can be reached.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Where to connect and what to speak there.
+    pub address: EndpointAddress,
+    /// In-flight count, latency and breaker; kept across changes by (backend, instance).
+    pub state: Arc<EndpointState>,
+}
+
+impl AsRef<EndpointState> for Endpoint {
+    fn as_ref(&self) -> &EndpointState {
+        &self.state
+    }
+}
+
+impl AsRef<Arc<EndpointState>> for Endpoint {
+    fn as_ref(&self) -> &Arc<EndpointState> {
+        &self.state
+    }
+}
+
+impl Live {
+    /// Before anything is known.
+    pub fn nothing(own: SpiffeId) -> Self {
+        Self { epoch: 0, own, workload: None, destinations: HashMap::new(), unknown: HashMap::new() }
+    }
+
+    /// The destination of that name, marked as used. (A backend that a route chose is found in `destinations`.)
+    pub fn destination(&self, name: &ServiceName) -> Option<&Arc<Destination>> {
+        let found = self.destinations.get(name).filter(|found| found.complete)?;
+        // A read first: the flag is shared by all workers, and writing it each time would bounce the cache line.
+        if !found.used.load(Ordering::Relaxed) {
+            found.used.store(true, Ordering::Relaxed);
+        }
+        Some(found)
+    }
+}
+
+/// Why a name cannot be used now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotThere {
+    /// The control plane says there is no such Service (`no_service`).
+    Unknown {
+        /// The nearest name it knows.
+        nearest: Option<String>,
+    },
+    /// The control plane did not answer in time (`config_unavailable`).
+    Unavailable,
+}
+
+/// Where the current [`Live`] is found. Clones share it.
+#[derive(Debug, Clone)]
+pub struct LiveHandle {
+    now: Arc<ArcSwap<Live>>,
+    generations: Arc<Mutex<Vec<Weak<Live>>>>,
+    changed: watch::Sender<()>,
+    wanted: mpsc::UnboundedSender<ServiceName>,
+}
+
+impl LiveHandle {
+    /// A handle that starts at `first`, and the names that requests will want.
+    pub fn new(first: Live) -> (Self, mpsc::UnboundedReceiver<ServiceName>) {
+        let (changed, _) = watch::channel(());
+        let (wanted, wants) = mpsc::unbounded_channel();
+        (Self { now: Arc::new(ArcSwap::from_pointee(first)), generations: Arc::default(), changed, wanted }, wants)
+    }
+
+    /// The configuration in force. Take it once per exchange.
+    pub fn load(&self) -> Arc<Live> {
+        self.now.load_full()
+    }
+
+    /// Publishes the next generation.
+    pub fn publish(&self, next: Live) {
+        let next = Arc::new(next);
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.retain(|generation| generation.strong_count() > 0);
+        generations.push(Arc::downgrade(&next));
+        drop(generations);
+        self.now.store(next);
+        self.changed.send_replace(());
+    }
+
+    /// How many generations are still held by somebody, the one in force included.
+    pub fn generations(&self) -> usize {
+        let generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.iter().filter(|generation| generation.strong_count() > 0).count()
+    }
+
+    /// Waits for the next publication after the call.
+    pub async fn changed(&self) {
+        let mut seen = self.changed.subscribe();
+        let _ = seen.changed().await;
+    }
+
+    /// The configuration in force once it knows `name`: at once when it is known, else after asking the control plane,
+    /// at most [`FIRST_REQUEST_WAIT`] later.
+    ///
+    /// # Errors
+    /// [`NotThere`] when the control plane says there is no such Service, or does not answer in time.
+    pub async fn want(&self, name: &ServiceName) -> Result<Arc<Live>, NotThere> {
+        let live = self.load();
+        if live.destination(name).is_some() {
+            return Ok(live);
+        }
+        let mut seen = self.changed.subscribe();
+        if self.wanted.send(name.clone()).is_err() {
+            return Err(NotThere::Unavailable);
+        }
+        let answered = async {
+            loop {
+                let live = self.load();
+                if live.destination(name).is_some() {
+                    return Ok(live);
+                }
+                if let Some(nearest) = live.unknown.get(name) {
+                    return Err(NotThere::Unknown { nearest: nearest.clone() });
+                }
+                if seen.changed().await.is_err() {
+                    return Err(NotThere::Unavailable);
+                }
+            }
+        };
+        tokio::time::timeout(FIRST_REQUEST_WAIT, answered).await.unwrap_or(Err(NotThere::Unavailable))
+    }
+}
+
+/// This workload's identity, ready for use in TLS.
+#[derive(Debug)]
+pub struct TlsIdentity {
+    /// Who we are.
+    pub id: SpiffeId,
+    /// When the certificate ends.
+    pub not_after: SystemTime,
+    /// Grows with each renewal: connections made under an older one are not reused for new exchanges.
+    pub generation: u64,
+    /// Whom we believe.
+    pub bundle: TrustBundle,
+    /// Key and chain, for client configurations.
+    pub identity: Identity,
+    /// For the inbound listener: mutual TLS required, ALPN `eq-h2`, `eq-h1`.
+    pub server: Arc<rustls::ServerConfig>,
+}
+
+/// Where the current identity is found. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct IdentityHandle {
+    now: Arc<arc_swap::ArcSwapOption<TlsIdentity>>,
+}
+
+impl IdentityHandle {
+    /// The identity, while its certificate is valid; `None`: none was issued yet, or it has expired (`identity_expired`).
+    pub fn current(&self) -> Option<Arc<TlsIdentity>> {
+        self.now.load_full().filter(|identity| SystemTime::now() < identity.not_after)
+    }
+
+    /// The identity, expired or not.
+    pub fn latest(&self) -> Option<Arc<TlsIdentity>> {
+        self.now.load_full()
+    }
+
+    /// Puts a renewed identity in force; connections that exist go on under the old one.
+    pub fn put(&self, identity: TlsIdentity) {
+        self.now.store(Some(Arc::new(identity)));
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,300 @@
+//! This workload's identity: got with a join token the first time, kept across restarts, renewed while it holds.
+//!
+//! The private key is made here and never leaves. A renewed identity is put in force without touching connections that
+//! exist. An identity that ran out can only be had anew with another join token, and every message says so.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use equerry_certs::tls::{self, ClientAuth};
+use equerry_certs::{CertificateDer, Identity, JoinToken, Request, TrustBundle, rfc3339};
+use equerry_policies::names::SpiffeId;
+use equerry_wire::proto;
+use equerry_wire::proto::identity_client::IdentityClient;
+use tonic::transport::Channel;
+
+use super::backoff::Backoff;
+use super::last_good::{LastGood, SavedIdentity, Unreadable};
+use super::link::{self, Link};
+use super::status::Status;
+use super::{IdentityHandle, TlsIdentity};
+use crate::config::JoinTokenFrom;
+use crate::observe::Observer;
+
+/// A signature takes longer only when something is broken.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at the clock while waiting for the time to renew, so that a clock set anew is noticed.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Why there is no identity and trying again would not help.
+#[derive(Debug, thiserror::Error)]
+pub enum NoIdentity {
+    /// Neither an identity from before nor a token to get one.
+    #[error("{why}this proxy has no identity: make a join token with `{}` and give it with --join-token-file", command(.id.as_ref()))]
+    NeedsToken {
+        /// What became of the identity from before, if there was one.
+        why: String,
+        /// Who it was, as far as that is known.
+        id: Option<SpiffeId>,
+    },
+    /// The token cannot be read.
+    #[error("join token: {0}")]
+    BadToken(String),
+    /// The control plane is not the one the token was made by, or its clock differs.
+    #[error("the control plane at {address} is not believed: {why}")]
+    NotBelieved {
+        /// Where it is.
+        address: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The control plane said no.
+    #[error("the control plane refuses to issue an identity: {0}")]
+    Refused(String),
+}
+
+/// The command that makes a new join token for `id`.
+pub(crate) fn command(id: Option<&SpiffeId>) -> String {
+    match id {
+        Some(id) => format!("equerry token create join --namespace {} --account {}", id.namespace, id.account),
+        None => "equerry token create join --namespace NAMESPACE --account ACCOUNT".to_owned(),
+    }
+}
+
+/// Everything that getting and keeping an identity needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Keeper {
+    pub(crate) control_plane: String,
+    pub(crate) token: Option<JoinTokenFrom>,
+    pub(crate) last_good: Arc<Mutex<LastGood>>,
+    pub(crate) identity: IdentityHandle,
+    pub(crate) status: Status,
+    pub(crate) observe: Observer,
+}
+
+/// Why one try failed.
+enum Failure {
+    /// The control plane could not be reached, or could not answer: try again.
+    Later(String),
+    /// It will fail again.
+    Never(NoIdentity),
+}
+
+impl Keeper {
+    /// Puts an identity in force: the one from before, even an expired one, else one got with the join token, however
+    /// long the control plane takes to come up.
+    pub(crate) async fn first(&self) -> Result<(), NoIdentity> {
+        let kept = self.last_good.lock().unwrap_or_else(PoisonError::into_inner).identity();
+        let why = match kept {
+            Ok(Some(saved)) => match self.put(saved.identity, saved.bundle) {
+                Ok(()) => return Ok(()),
+                Err(error) => format!("the identity from before cannot be used ({error}); "),
+            },
+            Ok(None) => String::new(),
+            Err(error @ (Unreadable::Damaged { .. } | Unreadable::KeyLost { .. } | Unreadable::Io { .. })) => format!("{error}; "),
+        };
+        let Some(source) = &self.token else {
+            let id = self.last_good.lock().unwrap_or_else(PoisonError::into_inner).config().ok().flatten().map(|config| config.own);
+            return Err(NoIdentity::NeedsToken { why, id });
+        };
+        if !why.is_empty() {
+            tracing::warn!("{why}the join token is used to get a new one");
+        }
+        let mut backoff = Backoff::default();
+        loop {
+            match self.join(&read(source)?).await {
+                Ok(()) => return Ok(()),
+                Err(Failure::Never(error)) => return Err(error),
+                Err(Failure::Later(error)) => {
+                    if backoff.is_fresh() {
+                        tracing::warn!(control_plane = %self.control_plane, %error, "the control plane cannot be reached; trying again until it can");
+                    }
+                    self.status.identity(Some(format!("no identity yet: the control plane at {} cannot be reached ({error})", self.control_plane)));
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    /// Keeps the identity fresh for as long as the process runs.
+    pub(crate) async fn keep(self, link: Link) {
+        let mut refused_token = None;
+        loop {
+            let Some(current) = self.identity.latest() else { return };
+            wait_until(renewal(&current.identity)).await;
+            let mut backoff = Backoff::default();
+            while self.identity.latest().is_some_and(|latest| latest.generation == current.generation) {
+                let expired = SystemTime::now() >= current.not_after;
+                let tried = if expired { self.anew(&current, &mut refused_token).await } else { self.renew(&link).await };
+                match tried {
+                    Ok(()) => {
+                        self.status.identity(None);
+                        link.renew();
+                        tracing::info!(until = %self.identity.latest().map_or_else(String::new, |new| rfc3339(new.not_after)), "the certificate was renewed");
+                    }
+                    Err(error) => {
+                        if backoff.is_fresh() {
+                            tracing::warn!(%error, until = %rfc3339(current.not_after), "the certificate cannot be renewed; trying again until it can");
+                        }
+                        if expired {
+                            self.status.identity(Some(error));
+                        }
+                        tokio::time::sleep(backoff.next()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for a new certificate under the present one.
+    async fn renew(&self, link: &Link) -> Result<(), String> {
+        match self.sign(link.channel(), String::new()).await {
+            Ok((identity, bundle)) => self.accept(identity, bundle).await.map_err(|error| error.to_string()),
+            Err(status) => Err(status.message().to_owned()),
+        }
+    }
+
+    /// The certificate ran out: only a join token that was not refused before can help.
+    async fn anew(&self, expired: &TlsIdentity, refused: &mut Option<String>) -> Result<(), String> {
+        let needs = |why: &str| {
+            format!(
+                "the certificate expired at {}{why}: make a join token with `{}` and give it with --join-token-file",
+                rfc3339(expired.not_after),
+                command(Some(&expired.id))
+            )
+        };
+        let Some(source) = &self.token else { return Err(needs("")) };
+        let token = read(source).map_err(|error| needs(&format!(", and {error}")))?;
+        if refused.as_deref() == Some(token.id()) {
+            return Err(needs(""));
+        }
+        match self.join(&token).await {
+            Ok(()) => Ok(()),
+            Err(Failure::Later(error)) => Err(format!("{} ({error})", needs(""))),
+            Err(Failure::Never(error)) => {
+                *refused = Some(token.id().to_owned());
+                Err(needs(&format!(", and {error}")))
+            }
+        }
+    }
+
+    /// Gets an identity with a join token. The control plane's root is checked against the token's pin before the secret
+    /// is sent.
+    async fn join(&self, token: &JoinToken) -> Result<(), Failure> {
+        let never = |why: &dyn std::fmt::Display| {
+            Failure::Never(NoIdentity::NotBelieved { address: self.control_plane.clone(), why: why.to_string() })
+        };
+        let config = tls::pinned_client_config(token.pin()).map_err(|error| never(&error))?;
+        let connecting = tokio::time::timeout(PATIENCE, link::tls(&self.control_plane, Arc::new(config)));
+        let stream = match connecting.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => match tls::fault_of_io(&error) {
+                Some(fault) => return Err(never(fault)),
+                None => return Err(Failure::Later(error.to_string())),
+            },
+            Err(_) => return Err(Failure::Later(format!("no connection within {PATIENCE:?}"))),
+        };
+        let (_, session) = stream.get_ref();
+        let pinned = tls::learned(session.peer_certificates().unwrap_or_default(), token.pin()).map_err(|fault| never(&fault))?;
+        // The channel gets this one stream, whose peer is known, and no way to make another.
+        let once = Arc::new(Mutex::new(Some(stream)));
+        let channel = link::channel(move || {
+            let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+            async move { stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionReset)) }
+        });
+        match self.sign(channel, token.credential().to_string()).await {
+            Ok((identity, bundle)) if bundle.holds(token.pin()) && bundle.trust_domain() == pinned.trust_domain() => {
+                self.accept(identity, bundle).await.map_err(|error| never(&error))
+            }
+            Ok(_) => Err(never(&"its answer does not hold the root that the token names")),
+            Err(status) if is_refusal(status.code()) => Err(Failure::Never(NoIdentity::Refused(status.message().to_owned()))),
+            Err(status) => Err(Failure::Later(status.message().to_owned())),
+        }
+    }
+
+    /// Makes a key, and has it certified.
+    async fn sign(&self, channel: Channel, join_token: String) -> Result<(Identity, TrustBundle), tonic::Status> {
+        let request = Request::new().map_err(|error| tonic::Status::internal(error.to_string()))?;
+        let asked = proto::SignRequest { csr_der: request.csr_der.clone(), join_token, now_unix_ms: super::unix_ms(SystemTime::now()) };
+        let mut asking = tonic::Request::new(asked);
+        asking.set_timeout(PATIENCE);
+        let answer = IdentityClient::new(channel).sign(asking).await?.into_inner();
+        let unusable = |error: &dyn std::fmt::Display| tonic::Status::internal(format!("the control plane's answer cannot be used: {error}"));
+        let chain = answer.chain_der.into_iter().map(CertificateDer::from).collect();
+        let identity = Identity::new(request.key, chain).map_err(|error| unusable(&error))?;
+        let roots = answer.roots_der.into_iter().map(CertificateDer::from).collect();
+        let bundle = TrustBundle::new(identity.id().trust_domain.clone(), roots).map_err(|error| unusable(&error))?;
+        Ok((identity, bundle))
+    }
+
+    /// Puts a new identity in force and saves it.
+    async fn accept(&self, identity: Identity, bundle: TrustBundle) -> Result<(), tls::TlsFault> {
+        self.put(identity.clone(), bundle.clone())?;
+        let last_good = Arc::clone(&self.last_good);
+        let saving = tokio::task::spawn_blocking(move || {
+            last_good.lock().unwrap_or_else(PoisonError::into_inner).save_identity(&SavedIdentity { identity, bundle })
+        });
+        if let Ok(Err(error)) = saving.await {
+            tracing::error!(%error, "the identity cannot be saved: a restart would need a new join token");
+        }
+        Ok(())
+    }
+
+    fn put(&self, identity: Identity, bundle: TrustBundle) -> Result<(), tls::TlsFault> {
+        let server = tls::server_config(&identity, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1])?;
+        self.observe.certificate("leaf", identity.not_after());
+        self.identity.put(TlsIdentity {
+            id: identity.id().clone(),
+            not_after: identity.not_after(),
+            generation: self.identity.latest().map_or(1, |before| before.generation + 1),
+            bundle,
+            identity,
+            server: Arc::new(server),
+        });
+        Ok(())
+    }
+}
+
+/// Two thirds of life, less up to a tenth of it, so that sidecars started together do not renew together.
+fn renewal(identity: &Identity) -> SystemTime {
+    let due = identity.renew_at();
+    let third = identity.not_after().duration_since(due).unwrap_or_default();
+    due.checked_sub(third.mul_f64(0.3 * fastrand::f64())).unwrap_or(due)
+}
+
+async fn wait_until(time: SystemTime) {
+    while let Ok(left) = time.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.clamp(Duration::from_millis(1), LOOK)).await;
+    }
+}
+
+fn read(source: &JoinTokenFrom) -> Result<JoinToken, NoIdentity> {
+    match source {
+        JoinTokenFrom::Text(text) => JoinToken::parse(text).map_err(|error| NoIdentity::BadToken(error.to_string())),
+        JoinTokenFrom::File(path) => {
+            let said = |error: &dyn std::fmt::Display| NoIdentity::BadToken(format!("{}: {error}", path.display()));
+            let text = equerry_certs::Zeroizing::new(std::fs::read_to_string(path).map_err(|error| said(&error))?);
+            JoinToken::parse(&text).map_err(|error| said(&error))
+        }
+    }
+}
+
+/// Whether an answer means no, rather than not now.
+pub(crate) fn is_refusal(code: tonic::Code) -> bool {
+    use tonic::Code;
+    matches!(
+        code,
+        Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::NotFound
+            | Code::OutOfRange
+            | Code::Unimplemented
+    )
+}
+
+#[cfg(test)]
+#[path = "renew_tests.rs"]
+mod tests;

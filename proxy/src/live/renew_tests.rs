@@ -1,0 +1,219 @@
+//! Joining and renewing against an authority over real TLS.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use equerry_certs::{Authority, Pin};
+use equerry_policies::names::{TrustDomain, control_plane_id};
+use equerry_wire::proto::identity_server::{Identity as Identities, IdentityServer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tonic::{Request as Asked, Response, Status as Refused};
+
+use super::super::last_good::SavedConfig;
+use super::super::state_dir::StateDir;
+use super::*;
+use crate::observe::{AccessLogTarget, ObserverOptions, SERIES_CAP};
+
+/// Signs whoever shows the one token, once, and whoever shows a certificate.
+#[derive(Clone)]
+struct Signer {
+    authority: Arc<Mutex<Authority>>,
+    credential: String,
+    asked: Arc<AtomicUsize>,
+    used: Arc<Mutex<bool>>,
+    lifetime: Duration,
+}
+
+/// Whether the peer of a connection showed a certificate.
+#[derive(Clone, Copy)]
+struct Known(bool);
+
+#[tonic::async_trait]
+impl Identities for Signer {
+    async fn sign(&self, asked: Asked<proto::SignRequest>) -> Result<Response<proto::SignResponse>, Refused> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let Known(known) = *asked.extensions().get::<Known>().unwrap();
+        let asked = asked.into_inner();
+        if !known {
+            if asked.join_token != self.credential {
+                return Err(Refused::permission_denied("there is no such join token"));
+            }
+            if std::mem::replace(&mut *self.used.lock().unwrap(), true) {
+                return Err(Refused::permission_denied("this join token was used already; make a new one"));
+            }
+        }
+        let authority = self.authority.lock().unwrap();
+        let issued = authority.sign(&asked.csr_der, &workload(), self.lifetime, SystemTime::now()).unwrap();
+        Ok(Response::new(proto::SignResponse {
+            chain_der: issued.chain.iter().map(|c| c.to_vec()).collect(),
+            roots_der: authority.roots().unwrap().roots().iter().map(|c| c.to_vec()).collect(),
+            spiffe_id: issued.id.to_string(),
+            ..Default::default()
+        }))
+    }
+}
+
+fn workload() -> SpiffeId {
+    SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/orders").unwrap()
+}
+
+fn authority() -> Authority {
+    Authority::create(TrustDomain::parse("equerry.local").unwrap(), SystemTime::now()).unwrap()
+}
+
+struct World {
+    address: SocketAddr,
+    token: JoinToken,
+    asked: Arc<AtomicUsize>,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    /// A control plane that signs, with a valid token for it.
+    async fn begin() -> Self {
+        let authority = authority();
+        let bundle = authority.roots().unwrap();
+        let token = JoinToken::create(bundle.pin().unwrap()).unwrap();
+        let request = Request::new().unwrap();
+        let id = control_plane_id(bundle.trust_domain().clone());
+        let issued = authority.issue_server(&request.csr_der, &id, &[], Duration::from_secs(3600), SystemTime::now()).unwrap();
+        let identity = Identity::new(request.key, issued.chain).unwrap();
+        let config = tls::server_config(&identity, &bundle, ClientAuth::Optional, &[tls::ALPN_GRPC]).unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let signer = Signer {
+            authority: Arc::new(Mutex::new(authority)),
+            credential: token.credential().to_string(),
+            asked: Arc::clone(&asked),
+            used: Arc::default(),
+            lifetime: Duration::from_secs(3600),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let known = Known(stream.get_ref().1.peer_certificates().is_some());
+                let service = IdentityServer::with_interceptor(signer.clone(), move |mut asked: Asked<()>| {
+                    asked.extensions_mut().insert(known);
+                    Ok(asked)
+                });
+                let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
+            }
+        });
+        Self { address, token, asked, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn keeper(&self, token: Option<&JoinToken>) -> Keeper {
+        keeper(self.dir.path(), self.address, token)
+    }
+}
+
+fn keeper(dir: &Path, address: SocketAddr, token: Option<&JoinToken>) -> Keeper {
+    Keeper {
+        control_plane: address.to_string(),
+        token: token.map(|token| JoinTokenFrom::Text(token.reveal().to_string())),
+        last_good: Arc::new(Mutex::new(LastGood::open(&StateDir::open(dir).unwrap()).unwrap())),
+        identity: IdentityHandle::default(),
+        status: Status::default(),
+        observe: Observer::new(ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP }).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_newcomer_gets_its_identity_and_a_restart_needs_neither_token_nor_control_plane() {
+    let world = World::begin().await;
+    let keeper_one = world.keeper(Some(&world.token));
+    keeper_one.first().await.unwrap();
+    assert_eq!(keeper_one.identity.current().unwrap().id, workload());
+
+    let nobody: SocketAddr = ([127, 0, 0, 1], 1).into();
+    for token in [None, Some(&world.token)] {
+        let restarted = keeper(world.dir.path(), nobody, token);
+        restarted.first().await.unwrap();
+        assert_eq!(restarted.identity.current().unwrap().id, workload());
+    }
+}
+
+#[tokio::test]
+async fn a_used_token_is_refused_in_the_words_of_the_control_plane() {
+    let world = World::begin().await;
+    world.keeper(Some(&world.token)).first().await.unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let error = keeper(elsewhere.path(), world.address, Some(&world.token)).first().await.unwrap_err();
+    assert!(matches!(&error, NoIdentity::Refused(said) if said.contains("used already")), "{error}");
+}
+
+#[tokio::test]
+async fn a_wrong_pin_is_noticed_before_the_secret_is_sent() {
+    let world = World::begin().await;
+    let other = JoinToken::create(Pin::parse(&"a1".repeat(32)).unwrap()).unwrap();
+    let error = world.keeper(Some(&other)).first().await.unwrap_err();
+    assert!(matches!(error, NoIdentity::NotBelieved { .. }), "{error}");
+    assert_eq!(world.asked.load(Ordering::SeqCst), 0, "nothing was asked");
+}
+
+#[tokio::test]
+async fn without_identity_and_token_the_command_is_named() {
+    let world = World::begin().await;
+    let error = world.keeper(None).first().await.unwrap_err().to_string();
+    assert!(error.contains("equerry token create join --namespace NAMESPACE --account ACCOUNT"), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_identity_needs_a_new_token_and_the_command_knows_whose() {
+    let world = World::begin().await;
+    let first = world.keeper(Some(&world.token));
+    first.first().await.unwrap();
+    let config = SavedConfig { epoch: 1, own: workload(), resources: Vec::new(), shares: Vec::new() };
+    first.last_good.lock().unwrap().save_config(&config).unwrap();
+    std::fs::write(world.dir.path().join("identity.sealed"), b"eqlg1\nnonsense").unwrap();
+    drop(first);
+    let error = world.keeper(None).first().await.unwrap_err().to_string();
+    assert!(error.contains("kept aside") && error.contains("equerry token create join --namespace shop --account orders"), "{error}");
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_put_in_force_and_saved() {
+    let world = World::begin().await;
+    let keeper = world.keeper(Some(&world.token));
+    keeper.first().await.unwrap();
+    let before = keeper.identity.current().unwrap();
+    let link = Link::new(world.address.to_string(), keeper.identity.clone());
+    keeper.renew(&link).await.unwrap();
+    let after = keeper.identity.current().unwrap();
+    assert_eq!((before.generation, after.generation), (1, 2));
+    assert_ne!(before.identity.key(), after.identity.key(), "each certificate has a key of its own");
+    let saved = keeper.last_good.lock().unwrap().identity().unwrap().unwrap();
+    assert_eq!(saved.identity.key(), after.identity.key());
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_no_identity_and_says_what_helps() {
+    let world = World::begin().await;
+    let authority = authority();
+    let request = Request::new().unwrap();
+    let yesterday = SystemTime::now() - Duration::from_secs(86_400);
+    let issued = authority.sign(&request.csr_der, &workload(), Duration::from_secs(60), yesterday).unwrap();
+    let expired = SavedIdentity { identity: Identity::new(request.key, issued.chain).unwrap(), bundle: authority.roots().unwrap() };
+    let keeper = world.keeper(None);
+    keeper.last_good.lock().unwrap().save_identity(&expired).unwrap();
+    keeper.first().await.unwrap();
+    assert!(keeper.identity.current().is_none() && keeper.identity.latest().is_some());
+    let latest = keeper.identity.latest().unwrap();
+    let said = keeper.anew(&latest, &mut None).await.unwrap_err();
+    assert!(said.contains("expired at") && said.contains("--namespace shop --account orders"), "{said}");
+
+    let with_token = keeper_with(&keeper, &world.token);
+    with_token.anew(&latest, &mut None).await.unwrap();
+    assert_eq!(with_token.identity.current().unwrap().id, workload());
+}
+
+fn keeper_with(keeper: &Keeper, token: &JoinToken) -> Keeper {
+    Keeper { token: Some(JoinTokenFrom::Text(token.reveal().to_string())), ..keeper.clone() }
+}

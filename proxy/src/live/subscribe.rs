@@ -1,0 +1,301 @@
+//! The configuration stream: ask for what is used, take what comes, publish it, acknowledge it, save it.
+//!
+//! An update is acknowledged once it is in force on every worker. What cannot be understood is refused by name while the
+//! rest of its update is taken. When the stream breaks, everything stays in force and the stream is made again.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use equerry_policies::names::{InstanceId, ServiceName};
+use equerry_wire::proto::config_client::ConfigClient;
+use equerry_wire::proto::from_proxy::Message;
+use equerry_wire::{MAX_MESSAGE, ResourceKey, proto};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::backoff::Backoff;
+use super::last_good::LastGood;
+use super::link::Link;
+use super::status::Status;
+use super::swap::Swap;
+use super::{LiveHandle, Quotas};
+use crate::observe::Observer;
+
+/// A name nobody has called for this long is let go.
+const IDLE: Duration = Duration::from_secs(300);
+/// How often that is looked at.
+const IDLE_LOOK: Duration = Duration::from_secs(30);
+/// An update waits at most this long for the backends that its routes name anew.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Changes are saved at most this often.
+const SAVE: Duration = Duration::from_secs(1);
+/// Names an application may have this proxy ask for.
+const MOST_NAMES: usize = 4_096;
+
+/// Who is subscribed.
+#[derive(Debug, Clone)]
+pub(crate) struct Who {
+    pub(crate) instance: InstanceId,
+    pub(crate) version: &'static str,
+}
+
+/// The life of the stream.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    pub(crate) who: Who,
+    pub(crate) link: Link,
+    pub(crate) swap: Swap,
+    pub(crate) live: LiveHandle,
+    pub(crate) wants: UnboundedReceiver<ServiceName>,
+    pub(crate) quotas: Arc<Quotas>,
+    pub(crate) observe: Observer,
+    pub(crate) status: Status,
+    pub(crate) last_good: Arc<Mutex<LastGood>>,
+    named: HashMap<ServiceName, Instant>,
+    save_at: Option<Instant>,
+    shares_saved: Vec<(String, u64)>,
+}
+
+/// What the parts of a [`Subscriber`] are made of.
+pub(crate) struct Parts {
+    pub(crate) who: Who,
+    pub(crate) link: Link,
+    pub(crate) swap: Swap,
+    pub(crate) live: LiveHandle,
+    pub(crate) wants: UnboundedReceiver<ServiceName>,
+    pub(crate) quotas: Arc<Quotas>,
+    pub(crate) observe: Observer,
+    pub(crate) status: Status,
+    pub(crate) last_good: Arc<Mutex<LastGood>>,
+}
+
+/// One stream, from its first message to its end.
+struct Session {
+    to_control_plane: UnboundedSender<proto::FromProxy>,
+    subscribed: BTreeSet<ResourceKey>,
+    /// Updates taken and not yet acknowledged, oldest first.
+    unanswered: VecDeque<Unanswered>,
+}
+
+struct Unanswered {
+    nonce: u64,
+    complaints: Vec<proto::Complaint>,
+    until: Instant,
+}
+
+impl Subscriber {
+    /// A subscriber that goes on with what `swap` holds already.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let now = Instant::now();
+        let named = parts.swap.services().map(|service| (service.clone(), now)).collect();
+        let Parts { who, link, swap, live, wants, quotas, observe, status, last_good } = parts;
+        let mut subscriber = Self {
+            who,
+            link,
+            swap,
+            live,
+            wants,
+            quotas,
+            observe,
+            status,
+            last_good,
+            named,
+            save_at: None,
+            shares_saved: Vec::new(),
+        };
+        subscriber.publish();
+        subscriber
+    }
+
+    /// Keeps a stream open for as long as the process runs.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let ended = self.session(&mut backoff).await;
+            self.observe.control_plane_connected(false);
+            let Err(why) = ended else { continue };
+            if backoff.is_fresh() {
+                tracing::warn!(error = why.message(), "the configuration stream ended; everything stays in force, and it is made again");
+            }
+            self.status.stream(Some(format!("the control plane does not answer: {}", why.message())));
+            self.swap.forget_unknown();
+            self.publish();
+            self.rest(backoff.next()).await;
+        }
+    }
+
+    /// Waits before the next try, and notes meanwhile what requests want.
+    async fn rest(&mut self, wait: Duration) {
+        let until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return,
+                Some(name) = self.wants.recv() => self.name(name),
+                () = sleep_until(self.save_at.unwrap_or(until)), if self.save_at.is_some() => self.save().await,
+            }
+        }
+    }
+
+    /// One stream. `Ok`: the identity was renewed, so that a new one is made at once.
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<(), tonic::Status> {
+        let mut renewals = self.link.renewals();
+        let (to_control_plane, messages) = unbounded_channel();
+        let mut session = Session { to_control_plane, subscribed: BTreeSet::new(), unanswered: VecDeque::new() };
+        session.send(Message::Hello(proto::Hello {
+            instance_id: self.who.instance.to_string(),
+            version: self.who.version.to_owned(),
+            epoch: self.swap.epoch(),
+            held: self.swap.held(),
+        }));
+        self.interest(&mut session);
+        let mut client = ConfigClient::new(self.link.channel()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+        let mut updates = client.subscribe(UnboundedReceiverStream::new(messages)).await?.into_inner();
+        tracing::info!(epoch = self.swap.epoch(), "the configuration stream stands");
+        self.observe.control_plane_connected(true);
+        self.status.stream(None);
+        let mut idle_look = tokio::time::interval_at(Instant::now() + IDLE_LOOK, IDLE_LOOK);
+        loop {
+            let settle_by = session.unanswered.front().map(|update| update.until);
+            tokio::select! {
+                update = updates.message() => {
+                    let Some(update) = update? else { return Err(tonic::Status::unavailable("the control plane ended the stream")) };
+                    backoff.reset();
+                    self.take(update, &mut session);
+                }
+                Some(name) = self.wants.recv() => {
+                    self.name(name);
+                    self.interest(&mut session);
+                }
+                () = sleep_until(settle_by.unwrap_or_else(Instant::now)), if settle_by.is_some() => {
+                    tracing::warn!("a route's new backend did not come in time; the route is put in force without it");
+                    self.swap.settle();
+                    self.publish();
+                    self.answer(&mut session);
+                }
+                () = sleep_until(self.save_at.unwrap_or_else(Instant::now)), if self.save_at.is_some() => self.save().await,
+                _ = idle_look.tick() => {
+                    self.let_go(&mut session);
+                    self.save_shares().await;
+                }
+                _ = renewals.changed() => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes one update as far as it can be understood, publishes it, and answers it when it is in force.
+    fn take(&mut self, update: proto::ToProxy, session: &mut Session) {
+        let nonce = update.nonce;
+        let complaints = self.swap.take(update);
+        for complaint in &complaints {
+            tracing::error!(kind = complaint.r#type, name = complaint.name, error = complaint.message, "this part of the configuration is refused");
+        }
+        if !complaints.is_empty() {
+            self.observe.config_refused();
+        }
+        session.unanswered.push_back(Unanswered { nonce, complaints, until: Instant::now() + SETTLE });
+        self.publish();
+        self.interest(session);
+        self.answer(session);
+        self.save_at.get_or_insert_with(|| Instant::now() + SAVE);
+    }
+
+    /// Answers every update taken, once all of them are in force.
+    fn answer(&self, session: &mut Session) {
+        if !self.swap.settled() {
+            return;
+        }
+        for Unanswered { nonce, complaints, .. } in std::mem::take(&mut session.unanswered) {
+            session.send(if complaints.is_empty() {
+                Message::Ack(proto::Ack { nonce })
+            } else {
+                Message::Nack(proto::Nack { nonce, complaints })
+            });
+        }
+    }
+
+    /// Puts what is held in force.
+    fn publish(&mut self) {
+        let live = self.swap.next(std::time::Instant::now());
+        if let Some(workload) = &live.workload {
+            self.quotas.configure(workload);
+        }
+        let epoch = live.epoch;
+        self.live.publish(live);
+        self.observe.config_applied(epoch, self.live.generations());
+    }
+
+    /// A request named a Service.
+    fn name(&mut self, name: ServiceName) {
+        if self.named.len() < MOST_NAMES || self.named.contains_key(&name) {
+            self.named.insert(name, Instant::now());
+        }
+    }
+
+    /// Tells the control plane what is newly of interest, and what no longer is.
+    fn interest(&mut self, session: &mut Session) {
+        let wanted = self.swap.interest(self.named.keys().cloned());
+        let subscribe: Vec<_> = wanted.difference(&session.subscribed).map(ResourceKey::to_proto).collect();
+        let unsubscribe: Vec<_> = session.subscribed.difference(&wanted).map(ResourceKey::to_proto).collect();
+        if !subscribe.is_empty() || !unsubscribe.is_empty() {
+            session.send(Message::Interest(proto::Interest { subscribe, unsubscribe }));
+            session.subscribed = wanted;
+        }
+    }
+
+    /// Lets go of names nobody has called for a while, and of the states of endpoints that have long been gone.
+    fn let_go(&mut self, session: &mut Session) {
+        let now = Instant::now();
+        for (name, used) in &mut self.named {
+            if self.swap.was_used(name) {
+                *used = now;
+            }
+        }
+        let before = self.named.len();
+        self.named.retain(|_, used| now.duration_since(*used) < IDLE);
+        if self.named.len() < before {
+            self.interest(session);
+            self.swap.retain(&session.subscribed);
+            self.publish();
+            self.save_at.get_or_insert(now + SAVE);
+        }
+        for (service, instance) in self.swap.forget(std::time::Instant::now()) {
+            self.observe.endpoint_forgotten(&service, &instance);
+        }
+    }
+
+    /// Saves what is held, off this thread.
+    async fn save(&mut self) {
+        self.save_at = None;
+        // Without a workload there is nothing to start from: what was saved before is better.
+        if !self.swap.has_workload() {
+            return;
+        }
+        self.shares_saved = self.quotas.shares();
+        let saved = self.swap.saved(self.shares_saved.clone());
+        let last_good = Arc::clone(&self.last_good);
+        let saving = tokio::task::spawn_blocking(move || last_good.lock().unwrap_or_else(PoisonError::into_inner).save_config(&saved));
+        if let Ok(Err(error)) = saving.await {
+            tracing::error!(%error, "the last good configuration cannot be saved: a restart while the control plane is away would use an older one");
+        }
+    }
+
+    /// Saves when what was granted for quotas differs from what was saved.
+    async fn save_shares(&mut self) {
+        if self.shares_saved != self.quotas.shares() {
+            self.save().await;
+        }
+    }
+}
+
+impl Session {
+    fn send(&self, message: Message) {
+        // The receiving end is gone only when the stream is, which its reader then says.
+        let _ = self.to_control_plane.send(proto::FromProxy { message: Some(message) });
+    }
+}
+
+#[cfg(test)]
+#[path = "subscribe_tests.rs"]
+mod tests;

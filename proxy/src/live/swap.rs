@@ -1,0 +1,311 @@
+//! From resources as they arrive to the next [`Live`]: decode, compile, keep the last good of each, put together.
+//!
+//! A resource that does not compile keeps its last good version and is complained about; the others of its update are
+//! taken. A destination whose routes name a backend that is not here yet stays as it was until that backend came.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use equerry_policies::compile::{self, CompiledDestination, CompiledWorkload};
+use equerry_policies::complaint::Complaint;
+use equerry_policies::names::{InstanceId, ServiceName, SpiffeId};
+use equerry_policies::view::{DestinationView, EndpointView};
+use equerry_wire::proto;
+use equerry_wire::{Resource, ResourceKey};
+
+use super::keep::Keep;
+use super::last_good::{SavedConfig, SavedResource};
+use super::{Backend, Destination, Endpoint, Live};
+
+/// Everything held, and what it means.
+#[derive(Debug)]
+pub(crate) struct Swap {
+    own: SpiffeId,
+    epoch: u64,
+    held: BTreeMap<ResourceKey, Held>,
+    unknown: HashMap<ServiceName, Option<String>>,
+    /// The version of each destination that is in force; behind `held` while a new backend is awaited.
+    active: HashMap<ServiceName, Arc<Meant>>,
+    /// Destinations that were complete once, and so may be called whatever comes or goes behind them.
+    callable: BTreeSet<ServiceName>,
+    used: HashMap<ServiceName, Arc<AtomicBool>>,
+    keep: Keep,
+}
+
+/// A resource as it was received, and what it means.
+#[derive(Debug)]
+struct Held {
+    version: String,
+    body: Vec<u8>,
+    understood: Understood,
+}
+
+#[derive(Debug)]
+enum Understood {
+    Workload(Arc<CompiledWorkload>),
+    Destination(Arc<Meant>),
+    Endpoints(Vec<EndpointView>),
+}
+
+/// A destination: what was said, and what the data path sees of it.
+#[derive(Debug)]
+struct Meant {
+    view: DestinationView,
+    compiled: Arc<CompiledDestination>,
+}
+
+impl Swap {
+    /// Nothing is held yet.
+    pub(crate) fn new(own: SpiffeId) -> Self {
+        Self {
+            own,
+            epoch: 0,
+            held: BTreeMap::new(),
+            unknown: HashMap::new(),
+            active: HashMap::new(),
+            callable: BTreeSet::new(),
+            used: HashMap::new(),
+            keep: Keep::default(),
+        }
+    }
+
+    /// Takes up what was saved; what this version does not understand any more is left out and complained about.
+    pub(crate) fn restore(&mut self, saved: SavedConfig) -> Vec<proto::Complaint> {
+        let resources = saved.resources.into_iter().map(|resource| proto::Resource {
+            r#type: resource.kind,
+            name: resource.name,
+            version: resource.version,
+            body: resource.body.into_bytes(),
+        });
+        let complaints = self.take(proto::ToProxy { to_epoch: saved.epoch, resources: resources.collect(), ..Default::default() });
+        self.callable = self.services().cloned().collect();
+        complaints
+    }
+
+    /// What should be saved.
+    pub(crate) fn saved(&self, shares: Vec<(String, u64)>) -> SavedConfig {
+        let resources = self.held.iter().map(|(key, held)| SavedResource {
+            kind: key.kind().as_str().to_owned(),
+            name: key.name(),
+            version: held.version.clone(),
+            body: String::from_utf8_lossy(&held.body).into_owned(),
+        });
+        SavedConfig { epoch: self.epoch, own: self.own.clone(), resources: resources.collect(), shares }
+    }
+
+    /// Takes an update as far as it can be understood; what cannot be is complained about, fit for a NACK.
+    pub(crate) fn take(&mut self, update: proto::ToProxy) -> Vec<proto::Complaint> {
+        let mut complaints = Vec::new();
+        for name in &update.removed {
+            match ResourceKey::try_from(name) {
+                Ok(key) => self.remove(&key),
+                Err(error) => complaints.push(complaint(&name.r#type, &name.name, &error)),
+            }
+        }
+        for resource in update.resources {
+            let (kind, name) = (resource.r#type.clone(), resource.name.clone());
+            if let Err(message) = self.hold(resource) {
+                complaints.push(complaint(&kind, &name, &message));
+            }
+        }
+        for answer in update.unknown {
+            if let Ok(ResourceKey::Destination(service)) = ResourceKey::parse(&answer.r#type, &answer.name) {
+                self.remove(&ResourceKey::Destination(service.clone()));
+                self.unknown.insert(service, (!answer.nearest.is_empty()).then_some(answer.nearest));
+            }
+        }
+        if update.to_epoch != 0 {
+            self.epoch = update.to_epoch;
+        }
+        complaints
+    }
+
+    fn hold(&mut self, message: proto::Resource) -> Result<(), String> {
+        let resource = Resource::decode(&message).map_err(|error| error.to_string())?;
+        let key = resource.key();
+        let understood = match resource {
+            Resource::Workload(view) => Understood::Workload(Arc::new(compile::workload(&view).map_err(said)?)),
+            Resource::Destination(view) => {
+                let compiled = Arc::new(compile::destination(&view).map_err(said)?);
+                self.unknown.remove(&view.service);
+                Understood::Destination(Arc::new(Meant { view: *view, compiled }))
+            }
+            Resource::Endpoints(view) => Understood::Endpoints(view.endpoints),
+        };
+        self.held.insert(key, Held { version: message.version, body: message.body, understood });
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &ResourceKey) {
+        self.held.remove(key);
+        if let ResourceKey::Destination(service) = key {
+            self.active.remove(service);
+            self.callable.remove(service);
+            self.unknown.insert(service.clone(), None);
+        }
+    }
+
+    /// The control plane is away: what it said does not exist may exist by now.
+    pub(crate) fn forget_unknown(&mut self) {
+        self.unknown.clear();
+    }
+
+    /// What is held, so that only differences are sent.
+    pub(crate) fn held(&self) -> Vec<proto::Held> {
+        self.held
+            .iter()
+            .map(|(key, held)| proto::Held { r#type: key.kind().as_str().to_owned(), name: key.name(), version: held.version.clone() })
+            .collect()
+    }
+
+    /// Names of Services that are held as destinations.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.held.keys().filter_map(|key| match key {
+            ResourceKey::Destination(service) => Some(service),
+            ResourceKey::Workload | ResourceKey::Endpoints(_) => None,
+        })
+    }
+
+    /// Whether this workload's policy is held.
+    pub(crate) fn has_workload(&self) -> bool {
+        self.held.contains_key(&ResourceKey::Workload)
+    }
+
+    /// The epoch in force.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Everything needed so that `named` can be called: each name, and what its routes, the new and those still in
+    /// force, can send to.
+    pub(crate) fn interest(&self, named: impl Iterator<Item = ServiceName>) -> BTreeSet<ResourceKey> {
+        let mut wanted = BTreeSet::from([ResourceKey::Workload]);
+        let mut open: Vec<ServiceName> = named.collect();
+        while let Some(service) = open.pop() {
+            if !wanted.insert(ResourceKey::Destination(service.clone())) {
+                continue;
+            }
+            wanted.insert(ResourceKey::Endpoints(service.clone()));
+            for meant in self.latest(&service).into_iter().chain(self.active.get(&service)) {
+                open.extend(meant.view.backends.iter().cloned());
+            }
+        }
+        wanted
+    }
+
+    /// Lets go of what nobody is interested in.
+    pub(crate) fn retain(&mut self, interest: &BTreeSet<ResourceKey>) {
+        let wanted = |service: &ServiceName| interest.contains(&ResourceKey::Destination(service.clone()));
+        self.held.retain(|key, _| interest.contains(key));
+        self.active.retain(|service, _| wanted(service));
+        self.callable.retain(&wanted);
+        self.unknown.retain(|service, _| wanted(service));
+        self.used.retain(|service, _| wanted(service));
+    }
+
+    /// Whether the name was used since the last call.
+    pub(crate) fn was_used(&self, service: &ServiceName) -> bool {
+        self.used.get(service).is_some_and(|used| used.swap(false, Ordering::Relaxed))
+    }
+
+    /// Whether every destination in force is the latest one held.
+    pub(crate) fn settled(&self) -> bool {
+        self.active.iter().all(|(service, active)| self.latest(service).is_none_or(|latest| Arc::ptr_eq(latest, active)))
+    }
+
+    /// Puts even those destinations in force whose new backends have not come: they were waited for long enough.
+    pub(crate) fn settle(&mut self) {
+        let latest: Vec<Arc<Meant>> = self.active.keys().filter_map(|service| self.latest(service).cloned()).collect();
+        self.active.extend(latest.into_iter().map(|meant| (meant.view.service.clone(), meant)));
+    }
+
+    /// The next generation.
+    pub(crate) fn next(&mut self, now: Instant) -> Live {
+        let services: Vec<ServiceName> = self.services().cloned().collect();
+        for service in &services {
+            let Some(latest) = self.latest(service).cloned() else { continue };
+            let complete = self.is_complete(&latest);
+            if complete || !self.active.contains_key(service) {
+                self.active.insert(service.clone(), latest);
+            }
+            if complete {
+                self.callable.insert(service.clone());
+            }
+        }
+        let meant: Vec<Arc<Meant>> = services.iter().filter_map(|service| self.active.get(service).cloned()).collect();
+        let destinations = meant.iter().map(|meant| (meant.view.service.clone(), Arc::new(self.build(meant, now)))).collect();
+        let workload = match self.held.get(&ResourceKey::Workload).map(|held| &held.understood) {
+            Some(Understood::Workload(workload)) => Some(Arc::clone(workload)),
+            _ => None,
+        };
+        Live { epoch: self.epoch, own: self.own.clone(), workload, destinations, unknown: self.unknown.clone() }
+    }
+
+    /// Forgets states of endpoints that have long been gone.
+    pub(crate) fn forget(&mut self, now: Instant) -> Vec<(ServiceName, InstanceId)> {
+        self.keep.forget(now)
+    }
+
+    fn build(&mut self, meant: &Meant, now: Instant) -> Destination {
+        let view = &meant.view;
+        let service = &view.service;
+        let listed: &[EndpointView] = match self.held.get(&ResourceKey::Endpoints(service.clone())).map(|held| &held.understood) {
+            Some(Understood::Endpoints(listed)) => listed,
+            _ => &[],
+        };
+        let endpoints = listed
+            .iter()
+            .map(|endpoint| Endpoint {
+                instance: endpoint.instance.clone(),
+                address: endpoint.address.clone(),
+                state: self.keep.endpoint(service, &endpoint.instance, now),
+            })
+            .collect();
+        let accounts = view.accounts.iter().map(|account| {
+            SpiffeId::new(self.own.trust_domain.clone(), account.namespace.clone(), account.name.clone())
+        });
+        let backend = Backend {
+            name: service.clone(),
+            traffic: view.traffic.clone(),
+            accounts: accounts.collect(),
+            ports: view.ports.clone(),
+            endpoints,
+            limits: self.keep.limits(service, now),
+        };
+        Destination {
+            compiled: Arc::clone(&meant.compiled),
+            budget: self.keep.budget(service, now),
+            backend: Arc::new(backend),
+            complete: self.callable.contains(service),
+            used: Arc::clone(self.used.entry(service.clone()).or_default()),
+        }
+    }
+
+    fn latest(&self, service: &ServiceName) -> Option<&Arc<Meant>> {
+        match self.held.get(&ResourceKey::Destination(service.clone())).map(|held| &held.understood) {
+            Some(Understood::Destination(meant)) => Some(meant),
+            _ => None,
+        }
+    }
+
+    /// Whether the Service and all it can send to are here, or are known not to exist.
+    fn is_complete(&self, meant: &Meant) -> bool {
+        let here = |service: &ServiceName| {
+            self.unknown.contains_key(service)
+                || (self.held.contains_key(&ResourceKey::Destination(service.clone()))
+                    && self.held.contains_key(&ResourceKey::Endpoints(service.clone())))
+        };
+        here(&meant.view.service) && meant.view.backends.iter().all(here)
+    }
+}
+
+fn complaint(kind: &str, name: &str, message: &impl ToString) -> proto::Complaint {
+    proto::Complaint { r#type: kind.to_owned(), name: name.to_owned(), message: message.to_string() }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
+fn said(complaints: Vec<Complaint>) -> String {
+    complaints.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}

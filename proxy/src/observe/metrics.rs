@@ -1,0 +1,274 @@
+//! The families of metrics, named as DESIGN names them, and the handles the request path keeps.
+//!
+//! `prometheus` looks a series up by hashing its label values under a lock; each worker thread therefore remembers the
+//! handles of the label values it has seen, and an exchange costs one hash of borrowed parts.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use equerry_policies::names::{ServiceName, SpiffeId};
+use equerry_traffic::Reason;
+use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use super::family::Capped;
+use super::{Direction, Exchange, process, reason};
+
+/// Seconds: from half a millisecond (a call within a machine) to ten seconds (longer than a caller waits).
+const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// What stands for a part that is not known, as Istio writes it.
+const UNKNOWN: &str = "unknown";
+
+/// All families of this process.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    /// Tells the observers of one process (of tests) apart in the handles threads keep.
+    id: u64,
+    registry: Registry,
+    requests: Capped<IntCounterVec>,
+    durations: Capped<HistogramVec>,
+    pub(super) quota: Capped<IntCounterVec>,
+    pub(super) breaker_state: Capped<IntGaugeVec>,
+    pub(super) retries: IntCounterVec,
+    pub(super) ejections: IntCounterVec,
+    pub(super) connections: IntGaugeVec,
+    pub(super) handshake_failures: IntCounterVec,
+    pub(super) config_epoch: IntGauge,
+    pub(super) config_generations: IntGauge,
+    pub(super) config_nacks: IntCounter,
+    pub(super) control_plane_connected: IntGauge,
+    pub(super) cert_not_after: IntGaugeVec,
+    pub(super) access_log_dropped: IntCounter,
+    process: process::Process,
+}
+
+/// Handles of one combination of label values.
+#[derive(Clone)]
+struct Series {
+    requests: IntCounter,
+    duration: Histogram,
+}
+
+/// The label values of [`Series`], owned.
+struct Key {
+    observer: u64,
+    direction: Direction,
+    source: Option<SpiffeId>,
+    destination: Option<ServiceName>,
+    route: Option<Arc<str>>,
+    status: u16,
+    reason: Reason,
+    tls: bool,
+}
+
+impl Key {
+    fn of(observer: u64, exchange: &Exchange) -> Self {
+        Self {
+            observer,
+            direction: exchange.direction,
+            source: exchange.source.clone(),
+            destination: exchange.destination.clone(),
+            route: exchange.route.clone(),
+            status: exchange.status,
+            reason: exchange.reason,
+            tls: exchange.tls,
+        }
+    }
+
+    fn is_of(&self, observer: u64, exchange: &Exchange) -> bool {
+        self.observer == observer
+            && self.direction == exchange.direction
+            && self.status == exchange.status
+            && self.reason == exchange.reason
+            && self.tls == exchange.tls
+            && self.route == exchange.route
+            && self.destination == exchange.destination
+            && self.source == exchange.source
+    }
+}
+
+/// What one thread remembers.
+#[derive(Default)]
+struct Remembered {
+    hasher: RandomState,
+    by_hash: HashMap<u64, Vec<(Key, Series)>>,
+}
+
+thread_local! {
+    static REMEMBERED: RefCell<Remembered> = RefCell::default();
+}
+
+impl Metrics {
+    /// Makes the families; `cap` is the number of series each may have.
+    // The names and label names are constants of valid form, and each name is used once.
+    #[allow(clippy::expect_used, reason = "a family refused here would be a mistake in this function, seen by its first test")]
+    pub(super) fn new(cap: usize) -> Self {
+        static OBSERVERS: AtomicU64 = AtomicU64::new(0);
+        let registry = Registry::new();
+        let make = Families { registry: &registry };
+        Self {
+            id: OBSERVERS.fetch_add(1, Ordering::Relaxed),
+            requests: Capped::new(
+                make.counters(
+                    "equerry_requests_total",
+                    "Exchanges finished, by how they ended.",
+                    &["direction", "source", "destination", "route", "code", "reason", "tls"],
+                ),
+                cap,
+            ),
+            durations: Capped::new(
+                make.histograms(
+                    "equerry_request_duration_seconds",
+                    "Time from an exchange's head to the end of its response.",
+                    &["direction", "source", "destination"],
+                ),
+                cap,
+            ),
+            quota: Capped::new(
+                make.counters("equerry_quota_total", "Requests counted against tenants' quotas, by decision.", &["tenant", "decision"]),
+                cap,
+            ),
+            breaker_state: Capped::new(
+                make.gauges(
+                    "equerry_breaker_state",
+                    "State of the breaker of each endpoint: 0 closed, 1 half-open, 2 open.",
+                    &["destination", "instance"],
+                ),
+                cap,
+            ),
+            retries: make.counters("equerry_retries_total", "Outcomes of retrying, one for each decision.", &["outcome"]),
+            ejections: make.counters("equerry_endpoint_ejections_total", "Endpoints taken out of balancing, by reason.", &["reason"]),
+            connections: make.gauges("equerry_connections", "Connections open now.", &["direction", "tls"]),
+            handshake_failures: make.counters(
+                "equerry_handshake_failures_total",
+                "Connections that ended before an exchange, by reason.",
+                &["direction", "reason"],
+            ),
+            config_epoch: make.gauge("equerry_config_epoch", "Epoch of the configuration in force."),
+            config_generations: make.gauge("equerry_config_generations", "Generations of configuration still held by exchanges."),
+            config_nacks: make.counter("equerry_config_nacks_total", "Updates of configuration refused in part or wholly."),
+            control_plane_connected: make.gauge("equerry_control_plane_connected", "1 while the configuration stream stands."),
+            cert_not_after: make.gauges(
+                "equerry_cert_not_after_seconds",
+                "When certificates end, in seconds since 1970.",
+                &["kind"],
+            ),
+            access_log_dropped: make.counter("equerry_access_log_dropped_total", "Access log lines dropped because the writer fell behind."),
+            process: process::Process::new(&make),
+            registry,
+        }
+    }
+
+    /// Counts one exchange.
+    pub(super) fn exchange(&self, exchange: &Exchange) {
+        REMEMBERED.with_borrow_mut(|remembered| {
+            let hash = remembered.hasher.hash_one((
+                self.id,
+                exchange.direction,
+                exchange.status,
+                exchange.reason.as_str(),
+                exchange.tls,
+                &exchange.route,
+                &exchange.destination,
+                exchange.source.as_ref().map(|id| (&id.namespace, &id.account)),
+            ));
+            let same_hash = remembered.by_hash.entry(hash).or_default();
+            if let Some((_, series)) = same_hash.iter().find(|(key, _)| key.is_of(self.id, exchange)) {
+                return series.count(exchange);
+            }
+            let (series, room) = self.series(exchange);
+            series.count(exchange);
+            if room {
+                same_hash.push((Key::of(self.id, exchange), series));
+            } else if same_hash.is_empty() {
+                remembered.by_hash.remove(&hash);
+            }
+        });
+    }
+
+    /// The series of an exchange, and whether it is its own (and so worth remembering).
+    fn series(&self, exchange: &Exchange) -> (Series, bool) {
+        let source = exchange.source.as_ref().map_or_else(|| UNKNOWN.to_owned(), |id| format!("{}/{}", id.namespace, id.account));
+        let destination = exchange.destination.as_ref().map_or_else(|| UNKNOWN.to_owned(), ToString::to_string);
+        let direction = exchange.direction.as_str();
+        let code = exchange.status.to_string();
+        let labels = [
+            direction,
+            source.as_str(),
+            destination.as_str(),
+            exchange.route.as_deref().unwrap_or(""),
+            code.as_str(),
+            exchange.reason.as_str(),
+            reason::tls(exchange.tls),
+        ];
+        let own = self.requests.admit(&labels);
+        let room = own.is_some();
+        let series = Series {
+            requests: own.unwrap_or_else(|| self.requests.overflow(labels.len())),
+            duration: self.durations.get(&[direction, &source, &destination]),
+        };
+        (series, room)
+    }
+
+    /// The text format 0.0.4.
+    pub(super) fn render(&self) -> String {
+        self.process.refresh();
+        let mut text = Vec::with_capacity(16 * 1024);
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::warn!(%error, "metrics cannot be written as text");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+impl Series {
+    fn count(&self, exchange: &Exchange) {
+        self.requests.inc();
+        self.duration.observe(exchange.duration.as_secs_f64());
+    }
+}
+
+/// Makes and registers families.
+pub(super) struct Families<'a> {
+    registry: &'a Registry,
+}
+
+#[allow(clippy::expect_used, reason = "names are constants of this crate, made valid and unique by its tests")]
+impl Families<'_> {
+    fn register<C: prometheus::core::Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let family = made.expect("name and labels are of valid form");
+        self.registry.register(Box::new(family.clone())).expect("each name is registered once");
+        family
+    }
+
+    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    pub(super) fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    pub(super) fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+
+    pub(super) fn float_gauge(&self, name: &str, help: &str) -> prometheus::Gauge {
+        self.register(prometheus::Gauge::new(name, help))
+    }
+
+    pub(super) fn float_counter(&self, name: &str, help: &str) -> prometheus::Counter {
+        self.register(prometheus::Counter::new(name, help))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels))
+    }
+}

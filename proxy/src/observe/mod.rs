@@ -1,0 +1,366 @@
+//! What happened, told once: [`Observer::finished`] counts an exchange and hands it to the access log's writer.
+//!
+//! This module is told and never asks. Labels come from configuration only, never from a client, and each family of
+//! series has a cap, so neither a stranger nor a large mesh can fill the memory.
+
+mod access_log;
+mod family;
+mod metrics;
+mod process;
+mod reason;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use equerry_policies::names::{InstanceId, ServiceName, SpiffeId, TenantName};
+use equerry_traffic::Reason;
+
+pub use access_log::AccessLogTarget;
+use access_log::AccessLog;
+use metrics::Metrics;
+
+/// Series a family may have before new ones are counted under `__overflow__`.
+pub const SERIES_CAP: usize = 2_000;
+
+/// Which listener an exchange came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// From a caller, toward this sidecar's application.
+    Inbound,
+    /// From this sidecar's application, toward the mesh.
+    Outbound,
+}
+
+impl Direction {
+    /// The metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// One finished exchange, as the access log and the metrics need it.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// Which listener it came through.
+    pub direction: Direction,
+    /// When its head had been read.
+    pub started: Instant,
+    /// From `started` until the last byte of the response.
+    pub duration: Duration,
+    /// From sending to the upstream until its response head; of the last try.
+    pub upstream_time: Option<Duration>,
+    /// Epoch of the configuration it was decided by.
+    pub epoch: u64,
+    /// The method as received.
+    pub method: http::Method,
+    /// The normalised path, without its query (which may carry secrets).
+    pub path: String,
+    /// The normalised authority.
+    pub authority: String,
+    /// The version spoken by the caller.
+    pub protocol: http::Version,
+    /// The status sent; 0 when the caller left before there was one.
+    pub status: u16,
+    /// How it ended.
+    pub reason: Reason,
+    /// Body bytes from the caller.
+    pub bytes_in: u64,
+    /// Body bytes to the caller.
+    pub bytes_out: u64,
+    /// Who called, if a certificate said so; outbound: this workload.
+    pub source: Option<SpiffeId>,
+    /// The Service called, if it is known.
+    pub destination: Option<ServiceName>,
+    /// The identity that answered; inbound: this workload.
+    pub destination_principal: Option<SpiffeId>,
+    /// `namespace/route` and rule that decided, outbound.
+    pub route: Option<Arc<str>>,
+    /// Policy and rule of a refusal, in the words of DESIGN.
+    pub policy_rule: Option<String>,
+    /// The tenant it was counted for.
+    pub tenant: Option<TenantName>,
+    /// Tries made; 0 when none was.
+    pub attempts: u32,
+    /// What became of retrying: `succeeded`, `skipped_budget`, ...
+    pub retry_outcome: Option<&'static str>,
+    /// The endpoint of the last try, or the application.
+    pub upstream_address: Option<SocketAddr>,
+    /// The caller's address.
+    pub peer_address: SocketAddr,
+    /// `x-request-id`.
+    pub request_id: String,
+    /// From `traceparent`.
+    pub trace_id: Option<String>,
+    /// Mutual TLS on the mesh's side of it.
+    pub tls: bool,
+    /// The caller's `user-agent`.
+    pub user_agent: Option<String>,
+    /// The caller's `x-forwarded-for`.
+    pub x_forwarded_for: Option<String>,
+    /// The server name of the TLS connection, inbound.
+    pub sni: Option<String>,
+    /// Why it failed, for people: an I/O or TLS error in words.
+    pub detail: Option<String>,
+}
+
+/// State of a breaker as `equerry_breaker_state` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    /// 0: traffic flows.
+    Closed,
+    /// 1: one probe is out.
+    HalfOpen,
+    /// 2: no traffic.
+    Open,
+}
+
+/// What an [`Observer`] is made with.
+#[derive(Debug, Clone)]
+pub struct ObserverOptions {
+    /// Where access log lines go.
+    pub access_log: AccessLogTarget,
+    /// Series per family; [`SERIES_CAP`] outside tests.
+    pub series_cap: usize,
+}
+
+/// Told of everything that happens. Clones share the counters.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    metrics: Arc<Metrics>,
+    access_log: AccessLog,
+}
+
+impl Observer {
+    /// An observer, and the thread that writes its access log.
+    ///
+    /// # Errors
+    /// When the access log cannot be opened.
+    pub fn new(options: ObserverOptions) -> std::io::Result<Self> {
+        let metrics = Arc::new(Metrics::new(options.series_cap));
+        let access_log = AccessLog::start(options.access_log)?;
+        Ok(Self { metrics, access_log })
+    }
+
+    /// Counts the exchange and logs it. Never waits: a full log drops the line and counts that.
+    pub fn finished(&self, exchange: Exchange) {
+        self.metrics.exchange(&exchange);
+        if self.access_log.is_on() && !self.access_log.offer(exchange) {
+            self.metrics.access_log_dropped.inc();
+        }
+    }
+
+    /// Counts an open connection for as long as the guard lives.
+    pub fn connection(&self, direction: Direction, tls: bool) -> ConnectionOpen {
+        let gauge = self.metrics.connections.with_label_values(&[direction.as_str(), reason::tls(tls)]);
+        gauge.inc();
+        ConnectionOpen { gauge }
+    }
+
+    /// A connection ended before there was an exchange: `reason` is a fixed word such as `no_certificate`.
+    pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
+        self.metrics.handshake_failures.with_label_values(&[direction.as_str(), reason]).inc();
+    }
+
+    /// Counts an outcome of retrying: `sent`, `succeeded`, `skipped_budget`, `skipped_body`, ...
+    pub fn retry(&self, outcome: &'static str) {
+        self.metrics.retries.with_label_values(&[outcome]).inc();
+    }
+
+    /// The breaker of one endpoint changed.
+    pub fn breaker(&self, service: &ServiceName, instance: &InstanceId, state: BreakerState) {
+        let value = match state {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        };
+        self.metrics.breaker_state.get(&[&service.to_string(), instance.as_str()]).set(value);
+    }
+
+    /// An endpoint was taken out of balancing; `reason` is a fixed word such as `consecutive_failures`.
+    pub fn ejected(&self, reason: &'static str) {
+        self.metrics.ejections.with_label_values(&[reason]).inc();
+    }
+
+    /// An endpoint is no longer known here: its series end.
+    pub fn endpoint_forgotten(&self, service: &ServiceName, instance: &InstanceId) {
+        self.metrics.breaker_state.remove(&[&service.to_string(), instance.as_str()]);
+    }
+
+    /// A request was counted against a tenant's quota.
+    pub fn quota(&self, tenant: &TenantName, admitted: bool) {
+        let decision = if admitted { "admitted" } else { "refused" };
+        self.metrics.quota.get(&[tenant.as_str(), decision]).inc();
+    }
+
+    /// A configuration is in force.
+    pub fn config_applied(&self, epoch: u64, generations: usize) {
+        self.metrics.config_epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+        self.metrics.config_generations.set(i64::try_from(generations).unwrap_or(i64::MAX));
+    }
+
+    /// A configuration was refused, in part or wholly.
+    pub fn config_refused(&self) {
+        self.metrics.config_nacks.inc();
+    }
+
+    /// Whether the configuration stream stands.
+    pub fn control_plane_connected(&self, connected: bool) {
+        self.metrics.control_plane_connected.set(i64::from(connected));
+    }
+
+    /// A certificate of `kind` (`leaf`, `root`) ends at `not_after`.
+    pub fn certificate(&self, kind: &'static str, not_after: SystemTime) {
+        let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.metrics.cert_not_after.with_label_values(&[kind]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    /// All metrics in Prometheus' text format 0.0.4.
+    pub fn render(&self) -> String {
+        self.metrics.render()
+    }
+
+    /// Opens the access log's file again, after somebody moved it away.
+    pub fn reopen_access_log(&self) {
+        self.access_log.reopen();
+    }
+
+    /// Writes what the access log still holds; at most `patience` long.
+    pub fn flush(&self, patience: Duration) {
+        self.access_log.flush(patience);
+    }
+}
+
+/// An open connection, counted until dropped.
+#[derive(Debug)]
+pub struct ConnectionOpen {
+    gauge: prometheus::IntGauge,
+}
+
+impl Drop for ConnectionOpen {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An exchange as the tests of this module's children need one.
+    pub(crate) fn an_exchange() -> Exchange {
+        Exchange {
+            direction: Direction::Outbound,
+            started: Instant::now(),
+            duration: Duration::from_millis(3),
+            upstream_time: Some(Duration::from_millis(2)),
+            epoch: 7,
+            method: http::Method::GET,
+            path: "/".to_owned(),
+            authority: "orders.shop".to_owned(),
+            protocol: http::Version::HTTP_11,
+            status: 200,
+            reason: Reason::Ok,
+            bytes_in: 0,
+            bytes_out: 2,
+            source: Some(SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/frontend").unwrap()),
+            destination: Some(ServiceName::parse("shop/orders").unwrap()),
+            destination_principal: None,
+            route: Some("shop/orders/0".into()),
+            policy_rule: None,
+            tenant: None,
+            attempts: 1,
+            retry_outcome: None,
+            upstream_address: None,
+            peer_address: ([127, 0, 0, 1], 40_000).into(),
+            request_id: "one".to_owned(),
+            trace_id: None,
+            tls: true,
+            user_agent: None,
+            x_forwarded_for: None,
+            sni: None,
+            detail: None,
+        }
+    }
+
+    fn observer(series_cap: usize) -> Observer {
+        Observer::new(ObserverOptions { access_log: AccessLogTarget::Off, series_cap }).unwrap()
+    }
+
+    #[test]
+    fn an_exchange_is_counted_under_the_names_of_the_design() {
+        let observer = observer(SERIES_CAP);
+        observer.finished(an_exchange());
+        observer.finished(an_exchange());
+        let text = observer.render();
+        let line = text.lines().find(|line| line.starts_with("equerry_requests_total{")).unwrap();
+        assert_eq!(
+            line,
+            "equerry_requests_total{code=\"200\",destination=\"shop/orders\",direction=\"outbound\",reason=\"ok\",\
+             route=\"shop/orders/0\",source=\"shop/frontend\",tls=\"mutual\"} 2"
+        );
+        assert!(text.contains("equerry_request_duration_seconds_count{"), "{text}");
+    }
+
+    #[test]
+    fn past_the_cap_exchanges_are_counted_in_the_overflow_member() {
+        let observer = observer(2);
+        for code in 200..210 {
+            for _ in 0..3 {
+                observer.finished(Exchange { status: code, ..an_exchange() });
+            }
+        }
+        let text = observer.render();
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("equerry_requests_total{")).collect();
+        assert_eq!(lines.len(), 3, "two of their own and the overflow: {lines:?}");
+        assert!(lines.iter().any(|line| line.contains("code=\"__overflow__\"") && line.ends_with(" 24")), "{lines:?}");
+    }
+
+    #[test]
+    fn the_series_of_a_forgotten_endpoint_ends_and_makes_room() {
+        let observer = observer(1);
+        let service = ServiceName::parse("shop/orders").unwrap();
+        let (one, two) = (InstanceId::parse("one").unwrap(), InstanceId::parse("two").unwrap());
+        observer.breaker(&service, &one, BreakerState::Open);
+        assert!(observer.render().contains("instance=\"one\"} 2"));
+        observer.endpoint_forgotten(&service, &one);
+        observer.breaker(&service, &two, BreakerState::HalfOpen);
+        let text = observer.render();
+        assert!(!text.contains("instance=\"one\"") && text.contains("instance=\"two\"} 1"), "{text}");
+    }
+
+    #[test]
+    fn an_open_connection_is_counted_until_it_is_dropped() {
+        let observer = observer(SERIES_CAP);
+        let open = observer.connection(Direction::Inbound, true);
+        assert!(observer.render().contains("equerry_connections{direction=\"inbound\",tls=\"mutual\"} 1"));
+        drop(open);
+        assert!(observer.render().contains("equerry_connections{direction=\"inbound\",tls=\"mutual\"} 0"));
+    }
+
+    #[test]
+    fn promtool_finds_nothing_to_complain_about() {
+        use std::io::Write;
+        let observer = observer(SERIES_CAP);
+        observer.finished(an_exchange());
+        observer.retry("sent");
+        observer.certificate("leaf", SystemTime::now());
+        let Ok(mut promtool) = std::process::Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+        else {
+            assert!(std::env::var_os("EQUERRY_REQUIRE_PEERS").is_none(), "promtool is not installed");
+            eprintln!("skipped: promtool is not installed; install with `apt-get install prometheus`");
+            return;
+        };
+        promtool.stdin.take().unwrap().write_all(observer.render().as_bytes()).unwrap();
+        let said = promtool.wait_with_output().unwrap();
+        assert!(said.status.success(), "{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    }
+}
