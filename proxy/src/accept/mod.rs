@@ -1,0 +1,189 @@
+//! From a listening socket to a connection in the hands of one worker.
+//!
+//! One acceptor serves both listeners and hands each connection to the worker that holds the fewest; there the
+//! connection stays until it ends. What the connection speaks is found out in [`detect`] and [`tls`].
+
+pub(crate) mod detect;
+pub(crate) mod tls;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use crate::inbound::Inbound;
+use crate::observe::Direction;
+use crate::outbound::Outbound;
+
+/// After an error that accepting again at once would only repeat (no file descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A connection on its way to a worker.
+#[derive(Debug)]
+struct Handed {
+    stream: Stream,
+    peer: SocketAddr,
+    direction: Direction,
+    load: Load,
+}
+
+/// A socket is registered with one worker's event loop: it stays there, or travels bare.
+#[derive(Debug)]
+enum Stream {
+    Here(TcpStream),
+    Elsewhere(std::net::TcpStream),
+}
+
+/// One connection's share in its worker's load; given back when dropped.
+#[derive(Debug)]
+struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    fn on(worker: &WorkerHandle) -> Self {
+        worker.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&worker.connections))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where connections for one worker are put.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle {
+    connections: Arc<AtomicUsize>,
+    inbox: mpsc::UnboundedSender<Handed>,
+}
+
+/// Where one worker takes its connections from.
+#[derive(Debug)]
+pub struct Inbox(mpsc::UnboundedReceiver<Handed>);
+
+/// A worker's two ends: connections are put into the first and taken from the second.
+pub fn worker() -> (WorkerHandle, Inbox) {
+    let (inbox, connections) = mpsc::unbounded_channel();
+    (WorkerHandle { connections: Arc::new(AtomicUsize::new(0)), inbox }, Inbox(connections))
+}
+
+/// Accepts on `listener` for as long as the future is polled, handing each connection to the least loaded of
+/// `workers`. Runs on the first of them.
+pub async fn run(listener: TcpListener, direction: Direction, workers: Rc<[WorkerHandle]>) {
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if !is_about_one_connection(&error) {
+                    tracing::warn!(%error, direction = direction.as_str(), "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                continue;
+            }
+        };
+        // An answer of a few hundred bytes must not wait for the acknowledgement of the one before.
+        let _ = stream.set_nodelay(true);
+        hand_over(stream, peer, direction, &workers);
+    }
+}
+
+/// Errors of `accept` that are the fault of the one connection that was to be accepted (accept(2), "Error handling").
+fn is_about_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+fn hand_over(stream: TcpStream, peer: SocketAddr, direction: Direction, workers: &[WorkerHandle]) {
+    // Ties go to the first, which is this thread: the socket then needs no second registration.
+    let Some((index, worker)) =
+        workers.iter().enumerate().min_by_key(|(_, worker)| worker.connections.load(Ordering::Relaxed))
+    else {
+        return;
+    };
+    let stream = if index == 0 {
+        Stream::Here(stream)
+    } else {
+        match stream.into_std() {
+            Ok(bare) => Stream::Elsewhere(bare),
+            Err(error) => {
+                tracing::debug!(%error, "a connection was lost on its way to a worker");
+                return;
+            }
+        }
+    };
+    let load = Load::on(worker);
+    // A worker that has ended closes its inbox; the connection is then dropped, and so closed.
+    let _ = worker.inbox.send(Handed { stream, peer, direction, load });
+}
+
+/// Serves what is put into `inbox`, on the current thread's `LocalSet`, until all handles are gone.
+pub async fn work(mut inbox: Inbox, outbound: Rc<Outbound>, inbound: Rc<Inbound>) {
+    while let Some(Handed { stream, peer, direction, load }) = inbox.0.recv().await {
+        let stream = match stream {
+            Stream::Here(stream) => Ok(stream),
+            Stream::Elsewhere(bare) => TcpStream::from_std(bare),
+        };
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a connection was lost on its way to a worker");
+                continue;
+            }
+        };
+        match direction {
+            Direction::Outbound => {
+                let outbound = Rc::clone(&outbound);
+                start(load, async move { outbound.serve(stream, peer).await });
+            }
+            Direction::Inbound => {
+                let inbound = Rc::clone(&inbound);
+                start(load, async move { inbound.serve(stream, peer).await });
+            }
+        }
+    }
+}
+
+fn start(load: Load, connection: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(async move {
+        connection.await;
+        drop(load);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_goes_to_the_worker_with_the_fewest() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (first, mut first_inbox) = worker();
+        let (second, mut second_inbox) = worker();
+        let workers: Rc<[WorkerHandle]> = Rc::from([first.clone(), second.clone()]);
+        let clients = async {
+            let mut clients = Vec::new();
+            for _ in 0..3 {
+                clients.push(TcpStream::connect(address).await.unwrap());
+            }
+            let mut held = Vec::new();
+            held.push(first_inbox.0.recv().await.unwrap());
+            held.push(second_inbox.0.recv().await.unwrap());
+            held.push(first_inbox.0.recv().await.unwrap());
+            assert!(matches!(held[0].stream, Stream::Here(_)) && matches!(held[1].stream, Stream::Elsewhere(_)));
+            assert_eq!((first.connections.load(Ordering::Relaxed), second.connections.load(Ordering::Relaxed)), (2, 1));
+            drop(held);
+            assert_eq!((first.connections.load(Ordering::Relaxed), second.connections.load(Ordering::Relaxed)), (0, 0));
+        };
+        tokio::select! {
+            () = run(listener, Direction::Outbound, workers) => unreachable!("the acceptor never ends"),
+            () = clients => {}
+        }
+    }
+}

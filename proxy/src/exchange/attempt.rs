@@ -1,0 +1,234 @@
+//! Tries: one request sent over one connection, and sent again where that is allowed.
+//!
+//! A kept connection may be closing just as it is used. When nothing of the request was sent, or nothing can have come
+//! of it, it goes out once more over a fresh connection: that is no retry of policy, and costs no budget.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use equerry_traffic::Refusal;
+use equerry_traffic::deadline::TryDeadline;
+use equerry_traffic::normalize::Normal;
+use http::header::{COOKIE, HOST, HeaderValue};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http_body::Body;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::body::{LARGEST_HELD, ToSend};
+use crate::upstream::{ConnectFailure, Lease, Pool, Protocol, RequestBody, SendFailure, Target};
+
+/// How long the rest of a response that nobody will see may take.
+const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A request that is ready to be sent, perhaps more than once.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    head: Parts,
+    authority: Bytes,
+    body: ToSend,
+}
+
+/// A try that got no response head.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// What the caller is told, should it be the last.
+    pub(crate) refusal: Refusal,
+    /// The application has certainly not seen the request.
+    pub(crate) unprocessed: bool,
+}
+
+impl Failed {
+    fn unprocessed(refusal: Refusal) -> Self {
+        Self { refusal, unprocessed: true }
+    }
+
+    fn reset(detail: String) -> Self {
+        Self { refusal: Refusal::UpstreamReset { detail }, unprocessed: false }
+    }
+}
+
+/// A response whose head is here, on the connection its body comes over.
+pub(crate) struct Answered {
+    /// The response.
+    pub(crate) response: Response<Incoming>,
+    /// Its connection.
+    pub(crate) lease: Lease,
+}
+
+impl Answered {
+    /// Lets go of a response that nobody will see. A short one is read to its end, so that its connection can be used
+    /// again.
+    pub(crate) fn discard(self) {
+        let short = self.response.body().size_hint().exact().is_some_and(|length| length <= LARGEST_HELD);
+        if short {
+            tokio::task::spawn_local(async move {
+                let rest = self.response.into_body().collect();
+                if let Ok(Ok(_)) = tokio::time::timeout(DISCARD_PATIENCE, rest).await {
+                    self.lease.give_back();
+                }
+            });
+        }
+    }
+}
+
+impl Outgoing {
+    /// The judged request: what is forwarded is what was judged.
+    pub(crate) fn new(head: Parts, normal: &Normal, body: ToSend) -> Self {
+        Self { head, authority: Bytes::copy_from_slice(normal.authority().as_bytes()), body }
+    }
+
+    /// Its method.
+    pub(crate) fn method(&self) -> &Method {
+        &self.head.method
+    }
+
+    /// Whether it can be sent again as it was.
+    pub(crate) fn can_be_sent(&self) -> bool {
+        self.body.is_left()
+    }
+
+    /// The next try of it, in the words of `protocol`; `None` when its body is gone.
+    fn next(&mut self, protocol: Protocol) -> Option<Request<RequestBody>> {
+        let body = self.body.next()?;
+        let mut request = Request::new(body);
+        *request.method_mut() = self.head.method.clone();
+        request.headers_mut().clone_from(&self.head.headers);
+        let path = self.head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        match protocol {
+            Protocol::Http1 => {
+                *request.version_mut() = Version::HTTP_11;
+                *request.uri_mut() = Uri::from(path);
+                join_cookies(request.headers_mut());
+            }
+            Protocol::Http2 => {
+                *request.version_mut() = Version::HTTP_2;
+                request.headers_mut().remove(HOST);
+                let mut uri = http::uri::Parts::default();
+                uri.scheme = Some(Scheme::HTTP);
+                uri.authority = Authority::from_maybe_shared(self.authority.clone()).ok();
+                uri.path_and_query = Some(path);
+                *request.uri_mut() = Uri::from_parts(uri).ok()?;
+            }
+        }
+        Some(request)
+    }
+
+    fn take_back(&mut self, request: Request<RequestBody>) {
+        self.body.unsent(request.into_body());
+    }
+}
+
+/// HTTP/2 may split the cookie header; HTTP/1.1 may not (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut all = headers.get_all(COOKIE).iter();
+    if all.next().is_none() || all.next().is_none() {
+        return;
+    }
+    let values: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&values.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Sends the request to `target` and waits for the head of its response, until `until` at most.
+///
+/// # Errors
+/// When there is none, saying what became of the request.
+pub(crate) async fn send(
+    pool: &std::rc::Rc<Pool>,
+    target: &Target<'_>,
+    outgoing: &mut Outgoing,
+    until: Option<TryDeadline>,
+) -> Result<Answered, Failed> {
+    let sending = over_some_connection(pool, target, outgoing);
+    match until.and_then(|until| Some((until, until.at?))) {
+        None => sending.await,
+        Some((until, at)) => tokio::time::timeout_at(at.into(), sending)
+            .await
+            .unwrap_or_else(|_| Err(Failed { refusal: until.passed(), unprocessed: false })),
+    }
+}
+
+async fn over_some_connection(
+    pool: &std::rc::Rc<Pool>,
+    target: &Target<'_>,
+    outgoing: &mut Outgoing,
+) -> Result<Answered, Failed> {
+    let kept = pool.checkout(target, false).await.map_err(|failure| no_connection(failure, target))?;
+    let reused = kept.reused();
+    match over(kept, target, outgoing).await {
+        Err(failed) if reused && failed.worth_a_fresh_connection(target.protocol, outgoing) => {}
+        answered => return answered,
+    }
+    let fresh = pool.checkout(target, true).await.map_err(|failure| no_connection(failure, target))?;
+    over(fresh, target, outgoing).await
+}
+
+impl Failed {
+    /// A kept connection that ended before it answered was most likely closed before the request arrived. That is certain
+    /// when nothing was sent or the peer says so, else the method must bear repeating (RFC 9112 section 9.3.1).
+    fn worth_a_fresh_connection(&self, protocol: Protocol, outgoing: &Outgoing) -> bool {
+        let reset = matches!(self.refusal, Refusal::UpstreamReset { .. });
+        let harmless = protocol == Protocol::Http1 && reset && outgoing.method().is_idempotent();
+        outgoing.can_be_sent() && (self.unprocessed || harmless)
+    }
+}
+
+async fn over(mut lease: Lease, target: &Target<'_>, outgoing: &mut Outgoing) -> Result<Answered, Failed> {
+    if !outgoing.body.is_empty() {
+        confirmed(&lease, target).await?;
+    }
+    let Some(request) = outgoing.next(target.protocol) else {
+        return Err(Failed::reset("the body of the request is gone".to_owned()));
+    };
+    match lease.send(request).await {
+        Ok(response) => Ok(Answered { response, lease }),
+        Err(failure) => Err(not_answered(failure, outgoing)),
+    }
+}
+
+/// A request with a body waits until the peer has accepted our certificate: it must not be lost in a refused connection.
+async fn confirmed(lease: &Lease, target: &Target<'_>) -> Result<(), Failed> {
+    let waited = tokio::time::timeout(target.connect_timeout, lease.confirmed()).await;
+    let failure = match waited {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(failure)) => failure,
+        Err(_) => ConnectFailure::Failed(format!("not accepted within {:?}", target.connect_timeout)),
+    };
+    Err(no_connection(failure, target))
+}
+
+fn not_answered(failure: SendFailure, outgoing: &mut Outgoing) -> Failed {
+    let SendFailure { unsent, refused, not_connected, detail } = failure;
+    if let Some(request) = unsent {
+        outgoing.take_back(request);
+    }
+    if not_connected {
+        Failed::unprocessed(Refusal::ConnectFailed { detail })
+    } else if refused {
+        Failed::unprocessed(Refusal::UpstreamReset { detail })
+    } else {
+        Failed::reset(detail)
+    }
+}
+
+fn no_connection(failure: ConnectFailure, target: &Target<'_>) -> Failed {
+    match failure {
+        ConnectFailure::Failed(detail) => Failed::unprocessed(Refusal::ConnectFailed { detail }),
+        ConnectFailure::IdentityMismatch { found } => Failed::unprocessed(Refusal::IdentityMismatch {
+            expected: target.whom.map(|whom| whom.accounts.to_vec()).unwrap_or_default(),
+            found: found.map(Box::new),
+        }),
+        ConnectFailure::NoPlace { service, limit, waiting } => {
+            let refusal = if waiting {
+                Refusal::LimitPending { service, limit, what: "waiting" }
+            } else {
+                Refusal::LimitConnections { service, limit }
+            };
+            Failed { refusal, unprocessed: false }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Bodies on their way: what of a request is held for a retry, and a response with everything that must last as long.
+//!
+//! When the last byte of a response has passed, its connection is given back and its record closed; when the body is
+//! dropped before, the connection is closed, which also ends the work upstream.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use equerry_traffic::Reason;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::facts::Record;
+use crate::upstream::{Lease, RequestBody};
+
+/// A body up to this size is held so that the request can be sent again (Linkerd's limit).
+pub(crate) const LARGEST_HELD: u64 = 64 * 1024;
+
+/// The body of a request, and whether it can be sent more than once.
+#[derive(Debug)]
+pub(crate) enum ToSend {
+    /// As often as needed.
+    Held(Bytes),
+    /// Once; `None` when it is gone.
+    Once(Option<RequestBody>),
+}
+
+impl ToSend {
+    /// Takes the caller's body: held in memory when it may be needed again and is known to be small.
+    ///
+    /// # Errors
+    /// When the caller breaks off while the body is being read.
+    pub(crate) async fn take(from: Incoming, may_repeat: bool, record: &Record) -> Result<Self, hyper::Error> {
+        if from.is_end_stream() {
+            return Ok(Self::Held(Bytes::new()));
+        }
+        let small = from.size_hint().exact().is_some_and(|length| length <= LARGEST_HELD);
+        if !(may_repeat && small) {
+            return Ok(Self::Once(Some(RequestBody::Streaming { from, passed: record.received() })));
+        }
+        let held = from.collect().await?.to_bytes();
+        record.received().set(held.len() as u64);
+        Ok(Self::Held(held))
+    }
+
+    /// Whether there is nothing to send.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Self::Held(bytes) if bytes.is_empty())
+    }
+
+    /// Whether it can be sent now, or again.
+    pub(crate) fn is_left(&self) -> bool {
+        !matches!(self, Self::Once(None))
+    }
+
+    /// The body for the next try; `None` when it is gone.
+    pub(crate) fn next(&mut self) -> Option<RequestBody> {
+        match self {
+            Self::Held(bytes) if bytes.is_empty() => Some(RequestBody::Empty),
+            Self::Held(bytes) => Some(RequestBody::Whole(Some(bytes.clone()))),
+            Self::Once(body) => body.take(),
+        }
+    }
+
+    /// Takes back a body of which nothing was sent.
+    pub(crate) fn unsent(&mut self, body: RequestBody) {
+        if let Self::Once(gone) = self {
+            *gone = Some(body);
+        }
+    }
+}
+
+/// The body of a response to the caller.
+pub(crate) struct Answer {
+    content: Content,
+    /// Data bytes still to come, when that is known.
+    left: Option<u64>,
+    lease: Option<Lease>,
+    /// Places in flight, given back when the exchange ends.
+    _held: Held,
+    record: Record,
+}
+
+/// What must last as long as an exchange: its place among the requests in flight, and its hold on the drain.
+pub(crate) type Held = (Option<crate::live::Held>, Option<crate::drain::Working>);
+
+enum Content {
+    Ours(Option<Bytes>),
+    Theirs(Incoming),
+    /// All of it has passed.
+    Passed,
+}
+
+impl Answer {
+    /// A body that the mesh made.
+    pub(crate) fn ours(content: Bytes, record: Record) -> Self {
+        let content = if content.is_empty() { Content::Passed } else { Content::Ours(Some(content)) };
+        Self { content, left: None, lease: None, _held: (None, None), record }
+    }
+
+    /// The upstream's body.
+    pub(crate) fn theirs(from: Incoming, lease: Lease, held: Held, record: Record) -> Self {
+        let left = from.size_hint().exact();
+        let ended = from.is_end_stream();
+        let mut answer = Self { content: Content::Theirs(from), left, lease: Some(lease), _held: held, record };
+        if ended {
+            answer.passed();
+        }
+        answer
+    }
+
+    fn passed(&mut self) {
+        self.content = Content::Passed;
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        match &mut this.content {
+            Content::Passed => Poll::Ready(None),
+            Content::Ours(content) => {
+                let all = content.take().unwrap_or_default();
+                this.record.sent(all.len());
+                this.passed();
+                Poll::Ready(Some(Ok(Frame::data(all))))
+            }
+            Content::Theirs(from) => {
+                let polled = Pin::new(&mut *from).poll_frame(cx);
+                match &polled {
+                    Poll::Pending => {}
+                    Poll::Ready(None) => this.passed(),
+                    Poll::Ready(Some(Err(_))) => {
+                        this.record.broke(Reason::UpstreamReset);
+                        this.content = Content::Passed;
+                        this.lease = None;
+                    }
+                    Poll::Ready(Some(Ok(frame))) => {
+                        let ended = from.is_end_stream();
+                        if let Some(data) = frame.data_ref() {
+                            this.record.sent(data.len());
+                            this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
+                        }
+                        if ended {
+                            this.passed();
+                        }
+                    }
+                }
+                polled
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.content, Content::Passed)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Passed => SizeHint::with_exact(0),
+            Content::Ours(content) => SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64)),
+            Content::Theirs(from) => from.size_hint(),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // hyper lets go of a body as soon as the length that the head promised has passed, without asking for its end.
+        let whole = matches!(self.content, Content::Passed) || self.left == Some(0);
+        if !whole {
+            self.record.broke(Reason::ClientGone);
+        }
+    }
+}

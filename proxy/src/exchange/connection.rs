@@ -1,0 +1,89 @@
+//! One connection from a caller, and the exchanges on it, until it ends or this process leaves.
+//!
+//! When a drain begins, HTTP/2 callers are told at once (GOAWAY loses nothing). Over HTTP/1.1 closing an idle connection
+//! can cross a request already under way, so answers say `Connection: close` and the idle ones follow a little later.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::Answer;
+use crate::accept::detect::Speaks;
+use crate::drain::Drain;
+use crate::upstream::{MAX_HEADER_BYTES, MAX_HEADERS, OnThisThread};
+
+/// How long a head may take, and so how long a kept connection may be idle. Longer than any sidecar keeps one
+/// (`upstream::LONGEST_IDLE`), so that it is the caller who closes and no request meets a closing connection.
+const HEAD_PATIENCE: Duration = Duration::from_secs(120);
+/// How long idle HTTP/1.1 connections outlive the beginning of a drain: callers learn meanwhile that we leave.
+const LINGER: Duration = Duration::from_secs(2);
+/// Exchanges at once on one HTTP/2 connection (Envoy's 1,024).
+const STREAMS: u32 = 1024;
+/// An HTTP/2 caller is asked for a sign of life this often.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// Serves the exchanges of one connection with `respond`. With a drain, the connection ends soon after that begins.
+pub(crate) async fn serve<S, R, F>(stream: S, speaks: Speaks, drain: Option<&Drain>, respond: R) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    R: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Answer>> + 'static,
+{
+    let service = service_fn(|request| {
+        let response = respond(request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let stream = TokioIo::new(stream);
+    match speaks {
+        Speaks::Http2 => {
+            let mut connection = pin!(
+                http2::Builder::new(OnThisThread)
+                    .timer(TokioTimer::new())
+                    .max_header_list_size(MAX_HEADER_BYTES)
+                    .max_concurrent_streams(STREAMS)
+                    .keep_alive_interval(PING_EVERY)
+                    .auto_date_header(false)
+                    .serve_connection(stream, service)
+            );
+            tokio::select! {
+                ended = connection.as_mut() => return ended,
+                () = leaving(drain, Duration::ZERO) => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        }
+        Speaks::Http1 | Speaks::Tls => {
+            let mut connection = pin!(
+                http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_PATIENCE)
+                    .max_headers(MAX_HEADERS)
+                    .max_header_size(MAX_HEADER_BYTES as usize)
+                    .auto_date_header(false)
+                    .serve_connection(stream, service)
+            );
+            tokio::select! {
+                ended = connection.as_mut() => return ended,
+                () = leaving(drain, LINGER) => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        }
+    }
+}
+
+async fn leaving(drain: Option<&Drain>, later: Duration) {
+    match drain {
+        Some(drain) => {
+            drain.wait_begun().await;
+            tokio::time::sleep(later).await;
+        }
+        None => std::future::pending().await,
+    }
+}

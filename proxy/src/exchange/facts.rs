@@ -1,0 +1,227 @@
+//! What is known of one exchange, told to the observer once: when its response has been sent, or when it ends early.
+//!
+//! The record travels with the exchange. Whoever drops it has ended the exchange; until somebody says otherwise, the
+//! cause is that the caller went away.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use equerry_traffic::Reason;
+use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::request::Parts;
+
+use super::now;
+use crate::observe::{Direction, Exchange, Observer};
+
+/// Names one request across all who handle it.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// W3C Trace Context.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// A longer id is not an id; it is replaced.
+const LONGEST_REQUEST_ID: usize = 128;
+
+/// The record of one exchange.
+#[derive(Debug)]
+pub(crate) struct Record {
+    open: Option<Box<Exchange>>,
+    observe: Observer,
+    received: Rc<Cell<u64>>,
+}
+
+impl Record {
+    /// Opens the record of the exchange that `about` begins to describe.
+    pub(crate) fn open(about: Exchange, observe: &Observer) -> Self {
+        Self { open: Some(Box::new(about)), observe: observe.clone(), received: Rc::default() }
+    }
+
+    /// Changes what is known.
+    pub(crate) fn note(&mut self, change: impl FnOnce(&mut Exchange)) {
+        if let Some(open) = &mut self.open {
+            change(open);
+        }
+    }
+
+    /// How it ended, and with which status.
+    pub(crate) fn ended(&mut self, reason: Reason, status: u16) {
+        self.note(|exchange| (exchange.reason, exchange.status) = (reason, status));
+    }
+
+    /// How it ended, its status having been sent.
+    pub(crate) fn broke(&mut self, reason: Reason) {
+        self.note(|exchange| exchange.reason = reason);
+    }
+
+    /// Bytes sent to the caller.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.note(|exchange| exchange.bytes_out += bytes as u64);
+    }
+
+    /// Bytes of the caller's body are counted here.
+    pub(crate) fn received(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.received)
+    }
+
+    /// The id of the request, for the body of a refusal.
+    pub(crate) fn request_id(&self) -> &str {
+        self.open.as_ref().map_or("", |exchange| &exchange.request_id)
+    }
+
+    /// Who is told of retries, breakers and quotas.
+    pub(crate) fn observe(&self) -> &Observer {
+        &self.observe
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if let Some(mut exchange) = self.open.take() {
+            exchange.bytes_in = self.received.get();
+            exchange.duration = now().saturating_duration_since(exchange.started);
+            self.observe.finished(*exchange);
+        }
+    }
+}
+
+/// Starts the description of an exchange: what its head says, before anything is decided.
+pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: std::net::SocketAddr) -> Exchange {
+    let request_id = request_id(&mut parts.headers);
+    let trace_id = trace_id(&mut parts.headers);
+    Exchange {
+        direction,
+        started: now(),
+        duration: std::time::Duration::ZERO,
+        upstream_time: None,
+        epoch: 0,
+        method: parts.method.clone(),
+        path: String::new(),
+        authority: String::new(),
+        protocol: parts.version,
+        status: 0,
+        reason: Reason::ClientGone,
+        bytes_in: 0,
+        bytes_out: 0,
+        source: None,
+        destination: None,
+        destination_principal: None,
+        route: None,
+        policy_rule: None,
+        tenant: None,
+        attempts: 0,
+        retry_outcome: None,
+        upstream_address: None,
+        peer_address,
+        request_id,
+        trace_id: Some(trace_id),
+        tls: false,
+        user_agent: text(&parts.headers, &USER_AGENT),
+        x_forwarded_for: text(&parts.headers, &X_FORWARDED_FOR),
+        sni: None,
+        detail: None,
+    }
+}
+
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+/// The caller's id if it is one, else a new one; forwarded either way.
+fn request_id(headers: &mut HeaderMap) -> String {
+    let given = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
+    if let Some(given) = given.filter(|id| !id.is_empty() && id.len() <= LONGEST_REQUEST_ID) {
+        return given.to_owned();
+    }
+    let made = new_request_id();
+    if let Ok(value) = HeaderValue::from_str(&made) {
+        headers.insert(REQUEST_ID, value);
+    }
+    made
+}
+
+/// A random UUID (RFC 9562 version 4). It names a request and protects nothing, so any randomness will do.
+fn new_request_id() -> String {
+    let random = fastrand::u128(..);
+    let versioned = random & !(0xf000_u128 << 64) | (0x4000_u128 << 64);
+    let id = versioned & !(0xc000_u128 << 48) | (0x8000_u128 << 48);
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        id >> 96,
+        (id >> 80) & 0xffff,
+        (id >> 64) & 0xffff,
+        (id >> 48) & 0xffff,
+        id & 0xffff_ffff_ffff
+    )
+}
+
+/// The trace this request belongs to. A well-formed `traceparent` is forwarded as it is; else a new trace begins, to be
+/// sampled as OpenTelemetry's SDKs sample a root by default.
+fn trace_id(headers: &mut HeaderMap) -> String {
+    let mut given = headers.get_all(&TRACEPARENT).iter();
+    if let (Some(only), None) = (given.next(), given.next())
+        && let Some(id) = only.to_str().ok().and_then(read_traceparent)
+    {
+        return id.to_owned();
+    }
+    let trace = fastrand::u128(1..);
+    let made = format!("00-{trace:032x}-{:016x}-01", fastrand::u64(1..));
+    if let Ok(value) = HeaderValue::from_str(&made) {
+        headers.insert(TRACEPARENT, value);
+    }
+    format!("{trace:032x}")
+}
+
+/// `VERSION-TRACE-SPAN-FLAGS` in lower-case hex, neither id all zeros (W3C Trace Context section 3.2.2).
+fn read_traceparent(text: &str) -> Option<&str> {
+    let hex = |part: &str, length| part.len() == length && part.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+    let zeros = |part: &str| part.bytes().all(|c| c == b'0');
+    let mut parts = text.splitn(4, '-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let well_formed = hex(version, 2)
+        && version != "ff"
+        && hex(trace, 32)
+        && !zeros(trace)
+        && hex(span, 16)
+        && !zeros(span)
+        && (if version == "00" { hex(flags, 2) } else { flags.get(..2).is_some_and(|flags| hex(flags, 2)) });
+    well_formed.then_some(trace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_id_is_kept_when_it_is_one_and_made_when_it_is_not() {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, HeaderValue::from_static("abc-1"));
+        assert_eq!(request_id(&mut headers), "abc-1");
+        headers.insert(REQUEST_ID, HeaderValue::from_str(&"x".repeat(200)).unwrap());
+        let made = request_id(&mut headers);
+        assert_eq!(headers[&REQUEST_ID], made.as_str());
+        let groups: Vec<usize> = made.split('-').map(str::len).collect();
+        assert_eq!(groups, [8, 4, 4, 4, 12]);
+        assert!(made.as_bytes()[14] == b'4' && b"89ab".contains(&made.as_bytes()[19]), "{made}");
+    }
+
+    #[test]
+    fn a_trace_is_continued_when_it_is_well_formed_and_begun_when_it_is_not() {
+        const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACEPARENT, HeaderValue::from_static(GIVEN));
+        assert_eq!(trace_id(&mut headers), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(headers[TRACEPARENT], GIVEN);
+        for bad in [
+            "",
+            "00-0",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+        ] {
+            headers.insert(TRACEPARENT, HeaderValue::from_static(bad));
+            let made = trace_id(&mut headers);
+            assert_eq!(read_traceparent(headers[TRACEPARENT].to_str().unwrap()), Some(made.as_str()), "{bad}");
+        }
+    }
+}

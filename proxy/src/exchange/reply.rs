@@ -1,0 +1,239 @@
+//! Responses to callers. The only file that writes a status which no application gave.
+//!
+//! A refusal tells HTTP callers its reason in the status, in `Proxy-Status` (RFC 9209) and in a problem+json body (RFC
+//! 9457); gRPC callers get trailers alone. Who refused and by which rule is told only where the mesh allows it.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use equerry_policies::names::TenantName;
+use equerry_policies::policy::ErrorDetail;
+use equerry_traffic::quota::Share;
+use equerry_traffic::{Reason, Refusal};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Method, Response, StatusCode, Version};
+use serde::Serialize;
+
+use super::attempt::Answered;
+use super::body::{Answer, Held};
+use super::facts::Record;
+
+/// How this proxy names itself in `Proxy-Status`.
+const NAME: &str = "equerry";
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// What the form of a refusal depends on.
+#[derive(Debug, Clone)]
+pub(crate) struct Style {
+    /// The caller speaks gRPC.
+    pub(crate) grpc: bool,
+    /// The request had this method: a response to HEAD has no body.
+    pub(crate) method: Method,
+    /// How much of the cause the caller is told.
+    pub(crate) detail: ErrorDetail,
+    /// This process is leaving: the caller should not use the connection again.
+    pub(crate) close: bool,
+}
+
+impl Style {
+    /// The form for a request with this method and these headers.
+    pub(crate) fn of(method: &Method, headers: &HeaderMap, version: Version, detail: ErrorDetail, leaving: bool) -> Self {
+        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        Self { grpc: is_grpc(kind), method: method.clone(), detail, close: leaving && version < Version::HTTP_2 }
+    }
+}
+
+/// `application/grpc`, alone or with a suffix or parameters; not `application/grpc-web`, which is ordinary HTTP.
+fn is_grpc(kind: &[u8]) -> bool {
+    kind.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// The response of an upstream, passed on. The `Proxy-Status` of an authenticated sidecar is its own; everybody else's is
+/// removed.
+pub(crate) fn answer(answered: Answered, held: Held, style: &Style, mut record: Record) -> Response<Answer> {
+    let (mut head, body) = answered.response.into_parts();
+    strip_hop_by_hop(&mut head.headers);
+    if answered.lease.peer().is_none() {
+        head.headers.remove(PROXY_STATUS);
+    }
+    if style.close {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    head.version = Version::HTTP_11;
+    head.extensions.clear();
+    record.note(|exchange| exchange.status = head.status.as_u16());
+    Response::from_parts(head, Answer::theirs(body, answered.lease, held, record))
+}
+
+/// Says that the request goes no further, and why.
+pub(crate) fn refuse(refusal: &Refusal, style: &Style, mut record: Record) -> Response<Answer> {
+    let status = if style.grpc { StatusCode::OK } else { refusal.status() };
+    record.note(|exchange| {
+        exchange.policy_rule = refusal.cause().map(str::to_owned);
+        exchange.detail = Some(refusal.to_string());
+    });
+    record.ended(refusal.reason(), status.as_u16());
+    let mut response = if style.grpc { grpc(refusal, style, record) } else { problem(refusal, style, record) };
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    set(headers, PROXY_STATUS, proxy_status(refusal.reason()));
+    set(headers, CACHE_CONTROL, Some("no-store".to_owned()));
+    if refusal.status() == StatusCode::UNAUTHORIZED {
+        set(headers, WWW_AUTHENTICATE, Some(challenge(refusal)));
+    }
+    if let Some(after) = refusal.retry_after() {
+        set(headers, RETRY_AFTER, Some(whole_seconds(after).to_string()));
+    }
+    if let Refusal::Quota(over) = refusal {
+        rate_limit(headers, &over.tenant, &over.share);
+    }
+    if style.close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// What is left of a tenant's quota at this sidecar (draft-ietf-httpapi-ratelimit-headers-10).
+pub(crate) fn rate_limit(headers: &mut HeaderMap, tenant: &TenantName, share: &Share) {
+    set(headers, RATELIMIT_POLICY, Some(format!("\"{tenant}\";q={};w={}", share.limit, share.window.as_secs())));
+    set(headers, RATELIMIT, Some(format!("\"{tenant}\";r={};t={}", share.remaining, whole_seconds(share.reset))));
+}
+
+/// The reason in the `Proxy-Status` of an authenticated peer's response, when it gave one.
+pub(crate) fn believed(headers: &HeaderMap) -> Option<Reason> {
+    let value = headers.get(PROXY_STATUS)?.to_str().ok()?;
+    let ours = value.strip_prefix(NAME)?.strip_prefix("; ")?;
+    let reason = ours.split("; ").find_map(|parameter| parameter.strip_prefix("details="))?;
+    reason.trim_matches('"').parse().ok()
+}
+
+fn proxy_status(reason: Reason) -> Option<String> {
+    reason.proxy_status_error().map(|error| format!("{NAME}; error={error}; details=\"{reason}\""))
+}
+
+/// RFC 6750 section 3: without a token there is no error to name.
+fn challenge(refusal: &Refusal) -> String {
+    match refusal.reason() {
+        Reason::TokenMissing => "Bearer".to_owned(),
+        reason => format!("Bearer error=\"invalid_token\", error_description=\"{reason}\""),
+    }
+}
+
+/// What a person reads in the body.
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: &'static str,
+    title: &'a str,
+    status: u16,
+    detail: String,
+    reason: &'static str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+}
+
+fn problem(refusal: &Refusal, style: &Style, record: Record) -> Response<Answer> {
+    let status = refusal.status();
+    let told = style.detail == ErrorDetail::Full;
+    let problem = Problem {
+        r#type: "about:blank",
+        title: status.canonical_reason().unwrap_or("Refused"),
+        status: status.as_u16(),
+        detail: said(refusal, style.detail),
+        reason: refusal.reason().as_str(),
+        request_id: record.request_id(),
+        policy: policies(refusal).filter(|_| told),
+        rule: refusal.cause().filter(|_| told),
+    };
+    // Only a map with keys that are no text, or a failing writer, could make this fail.
+    let text = serde_json::to_vec(&problem).unwrap_or_default();
+    let length = text.len();
+    let content = if style.method == Method::HEAD { Bytes::new() } else { Bytes::from(text) };
+    let mut response = Response::new(Answer::ours(content, record));
+    set(response.headers_mut(), CONTENT_TYPE, Some("application/problem+json".to_owned()));
+    set(response.headers_mut(), CONTENT_LENGTH, Some(length.to_string()));
+    response
+}
+
+/// Trailers alone, in the place of a head (gRPC over HTTP/2, "Trailers-Only").
+fn grpc(refusal: &Refusal, style: &Style, record: Record) -> Response<Answer> {
+    let mut response = Response::new(Answer::ours(Bytes::new(), record));
+    let headers = response.headers_mut();
+    set(headers, CONTENT_TYPE, Some("application/grpc".to_owned()));
+    set(headers, GRPC_STATUS, Some(refusal.grpc_status().to_string()));
+    let message = format!("{}: {}", refusal.reason(), said(refusal, style.detail));
+    set(headers, GRPC_MESSAGE, Some(percent_encoded(&message)));
+    response
+}
+
+/// The sentence for the caller. A policy's name is in it only when all may be told.
+fn said(refusal: &Refusal, detail: ErrorDetail) -> String {
+    match refusal {
+        Refusal::Authz(_) if detail == ErrorDetail::Reason => "the policy of this workload does not allow it".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn policies(refusal: &Refusal) -> Option<String> {
+    match refusal {
+        Refusal::Authz(denied) if denied.policies.is_empty() => None,
+        Refusal::Authz(denied) => {
+            Some(denied.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+        }
+        Refusal::Token(fault) => fault.policy.as_deref().map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// gRPC's percent-encoding of a status message: everything but printable ASCII, and `%`.
+fn percent_encoded(message: &str) -> String {
+    message.bytes().fold(String::with_capacity(message.len()), |mut encoded, byte| {
+        if matches!(byte, b' '..=b'~') && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    })
+}
+
+/// Rounded up: who comes back after it is not too early.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<String>) {
+    if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+        headers.insert(name, value);
+    }
+}
+
+/// Fields that belong to one connection only (RFC 9110 section 7.6.1), those that `Connection` names included.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    const ALWAYS: [HeaderName; 6] = [
+        CONNECTION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        http::header::TE,
+        http::header::TRANSFER_ENCODING,
+        http::header::UPGRADE,
+    ];
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| *name != CONTENT_LENGTH)
+        .collect();
+    for name in named.iter().chain(&ALWAYS) {
+        headers.remove(name);
+    }
+}

@@ -1,0 +1,94 @@
+//! The way from the mesh to the application: which stages, in which order.
+//!
+//! accept → detect → TLS (who speaks, which port is meant) → normalize → token → authorize → quota → forward to the
+//! application → reply. From normalize on it is `exchange::serve::inbound`.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use equerry_policies::names::SpiffeId;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::accept::detect::{self, Speaks};
+use crate::accept::tls;
+use crate::app::Shared;
+use crate::exchange::{connection, serve};
+use crate::observe::Direction;
+use crate::upstream::Pool;
+
+/// The inbound side of one worker.
+pub struct Inbound {
+    pub(crate) shared: Shared,
+    pub(crate) pool: Rc<Pool>,
+}
+
+/// How a request came in: what its connection proved, and what it named.
+#[derive(Debug, Clone)]
+pub(crate) struct Via {
+    /// The caller's address.
+    pub(crate) address: SocketAddr,
+    /// Who speaks, by certificate; `None`: plain text.
+    pub(crate) peer: Option<SpiffeId>,
+    /// The server name of the TLS connection.
+    pub(crate) server_name: Option<Box<str>>,
+    /// The application port that it names.
+    pub(crate) port: Option<u16>,
+}
+
+impl Inbound {
+    /// The inbound side of the current thread, which must be inside a `LocalSet`.
+    pub fn new(shared: Shared) -> Self {
+        Self { shared, pool: Pool::new() }
+    }
+
+    /// Serves one connection from the mesh until it ends.
+    pub async fn serve(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
+        let _working = self.shared.drain.guard();
+        let (speaks, stream) = match detect::detect(stream).await {
+            Ok(spoken) => spoken,
+            Err(error) => return tracing::debug!(%error, peer = %address, "an inbound connection said nothing"),
+        };
+        if speaks == Speaks::Tls {
+            self.serve_secured(stream, address).await;
+        } else {
+            // Whether its port may be spoken to in plain text is judged for each request: an answer can then say why not.
+            let via = Via { address, peer: None, server_name: None, port: None };
+            self.serve_exchanges(stream, speaks, via).await;
+        }
+    }
+
+    async fn serve_secured<S: AsyncRead + AsyncWrite + Unpin + 'static>(self: &Rc<Self>, stream: S, address: SocketAddr) {
+        let observe = &self.shared.observe;
+        let Some(identity) = self.shared.identity.current() else {
+            // The exchange with nobody's certificate would prove nothing to the caller.
+            return observe.handshake_failed(Direction::Inbound, "identity_expired");
+        };
+        match tls::secure(stream, &identity.server).await {
+            Ok(secured) => {
+                let via = Via { address, peer: Some(secured.peer), server_name: Some(secured.server_name), port: secured.port };
+                self.serve_exchanges(secured.stream, secured.speaks, via).await;
+            }
+            Err(refused) => {
+                observe.handshake_failed(Direction::Inbound, refused.word);
+                tracing::info!(peer = %address, reason = refused.word, detail = refused.detail, "refused a TLS handshake");
+            }
+        }
+    }
+
+    async fn serve_exchanges<S>(self: &Rc<Self>, stream: S, speaks: Speaks, via: Via)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let _open = self.shared.observe.connection(Direction::Inbound, via.peer.is_some());
+        let (this, via) = (Rc::clone(self), Rc::new(via));
+        let address = via.address;
+        let respond = move |request| {
+            let (this, via) = (Rc::clone(&this), Rc::clone(&via));
+            async move { serve::inbound(&this, &via, request).await }
+        };
+        if let Err(error) = connection::serve(stream, speaks, Some(&self.shared.drain), respond).await {
+            tracing::debug!(%error, peer = %address, "an inbound connection ended badly");
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! A new connection: TCP, then mutual TLS to one of the identities accepted there, then HTTP.
+//!
+//! A TLS 1.3 server refuses a client's certificate after the client may already have written. A connection is
+//! therefore [`Connected::confirmed`] only once the server's session ticket or any plain data has arrived, and an alert
+//! before that counts as a failure to connect.
+
+use std::cell::{Cell, OnceCell};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use equerry_certs::PeerFault;
+use equerry_certs::tls::{self, TicketWatch};
+use equerry_policies::names::{ServiceName, SpiffeId};
+use equerry_policies::policy::AppProtocol;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{MAX_HEADER_BYTES, MAX_HEADERS, OnThisThread, RequestBody};
+use crate::live::{Held, LimitState, TlsIdentity};
+
+/// An HTTP/2 connection is asked for a sign of life this often, so that a peer that vanished is noticed.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// How long that sign may take.
+const PING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is spoken on a connection to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1, one exchange at a time.
+    Http1,
+    /// HTTP/2, with prior knowledge or by ALPN.
+    Http2,
+}
+
+impl Protocol {
+    /// What an application speaks.
+    pub(crate) fn of(app_protocol: AppProtocol) -> Self {
+        match app_protocol {
+            AppProtocol::Http => Self::Http1,
+            AppProtocol::Http2 | AppProtocol::Grpc => Self::Http2,
+        }
+    }
+
+    pub(super) fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => tls::ALPN_H1,
+            Self::Http2 => tls::ALPN_H2,
+        }
+    }
+}
+
+/// Where to connect, what to speak there, and how long things may take.
+#[derive(Debug)]
+pub(crate) struct Target<'a> {
+    /// The address.
+    pub(crate) address: SocketAddr,
+    /// What is spoken there.
+    pub(crate) protocol: Protocol,
+    /// Who must answer; `None`: whoever does, in plain text.
+    pub(crate) whom: Option<Whom<'a>>,
+    /// Time for TCP, TLS and the start of HTTP together.
+    pub(crate) connect_timeout: Duration,
+    /// An idle connection is closed after this.
+    pub(crate) idle_timeout: Duration,
+    /// Whose open connections are counted, and how many there may be.
+    pub(crate) places: Option<Places<'a>>,
+}
+
+/// The open connections to one Service, and the requests that wait for one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places<'a> {
+    /// The Service.
+    pub(crate) service: &'a ServiceName,
+    /// How many there are.
+    pub(crate) state: &'a Arc<LimitState>,
+    /// How many connections there may be; `None`: no limit.
+    pub(crate) connections: Option<u32>,
+    /// How many requests may wait; `None`: no limit.
+    pub(crate) pending: Option<u32>,
+}
+
+impl Places<'_> {
+    fn connection(&self) -> Result<Held, ConnectFailure> {
+        self.state.connection(self.connections).ok_or_else(|| ConnectFailure::NoPlace {
+            service: self.service.clone(),
+            limit: self.connections.unwrap_or(u32::MAX),
+            waiting: false,
+        })
+    }
+
+    /// A place among the requests that wait for a connection.
+    pub(super) fn waiting(&self) -> Result<Held, ConnectFailure> {
+        self.state.pending(self.pending).ok_or_else(|| ConnectFailure::NoPlace {
+            service: self.service.clone(),
+            limit: self.pending.unwrap_or(u32::MAX),
+            waiting: true,
+        })
+    }
+}
+
+/// Who must answer on a mesh connection, and as whom we call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Whom<'a> {
+    /// The backend Service.
+    pub(crate) service: &'a ServiceName,
+    /// The application's port behind the sidecar.
+    pub(crate) port: u16,
+    /// The identities accepted there.
+    pub(crate) accounts: &'a Arc<[SpiffeId]>,
+    /// Our own.
+    pub(crate) identity: &'a Arc<TlsIdentity>,
+}
+
+impl Whom<'_> {
+    /// The server name that tells the sidecar which port is meant (DESIGN, "Naming the application's port").
+    fn server_name(&self) -> String {
+        format!("p{}.{}.{}.mesh", self.port, self.service.name, self.service.namespace)
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConnectFailure {
+    /// Nobody answered, or not in time, or TLS failed.
+    Failed(String),
+    /// Somebody else answered.
+    IdentityMismatch {
+        /// Who it was.
+        found: Option<SpiffeId>,
+    },
+    /// As many connections are open, or requests waiting for one, as the limits allow.
+    NoPlace {
+        /// The Service.
+        service: ServiceName,
+        /// The limit.
+        limit: u32,
+        /// It is the limit of requests waiting.
+        waiting: bool,
+    },
+}
+
+/// What is known of a connection beside its HTTP.
+#[derive(Debug, Default)]
+pub(crate) struct Connected {
+    /// Who answered, on a mesh connection.
+    pub(crate) peer: Option<SpiffeId>,
+    confirmed: Cell<bool>,
+    refusal: OnceCell<String>,
+    changed: Notify,
+}
+
+impl Connected {
+    fn plain() -> Self {
+        Self { confirmed: Cell::new(true), ..Self::default() }
+    }
+
+    /// The alert with which the peer ended a connection that it had not confirmed.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        self.refusal.get().map(String::as_str)
+    }
+
+    /// Waits until the peer has accepted our certificate; at once on a connection in use.
+    ///
+    /// # Errors
+    /// When the peer refused it, or ended the connection.
+    pub(crate) async fn confirmed(&self) -> Result<(), ConnectFailure> {
+        while !self.confirmed.get() {
+            if let Some(refusal) = self.refusal() {
+                return Err(ConnectFailure::Failed(refusal.to_owned()));
+            }
+            self.changed.notified().await;
+        }
+        Ok(())
+    }
+
+    fn confirm(&self) {
+        if !self.confirmed.replace(true) {
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn refuse(&self, why: impl FnOnce() -> String) {
+        if !self.confirmed.get() {
+            self.refusal.get_or_init(why);
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+/// A connection that one exchange uses at a time.
+#[derive(Debug)]
+pub(super) struct Http1 {
+    pub(super) send: http1::SendRequest<RequestBody>,
+    pub(super) facts: Rc<Connected>,
+    /// Given back with the connection, not with its task: a connection that nobody can use is no longer counted.
+    place: Option<(Held, Arc<LimitState>)>,
+}
+
+impl Http1 {
+    /// Whether it is one of the connections that `state` counts.
+    pub(super) fn counted_for(&self, state: &Arc<LimitState>) -> bool {
+        self.place.as_ref().is_some_and(|(_, of)| Arc::ptr_eq(of, state))
+    }
+}
+
+/// A connection that many exchanges share.
+#[derive(Debug)]
+pub(super) struct Http2 {
+    pub(super) send: http2::SendRequest<RequestBody>,
+    pub(super) facts: Rc<Connected>,
+    _place: Option<Held>,
+}
+
+/// The TLS side of connections to one Service as one identity: its session tickets are good for nobody else.
+pub(super) struct Session {
+    pub(super) config: rustls::ClientConfig,
+    pub(super) tickets: Arc<rustls::client::ClientSessionMemoryCache>,
+}
+
+/// Opens an HTTP/1.1 connection.
+pub(super) async fn http1(target: &Target<'_>, session: Option<&Session>) -> Result<Http1, ConnectFailure> {
+    in_time(target.connect_timeout, async {
+        let place = target.places.map(|places| places.connection()).transpose()?;
+        let (wire, facts) = open(target, session).await?;
+        let (send, connection) = http1::Builder::new()
+            .max_headers(MAX_HEADERS)
+            .max_header_size(MAX_HEADER_BYTES as usize)
+            .handshake(TokioIo::new(wire))
+            .await
+            .map_err(|error| ConnectFailure::Failed(in_words(&error)))?;
+        drive(connection, &facts);
+        let place = place.zip(target.places.map(|places| Arc::clone(places.state)));
+        Ok(Http1 { send, facts, place })
+    })
+    .await
+}
+
+/// Opens an HTTP/2 connection.
+pub(super) async fn http2(target: &Target<'_>, session: Option<&Session>) -> Result<Http2, ConnectFailure> {
+    in_time(target.connect_timeout, async {
+        let place = target.places.map(|places| places.connection()).transpose()?;
+        let (wire, facts) = open(target, session).await?;
+        let (send, connection) = http2::Builder::new(OnThisThread)
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_PATIENCE)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(wire))
+            .await
+            .map_err(|error| ConnectFailure::Failed(in_words(&error)))?;
+        drive(connection, &facts);
+        Ok(Http2 { send, facts, _place: place })
+    })
+    .await
+}
+
+async fn in_time<T>(limit: Duration, connecting: impl Future<Output = Result<T, ConnectFailure>>) -> Result<T, ConnectFailure> {
+    tokio::time::timeout(limit, connecting)
+        .await
+        .unwrap_or_else(|_| Err(ConnectFailure::Failed(format!("no connection within {limit:?}"))))
+}
+
+/// Runs the connection beside the exchanges that use it, until it ends.
+fn drive(connection: impl Future<Output = hyper::Result<()>> + 'static, facts: &Rc<Connected>) {
+    let facts = Rc::clone(facts);
+    tokio::task::spawn_local(async move {
+        let ended = connection.await;
+        facts.refuse(|| match &ended {
+            Ok(()) => "the peer closed the connection".to_owned(),
+            Err(error) => in_words(error),
+        });
+    });
+}
+
+async fn open(target: &Target<'_>, session: Option<&Session>) -> Result<(Wire, Rc<Connected>), ConnectFailure> {
+    let failed = |error: io::Error| ConnectFailure::Failed(error.to_string());
+    let stream = TcpStream::connect(target.address).await.map_err(failed)?;
+    stream.set_nodelay(true).map_err(failed)?;
+    let (Some(whom), Some(session)) = (target.whom, session) else {
+        return Ok((Wire::Plain(stream), Rc::new(Connected::plain())));
+    };
+    let (config, ticket) = TicketWatch::on(&session.config, &session.tickets);
+    let name = ServerName::try_from(whom.server_name()).map_err(|error| ConnectFailure::Failed(error.to_string()))?;
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| tls_failure(&error))?;
+    let (_, secured) = stream.get_ref();
+    if secured.alpn_protocol() != Some(target.protocol.alpn()) {
+        return Err(ConnectFailure::Failed("the peer does not speak the protocol asked for (ALPN)".to_owned()));
+    }
+    // A resumed session is not verified again by rustls, so time and identity are judged here for every connection.
+    let peer = tls::peer(secured.peer_certificates(), SystemTime::now()).map_err(|fault| peer_failure(&fault))?.id;
+    if !whom.accounts.contains(&peer) {
+        return Err(ConnectFailure::IdentityMismatch { found: Some(peer) });
+    }
+    let facts = Rc::new(Connected { peer: Some(peer), ..Connected::default() });
+    Ok((Wire::Mesh { stream: Box::new(stream), ticket, facts: Rc::clone(&facts) }, facts))
+}
+
+fn tls_failure(error: &io::Error) -> ConnectFailure {
+    match tls::fault_of_io(error) {
+        Some(fault) => peer_failure(fault),
+        None => ConnectFailure::Failed(error.to_string()),
+    }
+}
+
+/// Somebody else answered, or nobody who could show who they are.
+fn peer_failure(fault: &PeerFault) -> ConnectFailure {
+    match fault {
+        PeerFault::OtherIdentity { found, .. } | PeerFault::OtherTrustDomain { found, .. } => {
+            ConnectFailure::IdentityMismatch { found: Some(found.clone()) }
+        }
+        _ => ConnectFailure::Failed(fault.to_string()),
+    }
+}
+
+/// An error with the causes it carries.
+pub(super) fn in_words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let said = inner.to_string();
+        if !words.ends_with(&said) {
+            words.push_str(": ");
+            words.push_str(&said);
+        }
+        cause = inner.source();
+    }
+    words
+}
+
+/// The bytes of a connection, plain or mutual TLS.
+#[derive(Debug)]
+enum Wire {
+    Plain(TcpStream),
+    Mesh { stream: Box<TlsStream<TcpStream>>, ticket: Arc<TicketWatch>, facts: Rc<Connected> },
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Mesh { stream, ticket, facts } => {
+                let before = buf.filled().len();
+                let read = Pin::new(stream).poll_read(cx, buf);
+                if facts.confirmed.get() {
+                    return read;
+                }
+                match &read {
+                    Poll::Ready(Err(error)) => facts.refuse(|| error.to_string()),
+                    Poll::Ready(Ok(())) if buf.filled().len() > before => facts.confirm(),
+                    Poll::Ready(Ok(())) | Poll::Pending => {
+                        if ticket.arrived() {
+                            facts.confirm();
+                        }
+                    }
+                }
+                read
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Mesh { stream, .. } => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Mesh { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Mesh { stream, .. } => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Mesh { stream, .. } => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Mesh { stream, .. } => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
