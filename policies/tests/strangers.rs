@@ -6,23 +6,40 @@
     reason = "tests read the files they are about, and fail by panic"
 )]
 
+use equerry_policies::compile;
+use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{self, Document, MAX_FILE};
 use equerry_policies::interpret::interpret;
+use equerry_policies::policy::Meaning;
+use equerry_policies::view::{self, WorkloadFacts};
 use proptest::prelude::*;
 
 const EVERY_FIELD: &str = include_str!("accepted/every_field.yaml");
+
+/// What is understood can be compiled: no proxy will refuse what the control plane has stored.
+fn cut_and_compile(meaning: &Meaning) {
+    for service in meaning.services.values() {
+        for account in &service.accounts {
+            let ports = service.ports.iter().map(|p| p.target_port).collect();
+            let facts = WorkloadFacts { account: account.clone(), labels: service.selector.clone(), ports };
+            assert!(compile::workload(&view::workload(meaning, &facts)).is_ok());
+        }
+        let cut = view::destination(meaning, &service.name, &service.name.namespace).unwrap();
+        assert!(compile::destination(&cut).is_ok());
+    }
+}
 
 /// Reads, interprets and shows everything, whatever comes of it.
 fn swallow(text: &str) {
     match document::read("stranger.yaml", text) {
         Ok(documents) => {
-            if let Err(complaints) = interpret(&documents) {
-                assert!(!complaints.is_empty());
-                assert!(
-                    complaints
-                        .iter()
-                        .all(|c| !c.found.is_empty() && !c.expected.is_empty() && !c.to_string().is_empty())
-                );
+            match interpret(&documents) {
+                Ok(meaning) => cut_and_compile(&meaning),
+                Err(complaints) => {
+                    let whole =
+                        |c: &Complaint| !c.found.is_empty() && !c.expected.is_empty() && !c.to_string().is_empty();
+                    assert!(!complaints.is_empty() && complaints.iter().all(whole));
+                }
             }
             for document in documents {
                 let json = document.to_json();

@@ -273,11 +273,13 @@ fn all_exact(matches: &[StringMatch]) -> Option<Vec<&str>> {
 
 /// The first segments of all paths that could match, when each match names one whole.
 fn segments(paths: &[StringMatch]) -> Option<Vec<&str>> {
-    let named = |one| match one {
-        &StringMatch::Exact(ref text) => first_segment(text),
-        StringMatch::Prefix(text) => first_segment(text).filter(|segment| text.len() > segment.len() + 1),
-        StringMatch::Present | StringMatch::Suffix(_) => None,
-    };
+    fn named(one: &StringMatch) -> Option<&str> {
+        match one {
+            StringMatch::Exact(text) => first_segment(text),
+            StringMatch::Prefix(text) => first_segment(text).filter(|segment| text.len() > segment.len() + 1),
+            StringMatch::Present | StringMatch::Suffix(_) => None,
+        }
+    }
     if paths.is_empty() { None } else { paths.iter().map(named).collect() }
 }
 

@@ -84,6 +84,17 @@ impl World {
         found.map(Option::as_ref)
     }
 
+    /// Looks up a Service at whose instances something is enforced, and complains where it has no instance with a
+    /// sidecar: nobody would enforce it.
+    fn enforcing(&self, at: &At<'_>, name: &ServiceName, notes: &mut Notes<'_>) -> Option<()> {
+        let found = self.service(at, name, notes)?;
+        if found.is_some_and(|service| service.selector.is_empty()) {
+            let found = format!("Service {name}, which has no selector and so no sidecar that could enforce this");
+            at.complain_of(notes, found, "a Service with a selector");
+        }
+        Some(())
+    }
+
     /// Claims a thing for the document being read, and complains where another has it.
     fn claim(&mut self, at: &At<'_>, claim: Claim, found: &str, what: &str, notes: &mut Notes<'_>) {
         let own = described(notes.document);

@@ -19,18 +19,25 @@ pub(super) fn target(
         selector.complain_of(notes, "selector beside targetRefs", "one of the two");
     }
     if spec.get("targetRefs").is_some() {
-        let services: Vec<ServiceName> =
-            services(spec, namespace, world, notes).into_iter().map(|(service, _)| service).collect();
+        let named = services(spec, namespace, world, notes);
+        for (service, at) in &named {
+            world.enforcing(at, service, notes);
+        }
+        let services: Vec<ServiceName> = named.into_iter().map(|(service, _)| service).collect();
         return (!services.is_empty()).then_some(Target::Services(services));
     }
-    let labels: Labels = spec
-        .get("selector")
-        .map(|s| s.map("matchLabels"))
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned())))
-        .collect();
-    Some(if labels.is_empty() { wide } else { Target::Workloads(labels) })
+    let Some(selector) = spec.get("selector") else { return Some(wide) };
+    let written = selector.map("matchLabels");
+    if written.is_empty() {
+        selector.complain_of(
+            notes,
+            "a selector without labels",
+            "labels in matchLabels; without a selector it holds for all",
+        );
+    }
+    let labels: Labels =
+        written.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned()))).collect();
+    Some(Target::Workloads(labels))
 }
 
 /// Reads `targetRefs`: Services of the policy's own namespace, each once, and where each is named.

@@ -97,7 +97,7 @@ fn quota(at: &At<'_>, id: &str, world: &World, notes: &mut Notes<'_>) -> Option<
         let Some(service) = item.text().and_then(|text| ServiceName::parse(text).ok()) else { continue };
         if services.contains(&service) {
             item.complain(notes, "each Service once");
-        } else if world.service(&item, &service, notes).is_some() {
+        } else if world.enforcing(&item, &service, notes).is_some() {
             services.push(service);
         }
     }
