@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use equerry_certs::join::{AdminToken, BadToken, JoinToken, SecretHash};
 use equerry_certs::{KeyFault, Pin, rfc3339};
-use equerry_policies::names::AccountName;
+use equerry_policies::names::{AccountName, SYSTEM_NAMESPACE};
 use rusqlite::{Connection, OptionalExtension as _};
 use serde::Serialize;
 
@@ -33,6 +33,8 @@ CREATE TABLE admin_tokens (
 
 /// The longest a join token may wait to be used.
 pub const MAX_JOIN_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// The control plane's account in its namespace, as `control_plane_id` names it.
+const CONTROL_PLANE: &str = "control-plane";
 /// A join token that can no longer be used is forgotten after this, so that until then its refusal can say why.
 const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -45,6 +47,12 @@ pub enum TokenError {
     /// There were no random bytes.
     #[error(transparent)]
     Key(#[from] KeyFault),
+    /// Nobody may join as the control plane.
+    #[error("{account} is the control plane itself, no workload may join as it: choose another account")]
+    Reserved {
+        /// Who was asked for.
+        account: AccountName,
+    },
     /// The life asked for is zero or too long.
     #[error("found a life of {} s, expected 1 s to {} s (7 days)", .asked.as_secs(), MAX_JOIN_TTL.as_secs())]
     BadTtl {
@@ -145,6 +153,9 @@ pub async fn create_join(store: &Store, pin: &Pin, account: &AccountName, ttl: D
     if ttl < Duration::from_secs(1) || ttl > MAX_JOIN_TTL {
         return Err(TokenError::BadTtl { asked: ttl });
     }
+    if is_control_plane(account) {
+        return Err(TokenError::Reserved { account: account.clone() });
+    }
     let token = JoinToken::create(pin.clone())?;
     let (id, hash, account) = (token.id().to_owned(), token.secret_hash(), account.to_string());
     let (created, expires) = (unix_ms(now), unix_ms(now + ttl));
@@ -239,6 +250,11 @@ pub async fn admin_hashes(store: &Store) -> Result<Vec<SecretHash>, StoreError> 
         .await
 }
 
+/// Whether this account is the one that proxies believe to be the control plane.
+pub(crate) fn is_control_plane(account: &AccountName) -> bool {
+    account.namespace.as_str() == SYSTEM_NAMESPACE && account.name.as_str() == CONTROL_PLANE
+}
+
 fn find_unused(db: &Connection, id: &str, hash: &SecretHash, now: SystemTime) -> Result<AccountName, JoinRefusal> {
     let row: Option<(Vec<u8>, String, u64, Option<u64>)> = db
         .prepare_cached("SELECT secret_sha256, account, expires, used FROM join_tokens WHERE id = ?1")?
@@ -273,6 +289,8 @@ fn as_rfc3339<S: serde::Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S
 
 #[cfg(test)]
 mod tests {
+    use equerry_policies::names::{TrustDomain, control_plane_id};
+
     use super::super::StoreOptions;
     use super::*;
 
@@ -351,6 +369,14 @@ mod tests {
         for ttl in [Duration::ZERO, MAX_JOIN_TTL + Duration::from_secs(1)] {
             assert_eq!(create_join(&store, &pin, &account, ttl, now()).await, Err(TokenError::BadTtl { asked: ttl }));
         }
+    }
+
+    #[tokio::test]
+    async fn nobody_gets_a_token_to_join_as_the_control_plane() {
+        let (_dir, store) = store();
+        let account = control_plane_id(TrustDomain::parse("equerry.local").unwrap()).account_name();
+        let refused = create_join(&store, &Pin::parse(&"0f".repeat(32)).unwrap(), &account, TTL, now()).await;
+        assert_eq!(refused, Err(TokenError::Reserved { account }));
     }
 
     #[tokio::test]

@@ -6,8 +6,8 @@
 /// Largest body of one resource in bytes: some 50,000 endpoints of one Service.
 pub const MAX_RESOURCE: usize = 8 << 20;
 
-/// Largest message in bytes, in both directions. A sender splits an update before it grows beyond this: an update of one
-/// epoch in several messages repeats `to_epoch` only in the last.
+/// Largest message in bytes, in both directions. Room for one resource of the largest size and some thousand small ones; an
+/// update that would be larger has to be sent as several, of which only the last names the new epoch.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
 /// Longest certificate request in bytes; an ECDSA P-256 request has about 200.
