@@ -62,8 +62,12 @@ impl EndpointState {
     }
 
     /// What one more try is expected to cost, in seconds: (latency + share of failures × penalty) × (in flight + 1), both
-    /// estimates decayed toward 0 since they were made.
+    /// estimates decayed toward 0 since they were made. An endpoint nothing is known of costs nothing while nobody waits
+    /// for it, so that it gets the one try by which it becomes known; while somebody does, it is taken for a usual one.
     pub fn cost(&self, now: Instant) -> f32 {
+        if self.estimate.load(Relaxed) == 0 && self.in_flight() == 0 {
+            return 0.0;
+        }
         let (latency, failing) = self.estimate(self.micros(now));
         (latency + failing * FAILURE_COST) * (self.in_flight() as f32 + 1.0)
     }
@@ -82,13 +86,18 @@ impl EndpointState {
 
     /// Takes one result into the estimates: a slower answer than estimated counts at once (peak), a faster one by age.
     ///
+    /// Where a breaker `judges`, a failure weighs nothing and wins nothing here: it must see failures in a row to judge them,
+    /// and an endpoint that it let back in must not be shunned.
+    ///
     /// Two threads may write at once and one result be lost, or a time be taken for the other's: an estimate bears that,
     /// and a lock on this path would cost more than it gives.
-    fn observe(&self, latency: Duration, verdict: Verdict, now: Instant) {
+    fn observe(&self, latency: Duration, verdict: Verdict, judges: bool, now: Instant) {
         let at = self.micros(now);
-        let (sample, bits) = (latency.as_secs_f32(), self.estimate.load(Relaxed));
+        let bits = self.estimate.load(Relaxed);
         let since = at.saturating_sub(self.estimated_at.load(Relaxed)) as f32 / 1e6;
-        let (_, failing) = self.estimate(at);
+        let (expected, failing) = self.estimate(at);
+        let left_to_breaker = judges && verdict == Verdict::Failure && bits != 0;
+        let sample = if left_to_breaker { latency.as_secs_f32().max(expected) } else { latency.as_secs_f32() };
         let estimated = f32::from_bits((bits >> 32) as u32);
         let estimated = if bits == 0 || sample > estimated {
             sample
@@ -96,7 +105,7 @@ impl EndpointState {
             let keep = (-since / LATENCY_DECAY).exp();
             estimated * keep + sample * (1.0 - keep)
         };
-        let outcome = if verdict == Verdict::Failure { 1.0 } else { 0.0 };
+        let outcome = if verdict == Verdict::Failure && !judges { 1.0 } else { 0.0 };
         let failing = failing + (outcome - failing) * FAILURE_WEIGHT;
         // Never the word for "nothing known".
         let word = (u64::from(estimated.max(1e-9).to_bits()) << 32) | u64::from(failing.to_bits());
@@ -196,7 +205,7 @@ impl Try {
         if std::mem::replace(&mut self.finished, true) {
             return None;
         }
-        self.state.observe(now.saturating_duration_since(self.started), verdict, now);
+        self.state.observe(now.saturating_duration_since(self.started), verdict, settings.is_some(), now);
         self.state.judge(self.admitted, verdict, settings, now, rng.f64())
     }
 }
@@ -257,21 +266,31 @@ mod tests {
     fn a_slower_answer_counts_at_once_and_a_faster_one_by_age() {
         let state = EndpointState::default();
         let start = Instant::now();
-        state.observe(10 * MS, Verdict::Success, start);
+        state.observe(10 * MS, Verdict::Success, false, start);
         assert!((state.cost(start) - 0.010).abs() < 1e-6);
-        state.observe(100 * MS, Verdict::Success, start);
+        state.observe(100 * MS, Verdict::Success, false, start);
         assert!((state.cost(start) - 0.100).abs() < 1e-6);
-        state.observe(10 * MS, Verdict::Success, start + 100 * MS);
+        state.observe(10 * MS, Verdict::Success, false, start + 100 * MS);
         let after = state.cost(start + 100 * MS);
         assert!((0.098..0.100).contains(&after), "{after}");
+    }
+
+    #[test]
+    fn an_endpoint_nothing_is_known_of_gets_the_one_try_by_which_it_becomes_known() {
+        let (known, unknown) = (EndpointState::default(), Arc::new(EndpointState::default()));
+        let now = Instant::now();
+        known.observe(MS, Verdict::Success, false, now);
+        assert!(unknown.cost(now) < known.cost(now));
+        unknown.in_flight.fetch_add(1, Relaxed);
+        assert!(unknown.cost(now) > known.cost(now), "and no more than one");
     }
 
     #[test]
     fn an_endpoint_that_fails_fast_costs_more_than_a_slow_one_that_answers() {
         let (failing, slow) = (EndpointState::default(), EndpointState::default());
         let now = Instant::now();
-        failing.observe(MS / 10, Verdict::Failure, now);
-        slow.observe(200 * MS, Verdict::Success, now);
+        failing.observe(MS / 10, Verdict::Failure, false, now);
+        slow.observe(200 * MS, Verdict::Success, false, now);
         assert!(failing.cost(now) > slow.cost(now));
         let later = now + Duration::from_secs(10);
         assert!(failing.cost(later) < slow.cost(later), "a single failure is forgotten");
