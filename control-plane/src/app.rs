@@ -1,0 +1,208 @@
+//! From settings to a running control plane, in the order in which things can go wrong: the directory, its lock, the ports,
+//! the store, the authority; and then until somebody says stop.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use crate::authority::{Authority, CA_FILE};
+use crate::config::{Command, CommandLine, Settings};
+use crate::control::ControlPlane;
+use crate::serve::{self, Face};
+use crate::store::{Store, StoreOptions, grants};
+
+/// Leases are looked through this often.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+/// Quota windows are looked after this often.
+const SETTLE_EVERY: Duration = Duration::from_millis(50);
+/// Old grants are removed from the store this often.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// A certificate that could not be renewed is tried again after this.
+const RENEW_AGAIN: Duration = Duration::from_secs(30);
+/// The file that holds the first admin token.
+const ADMIN_TOKEN: &str = "admin.token";
+
+/// Runs the control plane with a command line; `args` begins with the program's name.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line = match CommandLine::try_parse_from(args) {
+        Ok(line) => line,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let Command::Serve(given) = line.command;
+    match given.complete().map_err(Into::into).and_then(|settings| serve_until_stopped(&settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve_until_stopped(settings: &Settings) -> Result<()> {
+    log_to_stderr(&settings.log)?;
+    let _lock = lock_state_dir(&settings.state_dir)?;
+    if settings.exit_with_stdin {
+        end_with_stdin()?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(start_and_serve(settings))
+}
+
+fn log_to_stderr(filter: &str) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter"))?;
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Somebody who runs several mains in one process may have set one already.
+    let _ = logger.try_init();
+    Ok(())
+}
+
+/// Makes the state directory (0700) and locks it, so that two control planes never write one store.
+fn lock_state_dir(dir: &Path) -> Result<File> {
+    let said = || format!("the state directory {} cannot be used (--state-dir); it must be writable by this user", dir.display());
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(said)?;
+    let path = dir.join("lock");
+    let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(said)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            lock.read_to_string(&mut holder).with_context(said)?;
+            let holder = holder.trim();
+            anyhow::bail!(
+                "the state directory {} is in use by another control plane (process {}): stop it, or choose another --state-dir",
+                dir.display(),
+                if holder.is_empty() { "unknown" } else { holder }
+            );
+        }
+        Err(TryLockError::Error(error)) => return Err(error).with_context(said),
+    }
+    lock.set_len(0).with_context(said)?;
+    write!(lock, "{}", std::process::id()).with_context(said)?;
+    Ok(lock)
+}
+
+/// Ends this process, as by SIGTERM's ordinary way out, when standard input closes.
+fn end_with_stdin() -> Result<()> {
+    std::thread::Builder::new()
+        .name("stdin".into())
+        .spawn(|| {
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            std::process::exit(0);
+        })
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+async fn start_and_serve(settings: &Settings) -> Result<()> {
+    // Signals first: one that comes while starting must not be lost.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let grpc = serve::listen("--grpc", settings.grpc).await?;
+    let admin = serve::listen("--admin", settings.admin).await?;
+    let store = Store::open(&settings.store, &StoreOptions { max_pages: settings.max_pages })?;
+    let authority = Authority::open(&settings.state_dir, &settings.trust_domain, settings.certificate_lifetime, SystemTime::now())?;
+    let control = ControlPlane::restore(store, Arc::new(authority)).await?;
+    let (face, renew_at) = Face::new(control.authority(), &settings.advertise, SystemTime::now())?;
+    let face = Arc::new(face);
+    let token = first_admin_token(&control, &settings.state_dir).await?;
+
+    say_ready(settings, &token, grpc.local_addr()?, admin.local_addr()?, control.epoch());
+    tokio::spawn(keep_leases(control.clone()));
+    tokio::spawn(keep_quotas(control.clone()));
+    tokio::spawn(keep_face(control.clone(), Arc::clone(&face), settings.advertise.clone(), renew_at));
+    let grpc = tokio::spawn(serve::serve_grpc(control.clone(), Arc::clone(&face), grpc));
+    let admin = tokio::spawn(serve::serve_admin(control.clone(), face, admin));
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; sidecars go on with what they know");
+    control.stop();
+    let _ = tokio::join!(grpc, admin);
+    Ok(())
+}
+
+/// The file with a token to begin with: made, 0600, when it is not there.
+async fn first_admin_token(control: &ControlPlane, dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(ADMIN_TOKEN);
+    let said = || format!("the admin token cannot be kept in {}", path.display());
+    if path.try_exists().with_context(said)? {
+        return Ok(path);
+    }
+    let token = control.create_admin_token("first").await?;
+    let new = dir.join(format!(".{ADMIN_TOKEN}.new"));
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).with_context(said)?;
+    file.write_all(token.as_bytes()).and_then(|()| file.write_all(b"\n")).and_then(|()| file.sync_all()).with_context(said)?;
+    fs::rename(&new, &path).with_context(said)?;
+    Ok(path)
+}
+
+fn say_ready(settings: &Settings, token: &Path, grpc: std::net::SocketAddr, admin: std::net::SocketAddr, epoch: u64) {
+    let ca = settings.state_dir.join(CA_FILE);
+    let mut stderr = io::stderr().lock();
+    let _ = writeln!(stderr, "authority {}", ca.display());
+    let _ = writeln!(stderr, "admin token {}", token.display());
+    let _ = writeln!(stderr, "store {}", settings.store.display());
+    let _ = writeln!(stderr, "ready grpc={grpc} admin=https://{admin} trust-domain={} epoch={epoch}", settings.trust_domain);
+}
+
+async fn keep_leases(control: ControlPlane) {
+    let mut every = tokio::time::interval(EXPIRE_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        control.expire_leases(Instant::now()).await;
+    }
+}
+
+/// Follows who is registered, opens windows ahead of their time, and clears away what is over.
+async fn keep_quotas(control: ControlPlane) {
+    let mut every = tokio::time::interval(SETTLE_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut forget_at = Instant::now() + FORGET_EVERY;
+    let mut followed = None;
+    loop {
+        every.tick().await;
+        if control.books().is_empty() {
+            followed = None;
+            continue;
+        }
+        control.settle_quotas(&mut followed).await;
+        if Instant::now() >= forget_at {
+            forget_at = Instant::now() + FORGET_EVERY;
+            let oldest = control.books().oldest_kept(SystemTime::now());
+            if let Err(error) = grants::forget_before(control.store(), oldest).await {
+                tracing::warn!(%error, "old quota grants stay in the store");
+            }
+        }
+    }
+}
+
+async fn keep_face(control: ControlPlane, face: Arc<Face>, names: Vec<String>, mut renew_at: SystemTime) {
+    loop {
+        tokio::time::sleep(renew_at.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        renew_at = match face.renew(control.authority(), &names, SystemTime::now()) {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::error!(%error, "the control plane's own certificate cannot be renewed");
+                SystemTime::now() + RENEW_AGAIN
+            }
+        };
+    }
+}

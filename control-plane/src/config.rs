@@ -1,0 +1,244 @@
+//! What the operator says: flags, `EQUERRY_*` variables and a YAML file, in that order of precedence, read once.
+//!
+//! One list of settings serves flags, variables and the file, so that none can know a setting the others do not.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use equerry_policies::names::TrustDomain;
+use serde::Deserialize;
+
+use crate::store;
+
+/// Longest configuration file, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+/// Certificates live no shorter: a sidecar renews at two thirds and must have time to try again ...
+const SHORTEST_LIFE: Duration = Duration::from_secs(60);
+/// ... and no longer: nothing revokes them but their end.
+const LONGEST_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// The control plane of the Equerry mesh.
+#[derive(Debug, Parser)]
+#[command(name = "equerry-control-plane", version, propagate_version = true, max_term_width = 120)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs the control plane.
+    ///
+    /// The first start makes a certificate authority, an admin token and a store in the state directory, and prints where
+    /// they are. Let people in with `equerry context add URL --ca STATE/ca.pem --token-file STATE/admin.token`, and
+    /// workloads with `equerry token create join --namespace NS --account A`.
+    #[command(after_help = "Every setting is also a variable EQUERRY_NAME_WITH_UNDERSCORES and a key of the --config file; \
+        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT stop; sidecars go on with what they know.")]
+    Serve(Box<Given>),
+}
+
+/// Settings as they were given in one place. Anything may be missing.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Given {
+    /// YAML file with any of these settings, its keys named like the flags.
+    #[arg(long, env = "EQUERRY_CONFIG_FILE", value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Directory for the authority's keys, the admin token and the store [default: /var/lib/equerry].
+    #[arg(long, env = "EQUERRY_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where documents and instances are kept [default: sqlite:STATE_DIR/equerry.db].
+    #[arg(long, env = "EQUERRY_STORE", value_name = "sqlite:PATH")]
+    store: Option<String>,
+    /// Where sidecars connect [default: 127.0.0.1:15012].
+    #[arg(long, env = "EQUERRY_GRPC", value_name = "IP:PORT")]
+    grpc: Option<SocketAddr>,
+    /// Where people and programs connect, HTTPS [default: 127.0.0.1:15014].
+    #[arg(long, env = "EQUERRY_ADMIN", value_name = "IP:PORT")]
+    admin: Option<SocketAddr>,
+    /// DNS names and addresses, beside localhost, by which people reach the admin API: they go into its certificate.
+    #[arg(long, env = "EQUERRY_ADVERTISE", value_name = "NAME,IP,...", value_delimiter = ',')]
+    advertise: Option<Vec<String>>,
+    /// Name of the mesh in every identity; fixed at first start [default: equerry.local].
+    #[arg(long, env = "EQUERRY_TRUST_DOMAIN", value_name = "DOMAIN")]
+    trust_domain: Option<String>,
+    /// How long workload certificates live, 1m to 30d; they are renewed at two thirds [default: 24h].
+    #[arg(long, env = "EQUERRY_CERTIFICATE_LIFETIME", value_name = "DURATION")]
+    certificate_lifetime: Option<String>,
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter [default: info].
+    #[arg(long, env = "EQUERRY_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// The most pages of 4 KiB the store may have.
+    #[arg(long, env = "EQUERRY_MAX_PAGES", value_name = "N", hide = true)]
+    max_pages: Option<u32>,
+    /// End when standard input closes, so that a supervisor's death takes its children along.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    exit_with_stdin: bool,
+}
+
+/// Settings, checked and complete.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Keys, tokens and the lock.
+    pub state_dir: PathBuf,
+    /// The SQLite file.
+    pub store: PathBuf,
+    /// Its greatest size in pages.
+    pub max_pages: Option<u32>,
+    /// Where sidecars connect.
+    pub grpc: SocketAddr,
+    /// Where people connect.
+    pub admin: SocketAddr,
+    /// Names in the admin API's certificate.
+    pub advertise: Vec<String>,
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// How long workload certificates live.
+    pub certificate_lifetime: Duration,
+    /// `tracing` filter.
+    pub log: String,
+    /// End when standard input closes.
+    pub exit_with_stdin: bool,
+}
+
+/// A setting that cannot be used: which, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadSettings(String);
+
+fn bad(text: impl Into<String>) -> BadSettings {
+    BadSettings(text.into())
+}
+
+impl Given {
+    /// Adds what the file says where neither flag nor variable spoke, then defaults, then checks everything.
+    ///
+    /// # Errors
+    /// [`BadSettings`] names the setting and what is expected.
+    pub fn complete(self) -> Result<Settings, BadSettings> {
+        let file = match &self.config {
+            Some(path) => read_file(path)?,
+            None => Self::default(),
+        };
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let state_dir = self.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/equerry".into());
+        let store = match self.store.or(file.store) {
+            Some(text) => store::parse_location(&text).map_err(|error| bad(format!("--store: {error}")))?,
+            None => state_dir.join("equerry.db"),
+        };
+        let trust_domain = self.trust_domain.or(file.trust_domain).unwrap_or_else(|| "equerry.local".to_owned());
+        let lifetime = self.certificate_lifetime.or(file.certificate_lifetime).unwrap_or_else(|| "24h".to_owned());
+        Ok(Settings {
+            store,
+            state_dir,
+            max_pages: self.max_pages.or(file.max_pages),
+            grpc: self.grpc.or(file.grpc).unwrap_or_else(|| local(15_012)),
+            admin: self.admin.or(file.admin).unwrap_or_else(|| local(15_014)),
+            advertise: self.advertise.or(file.advertise).unwrap_or_default(),
+            trust_domain: TrustDomain::parse(&trust_domain).map_err(|error| bad(format!("--trust-domain: {error}")))?,
+            certificate_lifetime: lifetime_of(&lifetime)?,
+            log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
+            exit_with_stdin: self.exit_with_stdin,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<Given, BadSettings> {
+    let said = |error: &dyn std::fmt::Display| bad(format!("--config {}: {error}", path.display()));
+    let size = std::fs::metadata(path).map_err(|error| said(&error))?.len();
+    if size > MAX_FILE {
+        return Err(said(&format!("{size} bytes, at most {MAX_FILE} are read")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| said(&error))?;
+    if text.trim().is_empty() {
+        return Ok(Given::default());
+    }
+    serde_saphyr::from_str(&text).map_err(|error| said(&error))
+}
+
+fn lifetime_of(text: &str) -> Result<Duration, BadSettings> {
+    let lifetime = duration(text).ok_or_else(|| bad(format!("--certificate-lifetime {text:?}: expected a duration such as 24h, 90m or 7d")))?;
+    if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&lifetime) {
+        return Err(bad(format!("--certificate-lifetime {text:?}: expected 1m to 30d")));
+    }
+    Ok(lifetime)
+}
+
+/// Reads a duration such as `24h`, `90m`, `30s` or `1h30m`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| *end > 0)?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |end| digits + end);
+        let seconds = match &rest[digits..unit] {
+            "d" => 24 * 60 * 60,
+            "h" => 60 * 60,
+            "m" => 60,
+            "s" => 1,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::from_secs(number.checked_mul(seconds)?))?;
+        rest = &rest[unit..];
+    }
+    (!total.is_zero()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete(args: &[&str]) -> Result<Settings, BadSettings> {
+        let args = ["equerry-control-plane", "serve"].iter().chain(args);
+        let Command::Serve(given) = CommandLine::try_parse_from(args).unwrap().command;
+        given.complete()
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("serve.yaml");
+        std::fs::write(&file, "grpc: 127.0.0.1:1\nadmin: 127.0.0.1:2\nadvertise: [mesh.example.com, 10.0.0.1]\n").unwrap();
+        let settings = complete(&["--config", file.to_str().unwrap(), "--grpc", "127.0.0.1:3"]).unwrap();
+        assert_eq!((settings.grpc.port(), settings.admin.port()), (3, 2));
+        assert_eq!(settings.advertise, ["mesh.example.com", "10.0.0.1"]);
+        assert_eq!(settings.trust_domain.as_str(), "equerry.local");
+        assert_eq!(settings.store, Path::new("/var/lib/equerry/equerry.db"));
+    }
+
+    #[test]
+    fn an_unknown_key_of_the_file_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("serve.yaml");
+        std::fs::write(&file, "grpcs: 127.0.0.1:1\n").unwrap();
+        let error = complete(&["--config", file.to_str().unwrap()]).unwrap_err().to_string();
+        assert!(error.contains("grpcs") && error.contains("serve.yaml"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_that_cannot_be_used_is_named() {
+        for (flag, value, word) in [
+            ("--store", "postgres://x", "not supported by this version"),
+            ("--trust-domain", "Shop!", "trust domain"),
+            ("--certificate-lifetime", "10s", "1m to 30d"),
+            ("--certificate-lifetime", "soon", "expected a duration"),
+        ] {
+            let error = complete(&[flag, value]).unwrap_err().to_string();
+            assert!(error.starts_with(flag) && error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        assert_eq!(duration("1h30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(duration("7d"), Some(Duration::from_secs(604_800)));
+        for wrong in ["", "h", "10", "5x", "0s"] {
+            assert_eq!(duration(wrong), None, "{wrong}");
+        }
+    }
+}

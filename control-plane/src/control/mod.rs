@@ -1,0 +1,562 @@
+//! The control plane as one value: what `serve` and the admin API call, and the only place where store, registry, proxies and
+//! quotas meet.
+//!
+//! Every change is on disk before it is true, and true before anybody is told. Nothing here blocks a thread: what waits for the
+//! disk is `async`.
+
+mod proxies;
+mod truth;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use equerry_certs::{AdminToken, SecretHash};
+use equerry_policies::complaint::Complaint;
+use equerry_policies::document::{Document, DocumentKey, Kind};
+use equerry_policies::names::{AccountName, Namespace, ResourceName, ServiceName, TenantName};
+use equerry_policies::policy::Meaning;
+use equerry_policies::view::{self, NotListed};
+use tokio::sync::watch;
+
+use crate::authority::Authority;
+use crate::metrics::Metrics;
+use crate::quota::{Books, TenantUsage};
+use crate::registry::{Instance, InstanceKey, Refused, Registration, Registry, Step};
+use crate::snapshot::Cache;
+use crate::store::instances::InstanceRow;
+use crate::store::tokens::{self, JoinTokenStatus, TokenError};
+use crate::store::{Store, StoreError, documents, grants, instances};
+
+pub use proxies::{
+    ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, UNANSWERED, UnknownNonce,
+};
+pub use truth::{Action, ApplyError, Change, Edit, Precondition, StoredDocument, Truth};
+
+/// The control plane; cheap to clone.
+#[derive(Clone)]
+pub struct ControlPlane(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    authority: Arc<Authority>,
+    metrics: Arc<Metrics>,
+    truth: ArcSwap<Truth>,
+    applying: tokio::sync::Mutex<()>,
+    registry: Mutex<Registry>,
+    proxies: Mutex<Proxies>,
+    cache: Mutex<Cache>,
+    books: Mutex<Books>,
+    admins: RwLock<Vec<SecretHash>>,
+    /// Counts changes of truth and registry, so that whoever waits for one is woken.
+    changed: watch::Sender<u64>,
+    /// Woken when a sidecar may be told something new about a quota.
+    granted: watch::Sender<u64>,
+    stopping: watch::Sender<bool>,
+}
+
+/// How documents are applied.
+#[derive(Debug, Clone, Default)]
+pub struct ApplyOptions {
+    /// Judge, but change nothing.
+    pub dry_run: bool,
+    /// What the caller believes of one of the documents.
+    pub if_match: Option<(DocumentKey, Precondition)>,
+}
+
+/// What became of a change.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// The epoch that carries it: a new one, or the present one when nothing changed or it was a dry run.
+    pub epoch: u64,
+    /// Each document named.
+    pub changes: Vec<Change>,
+}
+
+/// Which documents are asked for; `None`: all.
+#[derive(Debug, Clone, Default)]
+pub struct DocumentFilter {
+    /// Only of this kind.
+    pub kind: Option<Kind>,
+    /// Only of this namespace.
+    pub namespace: Option<Namespace>,
+    /// Only of this name.
+    pub name: Option<ResourceName>,
+}
+
+impl DocumentFilter {
+    fn wants(&self, key: &DocumentKey) -> bool {
+        self.kind.is_none_or(|kind| kind == key.kind)
+            && (self.namespace.is_none() || self.namespace == key.namespace)
+            && self.name.as_ref().is_none_or(|name| *name == key.name)
+    }
+}
+
+/// A Service and who stands behind it.
+#[derive(Debug, Clone)]
+pub struct ServiceStatus {
+    /// Which Service.
+    pub service: ServiceName,
+    /// Its registered members, by instance id.
+    pub members: Vec<MemberStatus>,
+    /// How many endpoints are written down for it in `EndpointSlice` documents.
+    pub static_endpoints: usize,
+}
+
+/// An instance behind a Service.
+#[derive(Debug, Clone)]
+pub struct MemberStatus {
+    /// What it said last.
+    pub registration: Registration,
+    /// How long its lease still runs without a beat.
+    pub lease_left: Duration,
+}
+
+/// Why an instance may not register.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Another start or account holds it.
+    #[error("{0}")]
+    Refused(#[from] Refused),
+    /// A Service that selects it does not list its account.
+    #[error("{0}; add the account to the Service's annotation, or change the instance's labels or account")]
+    NotListed(#[from] NotListed),
+    /// The store is full or failed.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+/// Why a control plane cannot start on a store.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The store failed.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// Stored documents that this version cannot read.
+    #[error("the stored documents cannot be read by this version:\n{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Documents(Vec<Complaint>),
+    /// The process-wide metrics could not be made.
+    #[error("metrics: {0}")]
+    Metrics(String),
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while holding one of these locks leaves a state that was valid at every step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ControlPlane {
+    /// Takes up what the store holds. Every lease gets one full period of grace.
+    ///
+    /// # Errors
+    /// When the store fails or holds what this version cannot read.
+    pub async fn restore(store: Store, authority: Arc<Authority>) -> Result<Self, RestoreError> {
+        let metrics = Metrics::new().map_err(|error| RestoreError::Metrics(error.to_string()))?;
+        let (epoch, rows) = documents::read_all(&store).await?;
+        let truth = Truth::restore(epoch, rows, authority.trust_domain()).map_err(RestoreError::Documents)?;
+        let registrations = instances::read_all(&store).await?.iter().filter_map(read_registration).collect();
+        let registry = Registry::restore(registrations, Instant::now());
+        let books = Books::restore(truth.meaning.tenants.values(), grants::read_all(&store).await?, SystemTime::now());
+        let admins = tokens::admin_hashes(&store).await?;
+        Ok(Self(Arc::new(Inner {
+            store,
+            authority,
+            metrics,
+            truth: ArcSwap::from_pointee(truth),
+            applying: tokio::sync::Mutex::new(()),
+            registry: Mutex::new(registry),
+            proxies: Mutex::default(),
+            cache: Mutex::default(),
+            books: Mutex::new(books),
+            admins: RwLock::new(admins),
+            changed: watch::Sender::new(0),
+            granted: watch::Sender::new(0),
+            stopping: watch::Sender::new(false),
+        })))
+    }
+
+    /// Where everything is kept.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The certificate authority.
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.0.authority
+    }
+
+    /// What it counts about itself.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    // Documents.
+
+    /// Everything that is true now.
+    pub fn truth(&self) -> Arc<Truth> {
+        self.0.truth.load_full()
+    }
+
+    /// The present epoch; 0 before the first document.
+    pub fn epoch(&self) -> u64 {
+        self.0.truth.load().epoch
+    }
+
+    /// What all documents mean together.
+    pub fn meaning(&self) -> Arc<Meaning> {
+        Arc::clone(&self.0.truth.load().meaning)
+    }
+
+    /// The documents asked for, by kind, namespace and name.
+    pub fn documents(&self, filter: &DocumentFilter) -> Vec<StoredDocument> {
+        let truth = self.0.truth.load();
+        truth.documents.iter().filter(|(key, _)| filter.wants(key)).map(|(_, stored)| stored.clone()).collect()
+    }
+
+    /// Creates or replaces documents, all or none, as one epoch.
+    ///
+    /// # Errors
+    /// When they are wrong, a belief of the caller does not hold, or the store refuses. Nothing was changed then.
+    pub async fn apply(&self, documents: Vec<Document>, options: ApplyOptions) -> Result<Applied, ApplyError> {
+        self.edit(documents.into_iter().map(Edit::Put).collect(), options).await
+    }
+
+    /// Deletes documents, all or none, as one epoch.
+    ///
+    /// # Errors
+    /// When one is not there, those that stay would be wrong without it, or the store refuses.
+    pub async fn delete(&self, keys: Vec<DocumentKey>, options: ApplyOptions) -> Result<Applied, ApplyError> {
+        self.edit(keys.into_iter().map(Edit::Delete).collect(), options).await
+    }
+
+    async fn edit(&self, edits: Vec<Edit>, options: ApplyOptions) -> Result<Applied, ApplyError> {
+        // On a task of its own: a caller that goes away in the middle must not leave what is stored untold.
+        let this = self.clone();
+        let task = tokio::spawn(async move { this.edit_to_the_end(edits, &options).await });
+        task.await.unwrap_or(Err(ApplyError::Store(StoreError::Closed)))
+    }
+
+    async fn edit_to_the_end(&self, edits: Vec<Edit>, options: &ApplyOptions) -> Result<Applied, ApplyError> {
+        let _one_at_a_time = self.0.applying.lock().await;
+        let truth = self.truth();
+        let plan = truth.plan(edits, options.if_match.as_ref(), self.0.authority.trust_domain())?;
+        let Some((rows, next)) = plan.next.filter(|_| !options.dry_run) else {
+            return Ok(Applied { epoch: truth.epoch, changes: plan.changes });
+        };
+        documents::write_epoch(&self.0.store, rows, SystemTime::now()).await?;
+        let epoch = next.epoch;
+        self.publish(next);
+        tracing::info!(epoch, changes = plan.changes.len(), "documents changed");
+        Ok(Applied { epoch, changes: plan.changes })
+    }
+
+    fn publish(&self, next: Truth) {
+        let registered: Vec<InstanceKey> = locked(&self.0.registry).all().map(|i| i.registration.key()).collect();
+        locked(&self.0.proxies).epoch_made(next.epoch, registered.into_iter());
+        locked(&self.0.books).set_tenants(next.meaning.tenants.values(), SystemTime::now());
+        self.0.truth.store(Arc::new(next));
+        self.tell();
+    }
+
+    // Whoever waits for changes.
+
+    /// Changes whenever a proxy may have to be told something.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// Changes whenever a sidecar may have to be told something about a quota.
+    pub(crate) fn grants_told(&self) -> watch::Receiver<u64> {
+        self.0.granted.subscribe()
+    }
+
+    /// Becomes true when the process is ending.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.0.stopping.subscribe()
+    }
+
+    /// Ends every stream, so that proxies look for another control plane.
+    pub fn stop(&self) {
+        self.0.stopping.send_replace(true);
+    }
+
+    fn tell(&self) {
+        self.0.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    // Instances.
+
+    /// Registers an instance or extends its lease; what changed is on disk when this returns. Returns the Services it now
+    /// stands behind.
+    ///
+    /// # Errors
+    /// When another start or account holds it, a Service that selects it does not list its account, or the store refuses.
+    pub async fn put_instance(&self, registration: Registration) -> Result<Arc<[ServiceName]>, LeaseError> {
+        let outcome = self.try_put_instance(registration).await;
+        if outcome.is_err() {
+            self.0.metrics.lease("refused");
+        }
+        outcome
+    }
+
+    async fn try_put_instance(&self, registration: Registration) -> Result<Arc<[ServiceName]>, LeaseError> {
+        let key = registration.key();
+        let step = locked(&self.0.registry).step(&registration, Instant::now())?;
+        let outcome = match step {
+            Step::Renewed => "renewed",
+            Step::New => {
+                view::services_of(&self.meaning(), &registration.workload())?;
+                "registered"
+            }
+            Step::Changed => "renewed",
+        };
+        if step != Step::Renewed {
+            instances::write(&self.0.store, vec![row_of(&registration)]).await?;
+            let mut registry = locked(&self.0.registry);
+            let before = registry.changes();
+            registry.commit(registration, Instant::now());
+            let seen = registry.changes() != before;
+            drop(registry);
+            if seen || step == Step::New {
+                self.tell();
+            }
+        }
+        self.0.metrics.lease(outcome);
+        Ok(self.memberships(&key))
+    }
+
+    /// The Services an instance stands behind; none when it is not registered.
+    pub fn memberships(&self, key: &InstanceKey) -> Arc<[ServiceName]> {
+        let truth = self.0.truth.load();
+        memberships_in(&mut locked(&self.0.registry), &truth, key)
+    }
+
+    /// Takes an instance out; `generation` `None`: whatever its generation. Returns whether it was there.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn delete_instance(&self, key: &InstanceKey, generation: Option<u64>) -> Result<bool, StoreError> {
+        let removed = locked(&self.0.registry).remove(key, generation);
+        if removed {
+            self.0.metrics.lease("released");
+            self.tell();
+            self.forget(std::slice::from_ref(key)).await?;
+        }
+        Ok(removed)
+    }
+
+    /// Deletes instances from the store, and writes again those that registered anew meanwhile.
+    async fn forget(&self, keys: &[InstanceKey]) -> Result<(), StoreError> {
+        instances::delete(&self.0.store, keys.iter().map(columns).collect()).await?;
+        let back: Vec<InstanceRow> = keys.iter().filter_map(|key| self.instance(key)).map(|again| row_of(&again)).collect();
+        if back.is_empty() { Ok(()) } else { instances::write(&self.0.store, back).await }
+    }
+
+    /// One registered instance.
+    pub fn instance(&self, key: &InstanceKey) -> Option<Registration> {
+        locked(&self.0.registry).get(key).map(|instance| instance.registration.clone())
+    }
+
+    /// Every registered instance, by namespace and id.
+    pub fn instances(&self) -> Vec<MemberStatus> {
+        let now = Instant::now();
+        let mut all: Vec<MemberStatus> = locked(&self.0.registry).all().map(|instance| member(instance, now)).collect();
+        all.sort_by_cached_key(|member| member.registration.key());
+        all
+    }
+
+    /// Every Service and who stands behind it, by name.
+    pub fn services(&self) -> Vec<ServiceStatus> {
+        let meaning = self.meaning();
+        let now = Instant::now();
+        let registry = locked(&self.0.registry);
+        meaning.services.keys().map(|service| service_status(&meaning, &registry, service, now)).collect()
+    }
+
+    /// One Service and who stands behind it.
+    pub fn service(&self, service: &ServiceName) -> Option<ServiceStatus> {
+        let meaning = self.meaning();
+        meaning.services.contains_key(service).then(|| service_status(&meaning, &locked(&self.0.registry), service, Instant::now()))
+    }
+
+    /// Takes out every instance whose lease has run out. Called every second.
+    pub async fn expire_leases(&self, now: Instant) {
+        let gone = locked(&self.0.registry).expire(now);
+        if !gone.is_empty() {
+            for key in &gone {
+                tracing::warn!(instance = %key, "lease ran out");
+                self.0.metrics.lease("expired");
+            }
+            self.tell();
+            if let Err(error) = self.forget(&gone).await {
+                tracing::error!(%error, "expired instances stay in the store until the next start");
+            }
+        }
+        let registry = locked(&self.0.registry);
+        locked(&self.0.proxies).forget_gone(|key| registry.get(key).is_some());
+    }
+
+    // Proxies.
+
+    /// Every proxy that listens, and every registered instance whose proxy should.
+    pub fn proxies(&self) -> Vec<ProxyStatus> {
+        let registered = self.registered();
+        locked(&self.0.proxies).status(self.epoch(), registered.into_iter())
+    }
+
+    /// How far an epoch has come; `None` for one that is not made yet.
+    pub fn epoch_status(&self, epoch: u64) -> Option<EpochStatus> {
+        if epoch > self.epoch() {
+            return None;
+        }
+        let registered = self.registered();
+        Some(locked(&self.0.proxies).epoch_status(epoch, registered.into_iter()))
+    }
+
+    fn registered(&self) -> Vec<InstanceKey> {
+        locked(&self.0.registry).all().map(|instance| instance.registration.key()).collect()
+    }
+
+    pub(crate) fn listeners(&self) -> MutexGuard<'_, Proxies> {
+        locked(&self.0.proxies)
+    }
+
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry> {
+        locked(&self.0.registry)
+    }
+
+    pub(crate) fn cache(&self) -> MutexGuard<'_, Cache> {
+        locked(&self.0.cache)
+    }
+
+    // Quotas.
+
+    /// What a tenant has spent and who holds the rest; `None` when there is no such tenant.
+    pub fn tenant_usage(&self, tenant: &TenantName) -> Option<TenantUsage> {
+        locked(&self.0.books).usage(tenant, SystemTime::now())
+    }
+
+    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
+        locked(&self.0.books)
+    }
+
+    /// Writes what was promised, then lets it be told: a grant that is not on disk is never sent.
+    pub(crate) async fn keep_grants(&self) {
+        let promised = locked(&self.0.books).promised();
+        if !promised.is_empty() {
+            match grants::write(&self.0.store, promised.clone()).await {
+                Ok(()) => {
+                    let tokens = locked(&self.0.books).confirm(&promised);
+                    self.0.metrics.quota_granted(tokens);
+                }
+                Err(error) => tracing::error!(%error, "quota grants are withheld"),
+            }
+        }
+        self.0.granted.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Follows who is registered (`followed` remembers what was followed last), does what is due now, and lets it be told.
+    pub(crate) async fn settle_quotas(&self, followed: &mut Option<(u64, u64)>) {
+        let present = (self.epoch(), locked(&self.0.registry).changes());
+        if *followed != Some(present) {
+            let members = self.all_memberships();
+            locked(&self.0.books).set_members(&members);
+            *followed = Some(present);
+        }
+        let due = {
+            let mut books = locked(&self.0.books);
+            books.settle(SystemTime::now()) || books.has_promised()
+        };
+        if due {
+            self.keep_grants().await;
+        }
+    }
+
+    fn all_memberships(&self) -> Vec<(InstanceKey, Arc<[ServiceName]>)> {
+        let truth = self.0.truth.load();
+        let mut registry = locked(&self.0.registry);
+        let keys: Vec<InstanceKey> = registry.all().map(|instance| instance.registration.key()).collect();
+        keys.into_iter().map(|key| (key.clone(), memberships_in(&mut registry, &truth, &key))).collect()
+    }
+
+    // Tokens.
+
+    /// Makes a token with which one workload may join once, as this account. The text is shown once and not kept.
+    ///
+    /// # Errors
+    /// When randomness or the store fails.
+    pub async fn create_join_token(&self, account: AccountName, ttl: Duration) -> Result<String, TokenError> {
+        tokens::create_join(&self.0.store, self.0.authority.pin(), &account, ttl, SystemTime::now()).await
+    }
+
+    /// Every join token that is kept, without its secret.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn join_tokens(&self) -> Result<Vec<JoinTokenStatus>, StoreError> {
+        tokens::list_join(&self.0.store, SystemTime::now()).await
+    }
+
+    /// Makes a token for a person or program that operates the mesh. The text is shown once and not kept.
+    ///
+    /// # Errors
+    /// When randomness or the store fails.
+    pub async fn create_admin_token(&self, name: &str) -> Result<String, TokenError> {
+        let text = tokens::create_admin(&self.0.store, name, SystemTime::now()).await?;
+        if let Ok(token) = AdminToken::parse(&text) {
+            self.0.admins.write().unwrap_or_else(PoisonError::into_inner).push(token.secret_hash());
+        }
+        Ok(text)
+    }
+
+    /// Whether this is an admin token. Touches no disk, and takes as long for a wrong token as for a right one.
+    pub fn check_admin_token(&self, text: &str) -> bool {
+        let Ok(token) = AdminToken::parse(text) else { return false };
+        let hash = token.secret_hash();
+        let known = self.0.admins.read().unwrap_or_else(PoisonError::into_inner);
+        known.iter().fold(false, |found, known| found | known.matches(&hash))
+    }
+}
+
+fn memberships_in(registry: &mut Registry, truth: &Truth, key: &InstanceKey) -> Arc<[ServiceName]> {
+    let Some(instance) = registry.get(key) else { return Arc::default() };
+    if let Some(services) = instance.memberships_at(truth.epoch) {
+        return Arc::clone(services);
+    }
+    let facts = instance.registration.facts();
+    let mine = truth.meaning.services.keys().filter(|service| service.namespace == key.namespace);
+    let services: Arc<[ServiceName]> =
+        mine.filter(|service| !view::members(&truth.meaning, service, std::iter::once(&facts)).is_empty()).cloned().collect();
+    registry.remember_memberships(key, truth.epoch, Arc::clone(&services));
+    services
+}
+
+fn service_status(meaning: &Meaning, registry: &Registry, service: &ServiceName, now: Instant) -> ServiceStatus {
+    let is_member = |instance: &&Instance| {
+        let facts = instance.registration.facts();
+        !view::members(meaning, service, std::iter::once(&facts)).is_empty()
+    };
+    let members = registry.of_namespace(&service.namespace).filter(is_member).map(|instance| member(instance, now)).collect();
+    let slices = meaning.endpoints.values().filter(|slice| slice.service == *service);
+    ServiceStatus { service: service.clone(), members, static_endpoints: slices.map(|slice| slice.addresses.len()).sum() }
+}
+
+fn member(instance: &Instance, now: Instant) -> MemberStatus {
+    MemberStatus { registration: instance.registration.clone(), lease_left: instance.expires.saturating_duration_since(now) }
+}
+
+fn columns(key: &InstanceKey) -> (String, String) {
+    (key.namespace.to_string(), key.id.to_string())
+}
+
+fn row_of(registration: &Registration) -> InstanceRow {
+    let (namespace, id) = columns(&registration.key());
+    let body = serde_json::to_string(registration).unwrap_or_default();
+    InstanceRow { namespace, id, body }
+}
+
+fn read_registration(row: &InstanceRow) -> Option<Registration> {
+    serde_json::from_str(&row.body)
+        .inspect_err(|error| tracing::error!(namespace = row.namespace, id = row.id, %error, "a stored instance cannot be read; it will register again"))
+        .ok()
+}
