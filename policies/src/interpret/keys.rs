@@ -32,7 +32,7 @@ pub(super) fn key_set(at: &At<'_>, notes: &mut Notes<'_>) -> Option<String> {
             }
         }
         Err(wrong) => {
-            at.complain_of(notes, wrong.to_string(), "a JSON Web Key Set with a public key: {\"keys\": [...]}")
+            at.complain_of(notes, wrong.to_string(), "a JSON Web Key Set with a public key: {\"keys\": [...]}");
         }
     }
     None

@@ -81,10 +81,10 @@ fn ports(spec: &At<'_>, notes: &mut Notes<'_>) -> Vec<ServicePort> {
         }
         match at.get("name") {
             None if listed.len() > 1 => {
-                at.complain_of(notes, "a port without a name", "a name for each port of a Service that has several")
+                at.complain_of(notes, "a port without a name", "a name for each port of a Service that has several");
             }
             Some(name) if ports.iter().any(|p| p.name.as_deref() == name.text()) => {
-                name.complain(notes, "each name of a port once")
+                name.complain(notes, "each name of a port once");
             }
             _ => {}
         }
