@@ -56,7 +56,7 @@ impl Authority {
         }
         let bundle = inner.roots()?;
         let pin = bundle.pin()?;
-        if changed {
+        if changed || !dir.join(CA_FILE).exists() {
             keep(dir, &inner.to_pem(), &bundle)?;
         }
         let authority = Self { dir: dir.to_owned(), trust_domain: found, bundle, pin, lifetime, inner: RwLock::new(inner) };
@@ -141,7 +141,7 @@ fn is_first_start(dir: &Path) -> Result<bool, AuthorityError> {
         }
         match missing.as_slice() {
             [] => return Ok(false),
-            [_, _, _, _] => {}
+            [_, _, _, _] if !exists(CA_FILE)? => {}
             _ => return Err(AuthorityError::Incomplete { dir: dir.to_owned(), missing: missing.join(", ") }),
         }
     }
@@ -351,6 +351,27 @@ mod tests {
             let error = open(dir.path()).unwrap_err();
             assert!(matches!(&error, AuthorityError::Incomplete { missing, .. } if missing == name), "{error}");
         }
+    }
+
+    #[test]
+    fn what_people_believe_is_proof_that_there_was_an_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).unwrap();
+        for name in [ROOT_KEY, ROOT, ISSUING_KEY, ISSUING] {
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
+        assert!(matches!(open(dir.path()), Err(AuthorityError::Incomplete { .. })));
+    }
+
+    #[test]
+    fn a_lost_ca_file_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).unwrap();
+        let ca = dir.path().join(CA_FILE);
+        let before = fs::read(&ca).unwrap();
+        fs::remove_file(&ca).unwrap();
+        open(dir.path()).unwrap();
+        assert_eq!((fs::read(&ca).unwrap(), mode(&ca)), (before, 0o644));
     }
 
     #[test]
