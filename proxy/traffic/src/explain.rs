@@ -250,3 +250,68 @@ pub fn tenant(workload: &CompiledWorkload, caller: &Caller, headers: &HeaderMap,
     }
     steps
 }
+
+#[cfg(test)]
+mod tests {
+    use equerry_policies::compile;
+    use equerry_policies::names::{PolicyName, TrustDomain};
+    use equerry_policies::policy::{self, AuthorizationPolicy, AuthorizationRule, Mesh, MtlsMode, StringMatch, Target};
+    use equerry_policies::view::{Scoped, WorkloadView};
+    use http::Method;
+
+    use super::*;
+
+    fn at(line: u32) -> Origin {
+        Origin { file: Some("policies.yaml".to_owned()), line }
+    }
+
+    fn workload() -> CompiledWorkload {
+        let rule = |principal: &str, method: &str, line| AuthorizationRule {
+            from: vec![policy::Source { principals: vec![StringMatch::Exact(principal.to_owned())], ..policy::Source::default() }],
+            to: vec![policy::Operation { methods: vec![StringMatch::Exact(method.to_owned())], ..policy::Operation::default() }],
+            when: vec![],
+            origin: at(line),
+        };
+        let rules = vec![rule("equerry.local/ns/shop/sa/orders", "GET", 10), rule("equerry.local/ns/shop/sa/orders", "POST", 20)];
+        let callers = AuthorizationPolicy {
+            name: PolicyName::parse("shop/inventory-callers").unwrap(),
+            target: Target::Namespace,
+            action: Action::Allow,
+            rules,
+            origin: at(5),
+        };
+        compile::workload(&WorkloadView {
+            mesh: Mesh { trust_domain: TrustDomain::parse("equerry.local").ok(), ..Mesh::default() },
+            services: vec![],
+            peer: MtlsMode::Strict,
+            peer_ports: vec![],
+            tokens: vec![],
+            authorization: vec![Scoped { ports: None, policy: callers }],
+            tenants: vec![],
+        })
+        .unwrap()
+    }
+
+    fn told(peer: &str, method: &Method) -> (Vec<(Outcome, String, u32)>, Option<String>) {
+        let facts = Facts { method, authority: "inventory", path: "/", port: 8080, peer_ip: [10, 0, 0, 1].into() };
+        let (steps, outcome) = authorization(&Caller::assumed(Some(peer), None), &facts, &workload());
+        let steps = steps.into_iter().map(|step| (step.outcome, step.because, step.origin.line)).collect();
+        (steps, outcome.err().and_then(|refusal| refusal.cause().map(str::to_owned)))
+    }
+
+    #[test]
+    fn the_rule_that_decides_and_what_the_others_lack_are_named_with_their_lines() {
+        let (steps, refused) = told("equerry.local/ns/shop/sa/orders", &Method::POST);
+        assert_eq!(refused, None);
+        assert_eq!(steps[0], (Outcome::NoMatch, "the request is POST inventory/ on port 8080, not method GET".to_owned(), 10));
+        assert_eq!(steps[1], (Outcome::Decided, "every part of it holds".to_owned(), 20));
+    }
+
+    #[test]
+    fn a_refusal_is_named_as_the_proxy_names_it() {
+        let (steps, refused) = told("equerry.local/ns/shop/sa/frontend", &Method::GET);
+        assert_eq!(refused.as_deref(), Some("no rule of shop/inventory-callers matched"));
+        let lacking = "the caller is equerry.local/ns/shop/sa/frontend, not principal equerry.local/ns/shop/sa/orders";
+        assert!(steps.iter().all(|(outcome, because, _)| *outcome == Outcome::NoMatch && because == lacking), "{steps:?}");
+    }
+}

@@ -18,6 +18,8 @@ pub mod tenant;
 pub mod token;
 
 #[cfg(test)]
+mod measure;
+#[cfg(test)]
 mod sim;
 
 pub use refusal::{Fault, Reason, Refusal};

@@ -75,6 +75,19 @@ impl Caller {
     }
 }
 
+#[cfg(test)]
+impl Caller {
+    /// A caller as a test needs one: with this peer, and these claims as if verified.
+    pub(crate) fn assumed(peer: Option<&str>, claims: Option<Value>) -> Self {
+        let token = claims.map(|claims| {
+            let Value::Object(claims) = claims else { panic!("claims are an object") };
+            let principal = Some(format!("https://issuer/{}", claims.get("sub").and_then(Value::as_str).unwrap_or("nobody")));
+            Box::new(Verified { issuer: "https://issuer".to_owned(), principal, claims, policy: "shop/tokens".into() })
+        });
+        Self { peer: peer.map(|peer| SpiffeId::parse(&format!("spiffe://{peer}")).unwrap()), token }
+    }
+}
+
 /// The texts of a claim: itself when it is a text, a number or a truth, each such member when it is a list.
 pub(crate) fn claim_texts(claim: &Value) -> impl Iterator<Item = Cow<'_, str>> {
     let members = if let Value::Array(members) = claim { members.as_slice() } else { std::slice::from_ref(claim) };

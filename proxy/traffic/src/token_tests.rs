@@ -82,12 +82,13 @@ fn claims() -> Value {
 }
 
 fn with(change: Value) -> Value {
+    let Value::Object(change) = change else { panic!("changes are an object") };
     let mut all = claims();
-    for (name, value) in change.as_object().unwrap() {
+    for (name, value) in change {
         if value.is_null() {
-            all.as_object_mut().unwrap().remove(name);
+            all.as_object_mut().unwrap().remove(&name);
         } else {
-            all[name] = value.clone();
+            all[name] = value;
         }
     }
     all

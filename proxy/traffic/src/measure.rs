@@ -1,0 +1,121 @@
+//! What a decision may cost, as assertions: time in release builds (`--ignored`), and how much is looked at in any build.
+//!
+//! The limits leave room for a busy machine: measured are about half of them.
+#![expect(clippy::disallowed_methods, reason = "measuring reads the clock")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use equerry_policies::compile::{self, CompiledWorkload};
+use equerry_policies::names::{PolicyName, SpiffeId};
+use equerry_policies::policy::{
+    Action, AuthorizationPolicy, AuthorizationRule, Breaker, Mesh, MtlsMode, Operation, Origin, Source, StringMatch, Target,
+};
+use equerry_policies::view::{Scoped, WorkloadView};
+use http::Method;
+
+use crate::authorize::{Facts, authorize};
+use crate::balance::{EndpointState, P2cEwma, Verdict, choose};
+use crate::token::Caller;
+
+/// 1,000 rules in 100 policies; rule N allows account aN, or everybody of namespace nN, to GET below `/pN/`.
+fn thousand_rules() -> CompiledWorkload {
+    let rule = |number: u32| {
+        let exact = |text: String| vec![StringMatch::Exact(text)];
+        let principal = Source { principals: exact(format!("equerry.local/ns/shop/sa/a{number}")), ..Source::default() };
+        let namespace = Source { namespaces: exact(format!("n{number}")), ..Source::default() };
+        let to = Operation { methods: exact("GET".to_owned()), paths: vec![StringMatch::Prefix(format!("/p{number}/"))], ..Operation::default() };
+        AuthorizationRule { from: vec![principal, namespace], to: vec![to], when: vec![], origin: Origin::default() }
+    };
+    let policy = |number: u32| {
+        let name = PolicyName::parse(&format!("shop/policy-{number:03}")).unwrap();
+        let action = if number.is_multiple_of(2) { Action::Allow } else { Action::Deny };
+        let rules = (number * 10..number * 10 + 10).map(rule).collect();
+        Scoped { ports: None, policy: AuthorizationPolicy { name, target: Target::Namespace, action, rules, origin: Origin::default() } }
+    };
+    compile::workload(&WorkloadView {
+        mesh: Mesh::default(),
+        services: vec![],
+        peer: MtlsMode::Strict,
+        peer_ports: vec![],
+        tokens: vec![],
+        authorization: (0..100).map(policy).collect(),
+        tenants: vec![],
+    })
+    .unwrap()
+}
+
+/// An endpoint as `choose` wants it.
+#[derive(Default, Clone)]
+struct Endpoint(Arc<EndpointState>);
+
+impl AsRef<EndpointState> for Endpoint {
+    fn as_ref(&self) -> &EndpointState {
+        &self.0
+    }
+}
+
+impl AsRef<Arc<EndpointState>> for Endpoint {
+    fn as_ref(&self) -> &Arc<EndpointState> {
+        &self.0
+    }
+}
+
+/// Nanoseconds of one call: the best of some rounds, so that neighbours on the machine do not count.
+fn nanos(mut work: impl FnMut()) -> f64 {
+    let mut best = Duration::MAX;
+    for _ in 0..20 {
+        let began = Instant::now();
+        (0..10_000).for_each(|_| work());
+        best = best.min(began.elapsed());
+    }
+    best.as_secs_f64() * 1e9 / 10_000.0
+}
+
+#[test]
+fn of_a_thousand_rules_a_request_meets_a_handful() {
+    let workload = thousand_rules();
+    for peer in ["spiffe://equerry.local/ns/shop/sa/a500", "spiffe://equerry.local/ns/n500/sa/x", "spiffe://equerry.local/ns/x/sa/y"] {
+        let peer = SpiffeId::parse(peer).unwrap();
+        for action in [Action::Allow, Action::Deny] {
+            let lists = workload.authorization.candidates(action, Some(&peer), None, "/p500/x");
+            assert!(lists.iter().map(|list| list.len()).sum::<usize>() <= 2, "{lists:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "measures: run in a release build"]
+fn authorizing_among_a_thousand_rules_takes_less_than_a_microsecond() {
+    let workload = thousand_rules();
+    for (peer, passes) in [("equerry.local/ns/shop/sa/a500", true), ("equerry.local/ns/n500/sa/x", true)] {
+        let caller = Caller::assumed(Some(peer), None);
+        let facts = Facts { method: &Method::GET, authority: "orders.shop:8080", path: "/p500/x", port: 8080, peer_ip: [10, 0, 0, 1].into() };
+        assert_eq!(authorize(&caller, &facts, &workload).is_ok(), passes);
+        let took = nanos(|| {
+            let _ = black_box(authorize(black_box(&caller), black_box(&facts), &workload));
+        });
+        println!("authorize {peer}: {took:.0} ns");
+        assert!(took < 1000.0, "{took:.0} ns");
+    }
+}
+
+#[test]
+#[ignore = "measures: run in a release build"]
+fn picking_among_a_thousand_endpoints_takes_less_than_a_hundred_nanoseconds() {
+    let begin = Instant::now();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let endpoints: Vec<Endpoint> = (0..1000).map(|_| Endpoint::default()).collect();
+    let breaker = Breaker { consecutive_failures: 5, penalty_min: Duration::from_secs(1), penalty_max: Duration::from_secs(60) };
+    for endpoint in &endpoints {
+        let mut one = choose(&P2cEwma, std::slice::from_ref(endpoint), &[], Some(&breaker), begin, &mut rng).unwrap();
+        one.finish(Verdict::Success, Some(&breaker), begin + Duration::from_millis(rng.u64(1..20)), &mut rng);
+    }
+    let now = begin + Duration::from_secs(1);
+    let took = nanos(|| {
+        drop(black_box(choose(&P2cEwma, black_box(&endpoints), &[], Some(&breaker), now, &mut rng)));
+    });
+    println!("choose: {took:.0} ns");
+    assert!(took < 100.0, "{took:.0} ns");
+}
