@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::rand;
 use equerry_policies::names::{BadName, SpiffeId, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -202,7 +202,13 @@ impl Authority {
     ///
     /// # Errors
     /// When the request is broken, not signed by its own key, not of an ECDSA P-256 key, or names another identity.
-    pub fn sign(&self, csr_der: &[u8], id: &SpiffeId, lifetime: Duration, now: SystemTime) -> Result<Issued, SignFault> {
+    pub fn sign(
+        &self,
+        csr_der: &[u8],
+        id: &SpiffeId,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, SignFault> {
         self.issue(&key_of_request(csr_der, id)?, id, &[], lifetime, now)
     }
 
@@ -239,7 +245,8 @@ impl Authority {
         }
         let params = leaf_params(id, names, now - BACKDATE, not_after)?;
         let (not_before, not_after) = (params.not_before.into(), params.not_after.into());
-        let leaf = params.signed_by(key, &self.issuer).map_err(|error| SignFault::Failed { error: error.to_string() })?;
+        let leaf =
+            params.signed_by(key, &self.issuer).map_err(|error| SignFault::Failed { error: error.to_string() })?;
         Ok(Issued { chain: vec![leaf.der().clone(), self.issuing.clone()], id: id.clone(), not_before, not_after })
     }
 
@@ -278,7 +285,8 @@ fn key_of_request(csr_der: &[u8], id: &SpiffeId) -> Result<SubjectPublicKeyInfo,
     if csr_der.len() > MAX_REQUEST {
         return Err(SignFault::TooLarge { bytes: csr_der.len() });
     }
-    let (rest, csr) = X509CertificationRequest::from_der(csr_der).map_err(|error| SignFault::NotARequest { error: error.to_string() })?;
+    let (rest, csr) = X509CertificationRequest::from_der(csr_der)
+        .map_err(|error| SignFault::NotARequest { error: error.to_string() })?;
     if !rest.is_empty() {
         return Err(SignFault::NotARequest { error: format!("{} bytes after its end", rest.len()) });
     }
@@ -335,7 +343,12 @@ fn signer_params(
     Ok(params)
 }
 
-fn leaf_params(id: &SpiffeId, names: &[HostName], from: SystemTime, until: SystemTime) -> Result<CertificateParams, SignFault> {
+fn leaf_params(
+    id: &SpiffeId,
+    names: &[HostName],
+    from: SystemTime,
+    until: SystemTime,
+) -> Result<CertificateParams, SignFault> {
     let failed = |error: rcgen::Error| SignFault::Failed { error: error.to_string() };
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -369,7 +382,10 @@ fn serial() -> Result<SerialNumber, KeyFault> {
 }
 
 /// The trust domain and end of life of a certificate that may sign others.
-fn read_signer(certificate: &CertificateDer<'_>, which: &'static str) -> Result<(TrustDomain, SystemTime), AuthorityFault> {
+fn read_signer(
+    certificate: &CertificateDer<'_>,
+    which: &'static str,
+) -> Result<(TrustDomain, SystemTime), AuthorityFault> {
     let broken = || AuthorityFault::NotASigner { which };
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| broken())?;
     if !certificate.is_ca() {
@@ -377,13 +393,16 @@ fn read_signer(certificate: &CertificateDer<'_>, which: &'static str) -> Result<
     }
     let names = certificate.subject_alternative_name().ok().flatten().ok_or_else(broken)?;
     let [GeneralName::URI(uri)] = names.value.general_names.as_slice() else { return Err(broken()) };
-    let trust_domain = uri.strip_prefix("spiffe://").and_then(|name| TrustDomain::parse(name).ok()).ok_or_else(broken)?;
+    let trust_domain =
+        uri.strip_prefix("spiffe://").and_then(|name| TrustDomain::parse(name).ok()).ok_or_else(broken)?;
     let not_after = from_unix(certificate.validity().not_after.timestamp()).ok_or_else(broken)?;
     Ok((trust_domain, not_after))
 }
 
 fn signed_by(certificate: &CertificateDer<'_>, signer: &CertificateDer<'_>) -> bool {
-    let (Ok((_, certificate)), Ok((_, signer))) = (X509Certificate::from_der(certificate), X509Certificate::from_der(signer)) else {
+    let (Ok((_, certificate)), Ok((_, signer))) =
+        (X509Certificate::from_der(certificate), X509Certificate::from_der(signer))
+    else {
         return false;
     };
     certificate.verify_signature(Some(signer.public_key())).is_ok()
@@ -399,7 +418,9 @@ pub enum AuthorityFault {
     #[error(transparent)]
     Pem(#[from] BadPem),
     /// Not a certificate of an authority of this mesh.
-    #[error("the {which} certificate is not one that Equerry made: expected a signing certificate naming spiffe://TRUST_DOMAIN")]
+    #[error(
+        "the {which} certificate is not one that Equerry made: expected a signing certificate naming spiffe://TRUST_DOMAIN"
+    )]
     NotASigner {
         /// Which file.
         which: &'static str,
@@ -450,7 +471,9 @@ pub enum SignFault {
     #[error("the certificate request is not signed by the key it names, so the asker may not hold that key")]
     NotProven,
     /// The request names somebody else.
-    #[error("the certificate request names {asked}, but the asker may only be {allowed}: leave names out of the request, or use a token of that account")]
+    #[error(
+        "the certificate request names {asked}, but the asker may only be {allowed}: leave names out of the request, or use a token of that account"
+    )]
     OtherIdentity {
         /// Who was asked for.
         asked: String,

@@ -120,7 +120,8 @@ impl TrustBundle {
 
 impl fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pins: Vec<_> = self.roots.iter().map(|root| Pin::of(root).map_or_else(|_| "?".to_owned(), |pin| pin.0)).collect();
+        let pins: Vec<_> =
+            self.roots.iter().map(|root| Pin::of(root).map_or_else(|_| "?".to_owned(), |pin| pin.0)).collect();
         f.debug_struct("TrustBundle").field("trust_domain", &self.trust_domain).field("pins", &pins).finish()
     }
 }

@@ -194,7 +194,8 @@ fn new_pair() -> Result<(String, Zeroizing<String>), KeyFault> {
 fn pair_in(text: &str) -> Option<(&str, &str)> {
     let (id, secret) = text.split_once('.')?;
     let id_fits = id.len() == 2 * ID_BYTES && id.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
-    let secret_fits = secret.len() == SECRET_TEXT && secret.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_');
+    let secret_fits =
+        secret.len() == SECRET_TEXT && secret.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_');
     (id_fits && secret_fits).then_some((id, secret))
 }
 
@@ -221,7 +222,15 @@ mod tests {
     #[test]
     fn a_token_that_was_cut_or_changed_is_refused_without_being_repeated() {
         let whole = JoinToken::create(pin()).unwrap().reveal().to_string();
-        for bad in ["", "eqj1", &whole[..whole.len() - 1], &whole[1..], &whole.replace('.', ":"), &whole.to_uppercase(), &format!("{whole}0")] {
+        for bad in [
+            "",
+            "eqj1",
+            &whole[..whole.len() - 1],
+            &whole[1..],
+            &whole.replace('.', ":"),
+            &whole.to_uppercase(),
+            &format!("{whole}0"),
+        ] {
             let error = JoinToken::parse(bad).unwrap_err().to_string();
             assert!(error.contains("eqj1.ID.SECRET.PIN"), "{error}");
             assert!(bad.len() < 20 || !error.contains(&bad[10..20]), "{error}");

@@ -39,7 +39,11 @@ impl Leaf {
         require_both_uses(&certificate)?;
         let validity = certificate.validity();
         let time = |seconds| from_unix(seconds).ok_or(PeerFault::NotACertificate);
-        Ok(Self { id, not_before: time(validity.not_before.timestamp())?, not_after: time(validity.not_after.timestamp())? })
+        Ok(Self {
+            id,
+            not_before: time(validity.not_before.timestamp())?,
+            not_after: time(validity.not_after.timestamp())?,
+        })
     }
 
     /// Whether the certificate holds at a time. A resumed TLS session is not verified again, so whoever keeps sessions
@@ -99,7 +103,11 @@ fn refuse_signers(certificate: &X509Certificate<'_>) -> Result<(), PeerFault> {
 
 fn require_both_uses(certificate: &X509Certificate<'_>) -> Result<(), PeerFault> {
     let uses = certificate.extended_key_usage().map_err(|_| PeerFault::NotACertificate)?;
-    if uses.is_some_and(|uses| uses.value.server_auth && uses.value.client_auth) { Ok(()) } else { Err(PeerFault::WrongUse) }
+    if uses.is_some_and(|uses| uses.value.server_auth && uses.value.client_auth) {
+        Ok(())
+    } else {
+        Err(PeerFault::WrongUse)
+    }
 }
 
 /// Why a peer is not believed.
@@ -133,7 +141,9 @@ pub enum PeerFault {
         not_after: Option<SystemTime>,
     },
     /// No URI among its names, so no identity.
-    #[error("the peer's certificate names no identity: expected exactly one URI, spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT")]
+    #[error(
+        "the peer's certificate names no identity: expected exactly one URI, spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT"
+    )]
     NoUri,
     /// More than one URI among its names.
     #[error("the peer's certificate names {found} URIs, expected exactly one")]

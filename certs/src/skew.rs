@@ -47,7 +47,11 @@ pub(crate) fn in_seconds(time: SystemTime) -> OffsetDateTime {
 /// The time a number of seconds after (or before) 1970, or `None` when it does not fit.
 pub(crate) fn from_unix(seconds: i64) -> Option<SystemTime> {
     let distance = Duration::from_secs(seconds.unsigned_abs());
-    if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(distance) } else { SystemTime::UNIX_EPOCH.checked_add(distance) }
+    if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use equerry_certs::{
-    AuthorityFault, AuthorityPem, BundleFault, HostName, Identity, IdentityFault, Issued, KeyFault, Pin, Request, SignFault, TrustBundle,
-    Zeroizing,
+    AuthorityFault, AuthorityPem, BundleFault, HostName, Identity, IdentityFault, Issued, KeyFault, Pin, Request,
+    SignFault, TrustBundle, Zeroizing,
 };
 use equerry_policies::names::{BadName, SpiffeId, TrustDomain, control_plane_id};
 
@@ -44,7 +44,12 @@ impl Authority {
     ///
     /// # Errors
     /// When the files are broken, incomplete, readable by others, of another trust domain, or cannot be written.
-    pub fn open(dir: &Path, trust_domain: &TrustDomain, lifetime: Duration, now: SystemTime) -> Result<Self, AuthorityError> {
+    pub fn open(
+        dir: &Path,
+        trust_domain: &TrustDomain,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
         let (inner, changed) = if is_first_start(dir)? {
             (equerry_certs::Authority::create(trust_domain.clone(), now)?, true)
         } else {
@@ -59,7 +64,8 @@ impl Authority {
         if changed || !dir.join(CA_FILE).exists() {
             keep(dir, &inner.to_pem(), &bundle)?;
         }
-        let authority = Self { dir: dir.to_owned(), trust_domain: found, bundle, pin, lifetime, inner: RwLock::new(inner) };
+        let authority =
+            Self { dir: dir.to_owned(), trust_domain: found, bundle, pin, lifetime, inner: RwLock::new(inner) };
         authority.renew_issuing_if_due(now)?;
         Ok(authority)
     }
@@ -319,7 +325,8 @@ mod tests {
         for (name, expected) in [(ROOT_KEY, 0o600), (ISSUING_KEY, 0o600), (CA_FILE, 0o644)] {
             assert_eq!(mode(&dir.path().join(name)), expected, "{name}");
         }
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         assert!(left.iter().all(|name| !name.starts_with('.') && name != MAKING), "{left:?}");
     }
 
@@ -430,6 +437,8 @@ mod tests {
         let authority = open(dir.path()).unwrap();
         let identity = authority.server_identity(&["mesh.example.com".into(), "10.1.2.3".into()], now()).unwrap();
         assert_eq!(identity.id(), &control_plane_id(domain()));
-        assert!(authority.server_identity(&["not a name".into()], now()).unwrap_err().to_string().contains("not a name"));
+        assert!(
+            authority.server_identity(&["not a name".into()], now()).unwrap_err().to_string().contains("not a name")
+        );
     }
 }

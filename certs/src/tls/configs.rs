@@ -60,7 +60,12 @@ impl TlsFault {
 ///
 /// # Errors
 /// When identity or roots cannot be used.
-pub fn server_config(identity: &Identity, bundle: &TrustBundle, auth: ClientAuth, alpn: &[&[u8]]) -> Result<ServerConfig, TlsFault> {
+pub fn server_config(
+    identity: &Identity,
+    bundle: &TrustBundle,
+    auth: ClientAuth,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, TlsFault> {
     let clients: Arc<dyn ClientCertVerifier> = match auth {
         ClientAuth::Required | ClientAuth::Optional => Arc::new(MeshClients::new(bundle, auth)?),
         ClientAuth::None => Arc::new(NoClientAuth),

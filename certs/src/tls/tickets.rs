@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use rustls::NamedGroup;
-use rustls::client::{ClientConfig, ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
+use rustls::client::{
+    ClientConfig, ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
 use rustls_pki_types::ServerName;
 
 /// A session store for one connection: passes everything to the store shared by all connections of a configuration, and
@@ -35,7 +38,8 @@ impl TicketWatch {
 
     /// A copy of a configuration for one new connection, and the watch on it.
     pub fn on(config: &ClientConfig, sessions: &Arc<ClientSessionMemoryCache>) -> (Arc<ClientConfig>, Arc<Self>) {
-        let watch = Arc::new(Self { sessions: sessions.clone(), arrived: AtomicBool::new(false), waiting: Mutex::default() });
+        let watch =
+            Arc::new(Self { sessions: sessions.clone(), arrived: AtomicBool::new(false), waiting: Mutex::default() });
         let mut watched = config.clone();
         watched.resumption = Resumption::store(watch.clone());
         (Arc::new(watched), watch)

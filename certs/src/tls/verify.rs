@@ -12,7 +12,9 @@ use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::configs::{ClientAuth, TlsFault};
@@ -63,7 +65,11 @@ impl Servers {
 }
 
 fn one_of(found: SpiffeId, expected: &[SpiffeId]) -> Result<(), PeerFault> {
-    if expected.contains(&found) { Ok(()) } else { Err(PeerFault::OtherIdentity { found, expected: expected.to_vec() }) }
+    if expected.contains(&found) {
+        Ok(())
+    } else {
+        Err(PeerFault::OtherIdentity { found, expected: expected.to_vec() })
+    }
 }
 
 impl ServerCertVerifier for Servers {

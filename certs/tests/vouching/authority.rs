@@ -22,7 +22,10 @@ fn a_leaf_has_one_name_the_asked_life_and_is_backdated_five_minutes() {
     let authority = authority("equerry.local");
     let issued = authority.sign(&Request::new().unwrap().csr_der, &id(ORDERS), DAY, now()).unwrap();
     let leaf = Leaf::read(&issued.chain[0]).unwrap();
-    assert_eq!((leaf.id.to_string().as_str(), leaf.not_before, leaf.not_after), (ORDERS, now() - Duration::from_secs(300), now() + DAY));
+    assert_eq!(
+        (leaf.id.to_string().as_str(), leaf.not_before, leaf.not_after),
+        (ORDERS, now() - Duration::from_secs(300), now() + DAY)
+    );
     assert_eq!((issued.not_before, issued.not_after), (leaf.not_before, leaf.not_after));
     let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
     let names = leaf.subject_alternative_name().unwrap().unwrap();
@@ -81,14 +84,19 @@ fn requests_that_are_none_are_refused_without_panic() {
 
 #[test]
 fn another_trust_domain_is_not_vouched_for() {
-    let fault = authority("equerry.local").sign(&Request::new().unwrap().csr_der, &id("spiffe://other/ns/a/sa/b"), DAY, now());
+    let fault =
+        authority("equerry.local").sign(&Request::new().unwrap().csr_der, &id("spiffe://other/ns/a/sa/b"), DAY, now());
     assert!(matches!(fault, Err(SignFault::OtherTrustDomain { .. })));
 }
 
 #[test]
 fn a_life_is_kept_within_bounds_and_within_the_issuing_certificates() {
     let authority = authority("equerry.local");
-    let life = |asked, at| authority.sign(&Request::new().unwrap().csr_der, &id(ORDERS), asked, at).map(|i| i.not_after.duration_since(at).unwrap());
+    let life = |asked, at| {
+        authority
+            .sign(&Request::new().unwrap().csr_der, &id(ORDERS), asked, at)
+            .map(|i| i.not_after.duration_since(at).unwrap())
+    };
     assert_eq!(life(Duration::ZERO, now()), Ok(MIN_LIFETIME));
     assert_eq!(life(DAY * 1000, now()), Ok(MAX_LIFETIME));
     assert_eq!(life(DAY, now() + DAY * 365 - Duration::from_secs(60)), Ok(Duration::from_secs(60)));

@@ -8,7 +8,10 @@ use equerry_certs::tls::{self, ALPN_GRPC, ALPN_H1, ALPN_H2, ClientAuth, TicketWa
 use equerry_certs::{Authority, HostName, Identity, JoinToken, PeerFault, Request, TrustBundle, rfc3339};
 use equerry_policies::names::{SpiffeId, control_plane_id};
 use rustls::time_provider::TimeProvider;
-use rustls::{AlertDescription, ClientConfig, ClientConnection, Error, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection};
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, Error, HandshakeKind, ProtocolVersion, ServerConfig,
+    ServerConnection,
+};
 use rustls_pki_types::{ServerName, UnixTime};
 
 use crate::made::{DAY, Forge, authority, bundle, id, identity, now, uri};
@@ -95,7 +98,8 @@ fn two_workloads_meet_and_know_each_other() {
     let authority = authority("equerry.local");
     let bundle = bundle(&authority);
     let (orders, web) = (identity(&authority, ORDERS), identity(&authority, WEB));
-    let met = meet(Arc::new(client(Some(&web), &bundle, &[ORDERS])), server(&orders, &bundle, ClientAuth::Required)).well();
+    let met =
+        meet(Arc::new(client(Some(&web), &bundle, &[ORDERS])), server(&orders, &bundle, ClientAuth::Required)).well();
     assert_eq!(tls::peer(met.client.peer_certificates(), now()).unwrap().id, id(ORDERS));
     assert_eq!(tls::peer(met.server.peer_certificates(), now()).unwrap().id, id(WEB));
     assert_eq!(met.client.protocol_version(), Some(ProtocolVersion::TLSv1_3));
@@ -108,7 +112,11 @@ fn any_of_the_expected_identities_may_answer() {
     let authority = authority("equerry.local");
     let (orders, web) = (identity(&authority, ORDERS), identity(&authority, WEB));
     let expected = ["spiffe://equerry.local/ns/shop/sa/orders-v2", ORDERS];
-    meet(Arc::new(client(Some(&web), &bundle(&authority), &expected)), server(&orders, &bundle(&authority), ClientAuth::Required)).well();
+    meet(
+        Arc::new(client(Some(&web), &bundle(&authority), &expected)),
+        server(&orders, &bundle(&authority), ClientAuth::Required),
+    )
+    .well();
 }
 
 #[test]
@@ -116,7 +124,10 @@ fn somebody_else_than_expected_is_an_identity_mismatch() {
     let authority = authority("equerry.local");
     let (orders, web) = (identity(&authority, ORDERS), identity(&authority, WEB));
     let inventory = "spiffe://equerry.local/ns/shop/sa/inventory";
-    let met = meet(Arc::new(client(Some(&web), &bundle(&authority), &[inventory])), server(&orders, &bundle(&authority), ClientAuth::Required));
+    let met = meet(
+        Arc::new(client(Some(&web), &bundle(&authority), &[inventory])),
+        server(&orders, &bundle(&authority), ClientAuth::Required),
+    );
     assert_eq!(met.client_fault(), &PeerFault::OtherIdentity { found: id(ORDERS), expected: vec![id(inventory)] });
     assert!(tls::is_identity_mismatch(met.client_error.as_ref().unwrap()));
     assert!(met.client_fault().to_string().contains(ORDERS) && met.client_fault().to_string().contains(inventory));
@@ -126,7 +137,10 @@ fn somebody_else_than_expected_is_an_identity_mismatch() {
 fn a_stranger_without_a_certificate_is_refused_where_one_is_required() {
     let authority = authority("equerry.local");
     let orders = identity(&authority, ORDERS);
-    let met = meet(Arc::new(client(None, &bundle(&authority), &[ORDERS])), server(&orders, &bundle(&authority), ClientAuth::Required));
+    let met = meet(
+        Arc::new(client(None, &bundle(&authority), &[ORDERS])),
+        server(&orders, &bundle(&authority), ClientAuth::Required),
+    );
     assert_eq!(met.server_error, Some(Error::NoCertificatesPresented));
     assert_eq!(met.client_error, Some(Error::AlertReceived(AlertDescription::CertificateRequired)));
 }
@@ -135,7 +149,11 @@ fn a_stranger_without_a_certificate_is_refused_where_one_is_required() {
 fn a_newcomer_without_a_certificate_is_let_in_where_one_is_optional_but_is_nobody() {
     let authority = authority("equerry.local");
     let orders = identity(&authority, ORDERS);
-    let met = meet(Arc::new(client(None, &bundle(&authority), &[ORDERS])), server(&orders, &bundle(&authority), ClientAuth::Optional)).well();
+    let met = meet(
+        Arc::new(client(None, &bundle(&authority), &[ORDERS])),
+        server(&orders, &bundle(&authority), ClientAuth::Optional),
+    )
+    .well();
     assert_eq!(tls::peer(met.server.peer_certificates(), now()), Err(PeerFault::NoCertificate));
 }
 
@@ -146,7 +164,10 @@ fn a_client_of_another_trust_domain_is_refused_even_where_a_certificate_is_optio
     let impostor = identity(&authority("equerry.local"), WEB);
     for auth in [ClientAuth::Required, ClientAuth::Optional] {
         for bad in [&stranger, &impostor] {
-            let met = meet(Arc::new(client(Some(bad), &bundle(&ours), &[ORDERS])), server(&identity(&ours, ORDERS), &bundle(&ours), auth));
+            let met = meet(
+                Arc::new(client(Some(bad), &bundle(&ours), &[ORDERS])),
+                server(&identity(&ours, ORDERS), &bundle(&ours), auth),
+            );
             assert!(matches!(met.server_fault(), PeerFault::UnknownSigner { .. }), "{:?}", met.server_error);
             assert!(matches!(met.client_error, Some(Error::AlertReceived(_))), "{:?}", met.client_error);
         }
@@ -292,7 +313,8 @@ fn pinned(authority: &Authority) -> (ClientConfig, JoinToken) {
 fn a_newcomer_learns_the_mesh_from_the_pinned_root() {
     let authority = authority("equerry.local");
     let (config, token) = pinned(&authority);
-    let met = meet(Arc::new(config), server(&control_plane(&authority), &bundle(&authority), ClientAuth::Optional)).well();
+    let met =
+        meet(Arc::new(config), server(&control_plane(&authority), &bundle(&authority), ClientAuth::Optional)).well();
     assert_eq!(tls::learned(met.client.peer_certificates().unwrap(), token.pin()).unwrap(), bundle(&authority));
 }
 
@@ -332,7 +354,8 @@ fn people_reach_the_admin_api_by_host_name() {
     let mut config = tls::https_client_config(ca.roots(), &[]).unwrap();
     config.time_provider = Arc::new(Fixed(now()));
     let config = Arc::new(config);
-    let served = tls::server_config(&control_plane(&authority), &ca, ClientAuth::None, &[ALPN_GRPC]).map(Arc::new).unwrap();
+    let served =
+        tls::server_config(&control_plane(&authority), &ca, ClientAuth::None, &[ALPN_GRPC]).map(Arc::new).unwrap();
     let try_name = |name: &'static str| {
         let mut client = ClientConnection::new(config.clone(), ServerName::try_from(name).unwrap()).unwrap();
         let mut server = ServerConnection::new(served.clone()).unwrap();
@@ -355,7 +378,8 @@ fn the_ticket_tells_one_connection_that_its_client_was_accepted() {
     let (orders, web) = (identity(&authority, ORDERS), identity(&authority, WEB));
     let shared = client(Some(&web), &bundle(&authority), &[ORDERS]);
     let sessions = TicketWatch::sessions(64);
-    let (served, mut context) = (server(&orders, &bundle(&authority), ClientAuth::Required), Context::from_waker(Waker::noop()));
+    let (served, mut context) =
+        (server(&orders, &bundle(&authority), ClientAuth::Required), Context::from_waker(Waker::noop()));
     let (first, first_watch) = TicketWatch::on(&shared, &sessions);
     let (second, second_watch) = TicketWatch::on(&shared, &sessions);
     assert!(second_watch.poll_arrived(&mut context).is_pending());
@@ -372,7 +396,8 @@ fn the_ticket_tells_one_connection_that_its_client_was_accepted() {
 fn no_ticket_arrives_when_the_client_is_refused() {
     let (ours, theirs) = (authority("equerry.local"), authority("equerry.local"));
     let impostor = identity(&theirs, WEB);
-    let (config, watch) = TicketWatch::on(&client(Some(&impostor), &bundle(&ours), &[ORDERS]), &TicketWatch::sessions(64));
+    let (config, watch) =
+        TicketWatch::on(&client(Some(&impostor), &bundle(&ours), &[ORDERS]), &TicketWatch::sessions(64));
     let met = meet(config, server(&identity(&ours, ORDERS), &bundle(&ours), ClientAuth::Required));
     assert!(met.server_error.is_some() && !watch.arrived());
 }
@@ -392,7 +417,11 @@ fn a_session_does_not_outlive_a_change_of_trust_or_expectation() {
     meet(TicketWatch::on(&old, &sessions).0, served).well();
     let changed = server(&orders, &bundle(&authority), ClientAuth::Required);
     let met = meet(TicketWatch::on(&old, &sessions).0, changed).well();
-    assert_eq!(met.client.handshake_kind(), Some(HandshakeKind::Full), "a new server configuration knows no old ticket");
+    assert_eq!(
+        met.client.handshake_kind(),
+        Some(HandshakeKind::Full),
+        "a new server configuration knows no old ticket"
+    );
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use equerry_certs::{Authority, CertificateDer, Identity, Request, TrustBundle, Zeroizing};
 use equerry_policies::names::{SpiffeId, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -56,7 +57,10 @@ impl Forge {
     }
 
     /// A certificate as a workload's should be, changed by `spoil`, and its key.
-    pub(crate) fn leaf(&self, spoil: impl FnOnce(&mut CertificateParams)) -> (CertificateDer<'static>, Zeroizing<Vec<u8>>) {
+    pub(crate) fn leaf(
+        &self,
+        spoil: impl FnOnce(&mut CertificateParams),
+    ) -> (CertificateDer<'static>, Zeroizing<Vec<u8>>) {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri("spiffe://equerry.local/ns/shop/sa/orders")];
@@ -78,6 +82,7 @@ pub(crate) fn uri(text: &str) -> SanType {
 
 /// DER of a subjectAltName's value with these URIs, bytes and all; for names that no library would write.
 pub(crate) fn raw_san(uris: &[&[u8]]) -> Vec<u8> {
-    let names: Vec<u8> = uris.iter().flat_map(|uri| [&[0x86, u8::try_from(uri.len()).unwrap()], *uri].concat()).collect();
+    let names: Vec<u8> =
+        uris.iter().flat_map(|uri| [&[0x86, u8::try_from(uri.len()).unwrap()], *uri].concat()).collect();
     [&[0x30, 0x81, u8::try_from(names.len()).unwrap()], names.as_slice()].concat()
 }

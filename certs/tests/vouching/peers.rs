@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use equerry_certs::{Identity, IdentityFault, Leaf, PeerFault};
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
+};
 
 use crate::made::{Forge, authority, id, identity, now, raw_san, uri};
 
@@ -23,7 +25,8 @@ fn a_sound_certificate_is_read() {
 #[test]
 fn without_a_uri_there_is_no_identity_whatever_else_is_named() {
     assert_eq!(read(|p| p.subject_alt_names.clear()), Err(PeerFault::NoUri));
-    let dns = |p: &mut CertificateParams| p.subject_alt_names = vec![SanType::DnsName("orders.shop".try_into().unwrap())];
+    let dns =
+        |p: &mut CertificateParams| p.subject_alt_names = vec![SanType::DnsName("orders.shop".try_into().unwrap())];
     assert_eq!(read(dns), Err(PeerFault::NoUri));
     let common_name = |p: &mut CertificateParams| {
         p.subject_alt_names.clear();
@@ -34,8 +37,14 @@ fn without_a_uri_there_is_no_identity_whatever_else_is_named() {
 
 #[test]
 fn two_uris_are_one_too_many_even_when_equal() {
-    for second in ["spiffe://equerry.local/ns/shop/sa/admin", "spiffe://equerry.local/ns/shop/sa/orders", "https://example.com"] {
-        assert_eq!(read(|p| p.subject_alt_names.push(uri(second))), Err(PeerFault::SeveralUris { found: 2 }), "{second}");
+    for second in
+        ["spiffe://equerry.local/ns/shop/sa/admin", "spiffe://equerry.local/ns/shop/sa/orders", "https://example.com"]
+    {
+        assert_eq!(
+            read(|p| p.subject_alt_names.push(uri(second))),
+            Err(PeerFault::SeveralUris { found: 2 }),
+            "{second}"
+        );
     }
 }
 
@@ -125,7 +134,10 @@ fn time_is_judged_naming_both_times() {
     assert_eq!(leaf.holds_at(now()), Ok(()));
     for when in [leaf.not_before - Duration::from_secs(1), leaf.not_after + Duration::from_secs(1)] {
         let told = leaf.holds_at(when).unwrap_err().to_string();
-        assert!(told.contains(&equerry_certs::rfc3339(when)) && told.contains(&equerry_certs::rfc3339(leaf.not_after)), "{told}");
+        assert!(
+            told.contains(&equerry_certs::rfc3339(when)) && told.contains(&equerry_certs::rfc3339(leaf.not_after)),
+            "{told}"
+        );
     }
 }
 
@@ -142,8 +154,10 @@ fn an_identity_is_kept_and_read_back_and_never_shows_its_key() {
 #[test]
 fn a_certificate_of_another_key_makes_no_identity() {
     let authority = authority("equerry.local");
-    let (one, other) =
-        (identity(&authority, "spiffe://equerry.local/ns/shop/sa/orders"), identity(&authority, "spiffe://equerry.local/ns/shop/sa/web"));
+    let (one, other) = (
+        identity(&authority, "spiffe://equerry.local/ns/shop/sa/orders"),
+        identity(&authority, "spiffe://equerry.local/ns/shop/sa/web"),
+    );
     let mixed = Identity::new(one.key().to_vec().into(), other.chain().to_vec());
     assert!(matches!(mixed, Err(IdentityFault::OtherKey { .. })));
     assert_eq!(Identity::new(one.key().to_vec().into(), Vec::new()).unwrap_err(), IdentityFault::NoChain);

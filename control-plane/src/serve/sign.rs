@@ -44,7 +44,9 @@ impl Identity for Signer {
         let peer = request.extensions().get::<Peer>().cloned();
         let known = peer.as_ref().and_then(|peer| peer.id.clone());
         let from = peer.map_or_else(|| "?".to_owned(), |peer| peer.address.to_string());
-        let done = sign(self.control.store(), self.control.authority(), known.as_ref(), request.get_ref(), SystemTime::now()).await;
+        let done =
+            sign(self.control.store(), self.control.authority(), known.as_ref(), request.get_ref(), SystemTime::now())
+                .await;
         match done {
             Ok(signed) => {
                 self.control.metrics().signed(signed.how);
@@ -102,7 +104,9 @@ fn told(unix_ms: u64) -> SystemTime {
 }
 
 fn answer(issued: &Issued, authority: &Authority) -> SignResponse {
-    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let seconds = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+    };
     SignResponse {
         chain_der: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
         roots_der: authority.bundle().roots().iter().map(|root| root.to_vec()).collect(),
@@ -115,7 +119,9 @@ fn answer(issued: &Issued, authority: &Authority) -> SignResponse {
 /// Why no certificate is issued; each text says what to do next.
 #[derive(Debug, thiserror::Error)]
 enum SignRefusal {
-    #[error("no certificate and no join token: a workload without an identity joins with --join-token (equerry token create join), one with an identity renews over mutual TLS")]
+    #[error(
+        "no certificate and no join token: a workload without an identity joins with --join-token (equerry token create join), one with an identity renews over mutual TLS"
+    )]
     Nobody,
     #[error("{id} is the control plane itself, no workload may be it: make a token of another account")]
     ControlPlane { id: SpiffeId },
@@ -132,11 +138,14 @@ impl From<SignRefusal> for Status {
         let text = refusal.to_string();
         match refusal {
             SignRefusal::Nobody => Self::unauthenticated(text),
-            SignRefusal::Clock(_) | SignRefusal::Request(SignFault::AuthorityExpired { .. }) => Self::failed_precondition(text),
+            SignRefusal::Clock(_) | SignRefusal::Request(SignFault::AuthorityExpired { .. }) => {
+                Self::failed_precondition(text)
+            }
             SignRefusal::Token(JoinRefusal::Store(StoreError::Full)) => Self::resource_exhausted(text),
             SignRefusal::Token(JoinRefusal::Store(_)) => Self::unavailable(text),
             SignRefusal::Token(_) => Self::unauthenticated(text),
-            SignRefusal::ControlPlane { .. } | SignRefusal::Request(SignFault::OtherIdentity { .. } | SignFault::OtherTrustDomain { .. }) => {
+            SignRefusal::ControlPlane { .. }
+            | SignRefusal::Request(SignFault::OtherIdentity { .. } | SignFault::OtherTrustDomain { .. }) => {
                 Self::permission_denied(text)
             }
             SignRefusal::Request(SignFault::Failed { .. }) => Self::internal(text),
@@ -181,7 +190,13 @@ mod tests {
             JoinToken::parse(&whole).unwrap().credential().to_string()
         }
 
-        async fn ask(&self, known: Option<&str>, join_token: &str, csr_der: Vec<u8>, clock: SystemTime) -> Result<Signed, Status> {
+        async fn ask(
+            &self,
+            known: Option<&str>,
+            join_token: &str,
+            csr_der: Vec<u8>,
+            clock: SystemTime,
+        ) -> Result<Signed, Status> {
             let known = known.map(|id| SpiffeId::parse(id).unwrap());
             let clock = u64::try_from(clock.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap();
             let request = SignRequest { csr_der, join_token: join_token.to_owned(), now_unix_ms: clock };
@@ -230,7 +245,8 @@ mod tests {
         let house = house();
         let token = house.token("shop/orders").await;
         let mut asks = rcgen::CertificateParams::default();
-        asks.subject_alt_names = vec![rcgen::SanType::URI("spiffe://equerry.local/ns/shop/sa/admin".try_into().unwrap())];
+        asks.subject_alt_names =
+            vec![rcgen::SanType::URI("spiffe://equerry.local/ns/shop/sa/admin".try_into().unwrap())];
         let asks = asks.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().der().to_vec();
         let refused = house.ask(None, &token, asks.clone(), now()).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
@@ -248,10 +264,16 @@ mod tests {
             for (known, token) in [(None, token.as_str()), (Some(ORDERS), "")] {
                 let refused = house.ask(known, token, csr(), clock).await.unwrap_err();
                 assert_eq!(refused.code(), Code::FailedPrecondition);
-                assert!(refused.message().contains(&rfc3339(clock)) && refused.message().contains(&rfc3339(now())), "{refused}");
+                assert!(
+                    refused.message().contains(&rfc3339(clock)) && refused.message().contains(&rfc3339(now())),
+                    "{refused}"
+                );
             }
         }
-        assert!(house.ask(None, &token, csr(), now() + Duration::from_secs(299)).await.is_ok(), "and the token is still good");
+        assert!(
+            house.ask(None, &token, csr(), now() + Duration::from_secs(299)).await.is_ok(),
+            "and the token is still good"
+        );
     }
 
     #[tokio::test]

@@ -149,7 +149,13 @@ impl From<rusqlite::Error> for JoinRefusal {
 ///
 /// # Errors
 /// When its life is out of bounds, or the store is full or failed.
-pub async fn create_join(store: &Store, pin: &Pin, account: &AccountName, ttl: Duration, now: SystemTime) -> Result<String, TokenError> {
+pub async fn create_join(
+    store: &Store,
+    pin: &Pin,
+    account: &AccountName,
+    ttl: Duration,
+    now: SystemTime,
+) -> Result<String, TokenError> {
     if ttl < Duration::from_secs(1) || ttl > MAX_JOIN_TTL {
         return Err(TokenError::BadTtl { asked: ttl });
     }
@@ -162,8 +168,10 @@ pub async fn create_join(store: &Store, pin: &Pin, account: &AccountName, ttl: D
     store
         .transact(move |db| -> Result<(), TokenError> {
             db.execute("DELETE FROM join_tokens WHERE expires < ?1", (unix_ms(now - REMEMBERED),))?;
-            db.prepare_cached("INSERT INTO join_tokens (id, secret_sha256, account, created, expires) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute((&id, hash.as_bytes(), &account, created, expires))?;
+            db.prepare_cached(
+                "INSERT INTO join_tokens (id, secret_sha256, account, created, expires) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute((&id, hash.as_bytes(), &account, created, expires))?;
             Ok(())
         })
         .await?;
@@ -177,8 +185,11 @@ pub async fn create_join(store: &Store, pin: &Pin, account: &AccountName, ttl: D
 pub async fn list_join(store: &Store, now: SystemTime) -> Result<Vec<JoinTokenStatus>, StoreError> {
     let rows: Vec<(String, String, u64, u64, Option<u64>)> = store
         .transact(|db| -> Result<_, StoreError> {
-            let mut read = db.prepare_cached("SELECT id, account, created, expires, used FROM join_tokens ORDER BY created DESC, id")?;
-            let rows = read.query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+            let mut read = db.prepare_cached(
+                "SELECT id, account, created, expires, used FROM join_tokens ORDER BY created DESC, id",
+            )?;
+            let rows =
+                read.query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await?;
@@ -189,7 +200,13 @@ pub async fn list_join(store: &Store, now: SystemTime) -> Result<Vec<JoinTokenSt
                 None if from_ms(expires) < now => JoinTokenState::Expired,
                 None => JoinTokenState::Unused,
             };
-            Ok(JoinTokenStatus { id, account: kept_account(&account)?, created: from_ms(created), expires: from_ms(expires), state })
+            Ok(JoinTokenStatus {
+                id,
+                account: kept_account(&account)?,
+                created: from_ms(created),
+                expires: from_ms(expires),
+                state,
+            })
         })
         .collect()
 }
@@ -276,7 +293,8 @@ fn find_unused(db: &Connection, id: &str, hash: &SecretHash, now: SystemTime) ->
 }
 
 fn kept_account(text: &str) -> Result<AccountName, StoreError> {
-    AccountName::parse(text).map_err(|error| StoreError::Sqlite(format!("a join token's account cannot be read: {error}")))
+    AccountName::parse(text)
+        .map_err(|error| StoreError::Sqlite(format!("a join token's account cannot be read: {error}")))
 }
 
 fn from_ms(ms: u64) -> SystemTime {
@@ -342,7 +360,10 @@ mod tests {
         assert!(matches!(late, Err(JoinRefusal::Expired { .. })), "{late:?}");
         let (id, secret) = (one.id(), other.credential().split_once('.').unwrap().1.to_owned());
         let mixed = spend_join(&store, &format!("{id}.{secret}"), now()).await;
-        assert!(matches!(mixed, Err(JoinRefusal::Unknown { .. })), "a wrong secret learns nothing of the token: {mixed:?}");
+        assert!(
+            matches!(mixed, Err(JoinRefusal::Unknown { .. })),
+            "a wrong secret learns nothing of the token: {mixed:?}"
+        );
         assert!(matches!(spend_join(&store, "", now()).await, Err(JoinRefusal::Malformed(_))));
     }
 

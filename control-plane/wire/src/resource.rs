@@ -155,7 +155,12 @@ impl Resource {
             Self::Destination(view) => body_of(view.as_ref(), &key)?,
             Self::Endpoints(view) => body_of(view.as_ref(), &key)?,
         };
-        Ok(proto::Resource { r#type: key.kind().as_str().to_owned(), name: key.name(), version: version_of(&body), body })
+        Ok(proto::Resource {
+            r#type: key.kind().as_str().to_owned(),
+            name: key.name(),
+            version: version_of(&body),
+            body,
+        })
     }
 
     /// Understands a message. Fields that this version does not know are ignored: they were added by a newer one, and
@@ -189,7 +194,8 @@ pub fn version_of(body: &[u8]) -> String {
 }
 
 fn body_of(view: &impl Serialize, key: &ResourceKey) -> Result<Vec<u8>, EncodeError> {
-    let body = serde_json::to_vec(view).map_err(|error| EncodeError::NotJson { key: key.clone(), error: error.to_string() })?;
+    let body = serde_json::to_vec(view)
+        .map_err(|error| EncodeError::NotJson { key: key.clone(), error: error.to_string() })?;
     if body.len() > MAX_RESOURCE {
         return Err(EncodeError::TooLarge { key: key.clone(), bytes: body.len() });
     }

@@ -51,7 +51,11 @@ fn an_update_is_the_same_bytes_as_ever() {
         nonce: 7,
         resources: vec![resource("endpoints", "shop/orders", "{}")],
         removed: vec![name],
-        unknown: vec![proto::Unknown { r#type: "destination".into(), name: "shop/inventry".into(), nearest: "shop/inventory".into() }],
+        unknown: vec![proto::Unknown {
+            r#type: "destination".into(),
+            name: "shop/inventry".into(),
+            nearest: "shop/inventory".into(),
+        }],
     };
     let golden = concat!(
         "08ac0210071a3e0a09656e64706f696e7473120b73686f702f6f72646572731a2034343133366661333535623336373861313134366164",
@@ -122,12 +126,16 @@ fn too_large_is_refused_by_the_sender_and_by_the_receiver() {
     let view = EndpointsView { service: service("shop/orders"), endpoints: (0..100_000).map(endpoint).collect() };
     assert!(matches!(Resource::Endpoints(Box::new(view)).encode(), Err(EncodeError::TooLarge { .. })));
     let body = " ".repeat(MAX_RESOURCE + 1);
-    assert!(matches!(Resource::decode(&resource("endpoints", "shop/orders", &body)), Err(DecodeError::TooLarge { .. })));
+    assert!(matches!(
+        Resource::decode(&resource("endpoints", "shop/orders", &body)),
+        Err(DecodeError::TooLarge { .. })
+    ));
 }
 
 #[test]
 fn bytes_cut_or_changed_anywhere_never_panic() {
-    let update = proto::ToProxy { to_epoch: 1, nonce: 1, resources: vec![endpoints().encode().unwrap()], ..Default::default() };
+    let update =
+        proto::ToProxy { to_epoch: 1, nonce: 1, resources: vec![endpoints().encode().unwrap()], ..Default::default() };
     let whole = update.encode_to_vec();
     let mut understood = 0;
     for at in 0..whole.len() {
@@ -159,7 +167,8 @@ fn hello_and_nack_of_a_proxy_are_read_back() {
 
 #[test]
 fn keys_are_read_back_as_they_were_written() {
-    for key in [ResourceKey::Workload, ResourceKey::Destination(service("a/b")), ResourceKey::Endpoints(service("a/b"))] {
+    for key in [ResourceKey::Workload, ResourceKey::Destination(service("a/b")), ResourceKey::Endpoints(service("a/b"))]
+    {
         assert_eq!(ResourceKey::try_from(&key.to_proto()), Ok(key));
     }
 }
