@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 /// Upper bounds in seconds of admin request durations: a read is under a millisecond, an apply waits for one fsync.
 const DURATION_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0];
@@ -64,18 +66,40 @@ impl Metrics {
         let metrics = Self {
             epoch: gauge("equerry_control_plane_epoch", "Epoch of the stored documents.")?,
             documents: gauge("equerry_control_plane_documents", "Documents stored.")?,
-            proxies: gauges("equerry_control_plane_proxies", "Proxies by state: connected, away, behind (connected, not at the present epoch).", &["state"])?,
-            instances: gauges("equerry_control_plane_instances", "Registered instances by the verdict of their sidecar's health probe.", &["health"])?,
-            sign: counters("equerry_control_plane_certificates_total", "Certificate requests by outcome.", &["outcome"])?,
+            proxies: gauges(
+                "equerry_control_plane_proxies",
+                "Proxies by state: connected, away, behind (connected, not at the present epoch).",
+                &["state"],
+            )?,
+            instances: gauges(
+                "equerry_control_plane_instances",
+                "Registered instances by the verdict of their sidecar's health probe.",
+                &["health"],
+            )?,
+            sign: counters(
+                "equerry_control_plane_certificates_total",
+                "Certificate requests by outcome.",
+                &["outcome"],
+            )?,
             leases: counters("equerry_control_plane_leases_total", "Leases by outcome.", &["outcome"])?,
             nacks: IntCounter::new("equerry_control_plane_nacks_total", "Updates a proxy refused.")?,
-            quota_granted: IntCounter::new("equerry_control_plane_quota_granted_total", "Tokens of tenant quotas granted to sidecars.")?,
+            quota_granted: IntCounter::new(
+                "equerry_control_plane_quota_granted_total",
+                "Tokens of tenant quotas granted to sidecars.",
+            )?,
             admin: HistogramVec::new(
-                HistogramOpts::new("equerry_control_plane_admin_request_duration_seconds", "Time to answer a request of the admin API.")
-                    .buckets(DURATION_BUCKETS.to_vec()),
+                HistogramOpts::new(
+                    "equerry_control_plane_admin_request_duration_seconds",
+                    "Time to answer a request of the admin API.",
+                )
+                .buckets(DURATION_BUCKETS.to_vec()),
                 &["route", "method", "code"],
             )?,
-            admin_refused: counters("equerry_control_plane_admin_refused_total", "Admin requests refused at the door, by reason.", &["reason"])?,
+            admin_refused: counters(
+                "equerry_control_plane_admin_refused_total",
+                "Admin requests refused at the door, by reason.",
+                &["reason"],
+            )?,
             registry,
         };
         let registry = &metrics.registry;

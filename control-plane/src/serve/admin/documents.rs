@@ -1,20 +1,23 @@
 //! Documents over HTTP: read, write and delete one with ETags, list many, apply files all or none.
 
+use std::collections::HashSet;
+
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, extract::rejection::BytesRejection};
 use bytes::Bytes;
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey, Kind, Reading, default_namespace};
-use equerry_policies::interpret::complaints_within;
 use equerry_policies::names::{Namespace, ResourceName, nearest};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::problem::PROBLEM_JSON;
-use super::shapes::{ApplyReply, ApplyRequest, ChangeReply, DocumentList, Problem};
-use crate::control::{Action, Applied, ApplyError, ApplyOptions, ControlPlane, DocumentFilter, Precondition, StoredDocument};
+use super::shapes::{ApplyReply, ApplyRequest, ChangeReply, DeleteRequest, DocumentList, DocumentName, Problem};
+use crate::control::{
+    Action, Applied, ApplyError, ApplyOptions, ControlPlane, DocumentFilter, Precondition, StoredDocument,
+};
 
 /// Most files in one apply.
 const MAX_FILES: usize = 10_000;
@@ -56,10 +59,17 @@ impl From<ApplyError> for Problem {
 /// Apply files: every document of all of them, or none.
 #[utoipa::path(post, path = "/api/v1/apply", tag = "documents", params(ApplyQuery), request_body = ApplyRequest,
     responses((status = 200, body = ApplyReply), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Every mistake, with file, line and column")))]
-pub(super) async fn apply(State(control): State<ControlPlane>, query: Query<ApplyQuery>, body: Result<Bytes, BytesRejection>) -> Result<Json<ApplyReply>, Problem> {
+pub(super) async fn apply(
+    State(control): State<ControlPlane>,
+    query: Query<ApplyQuery>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<ApplyReply>, Problem> {
     let request: ApplyRequest = read_json(body)?;
     if request.files.is_empty() || request.files.len() > MAX_FILES {
-        return Err(Problem::bad_request(format_args!("found {} files, expected 1 to {MAX_FILES}", request.files.len())));
+        return Err(Problem::bad_request(format_args!(
+            "found {} files, expected 1 to {MAX_FILES}",
+            request.files.len()
+        )));
     }
     let mut reading = Reading::default();
     for file in &request.files {
@@ -67,9 +77,13 @@ pub(super) async fn apply(State(control): State<ControlPlane>, query: Query<Appl
     }
     let Reading { documents, mut complaints } = reading;
     if !complaints.is_empty() {
-        // A document that could not be read may be the one another names: only mistakes within documents are certain.
-        complaints.extend(complaints_within(&documents));
+        // What is wrong with the documents that could be read is told at once too, judged beside all others.
+        let options = ApplyOptions { dry_run: true, ..ApplyOptions::default() };
+        if let Err(ApplyError::Invalid(found)) = control.apply(documents, options).await {
+            complaints.extend(found);
+        }
         complaints.sort();
+        complaints.dedup();
         return Err(Problem::invalid(complaints));
     }
     let applied = control.apply(documents, ApplyOptions { dry_run: query.dry_run, ..ApplyOptions::default() }).await?;
@@ -89,7 +103,10 @@ fn reply(applied: Applied, dry_run: bool) -> ApplyReply {
 
 /// List documents.
 #[utoipa::path(get, path = "/api/v1/documents", tag = "documents", params(Filter), responses((status = 200, body = DocumentList)))]
-pub(super) async fn list(State(control): State<ControlPlane>, Query(filter): Query<Filter>) -> Result<Json<DocumentList>, Problem> {
+pub(super) async fn list(
+    State(control): State<ControlPlane>,
+    Query(filter): Query<Filter>,
+) -> Result<Json<DocumentList>, Problem> {
     let kind = filter.kind.as_deref().map(kind_of).transpose()?;
     let namespace = filter.namespace.as_deref().map(namespace_of).transpose()?;
     Ok(Json(listed(&control, &DocumentFilter { kind, namespace, name: None })))
@@ -98,17 +115,26 @@ pub(super) async fn list(State(control): State<ControlPlane>, Query(filter): Que
 /// List the documents of one kind in one namespace.
 #[utoipa::path(get, path = "/api/v1/namespaces/{namespace}/{kind}", tag = "documents",
     params(("namespace" = String, Path,), ("kind" = String, Path, description = "In any spelling: HTTPRoute, httproutes")), responses((status = 200, body = DocumentList)))]
-pub(super) async fn list_namespaced(State(control): State<ControlPlane>, Path((namespace, kind)): Path<(String, String)>) -> Result<Json<DocumentList>, Problem> {
+pub(super) async fn list_namespaced(
+    State(control): State<ControlPlane>,
+    Path((namespace, kind)): Path<(String, String)>,
+) -> Result<Json<DocumentList>, Problem> {
     let (kind, namespace) = (kind_of(&kind)?, namespace_of(&namespace)?);
     if !kind.namespaced() {
-        return Err(Problem::bad_request(format_args!("{kind} documents have no namespace: /api/v1/{}", kind.plural())));
+        return Err(Problem::bad_request(format_args!(
+            "{kind} documents have no namespace: /api/v1/{}",
+            kind.plural()
+        )));
     }
     Ok(Json(listed(&control, &DocumentFilter { kind: Some(kind), namespace: Some(namespace), name: None })))
 }
 
 /// List the documents of a kind without namespaces.
 #[utoipa::path(get, path = "/api/v1/{kind}", tag = "documents", params(("kind" = String, Path, description = "meshes or tenants")), responses((status = 200, body = DocumentList)))]
-pub(super) async fn list_global(State(control): State<ControlPlane>, Path(kind): Path<String>) -> Result<Json<DocumentList>, Problem> {
+pub(super) async fn list_global(
+    State(control): State<ControlPlane>,
+    Path(kind): Path<String>,
+) -> Result<Json<DocumentList>, Problem> {
     let kind = Some(kind_of(&kind)?);
     Ok(Json(listed(&control, &DocumentFilter { kind, ..DocumentFilter::default() })))
 }
@@ -122,7 +148,11 @@ fn listed(control: &ControlPlane, filter: &DocumentFilter) -> DocumentList {
 #[utoipa::path(get, path = "/api/v1/namespaces/{namespace}/{kind}/{name}", tag = "documents",
     params(("namespace" = String, Path,), ("kind" = String, Path,), ("name" = String, Path,), ("If-None-Match" = Option<String>, Header,)),
     responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn get_namespaced(State(control): State<ControlPlane>, Path((namespace, kind, name)): Path<(String, String, String)>, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn get_namespaced(
+    State(control): State<ControlPlane>,
+    Path((namespace, kind, name)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     get(&control, &key_of(&kind, Some(&namespace), &name)?, &headers)
 }
 
@@ -130,7 +160,11 @@ pub(super) async fn get_namespaced(State(control): State<ControlPlane>, Path((na
 #[utoipa::path(get, path = "/api/v1/{kind}/{name}", tag = "documents",
     params(("kind" = String, Path,), ("name" = String, Path,), ("If-None-Match" = Option<String>, Header,)),
     responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn get_global(State(control): State<ControlPlane>, Path((kind, name)): Path<(String, String)>, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn get_global(
+    State(control): State<ControlPlane>,
+    Path((kind, name)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     get(&control, &key_of(&kind, None, &name)?, &headers)
 }
 
@@ -175,9 +209,15 @@ pub(super) async fn put_global(
     put(&control, key_of(&kind, None, &name)?, &headers, body).await
 }
 
-async fn put(control: &ControlPlane, key: DocumentKey, headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
+async fn put(
+    control: &ControlPlane,
+    key: DocumentKey,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
     let body = read_body(body)?;
-    let text = std::str::from_utf8(&body).map_err(|_| Problem::bad_request("found bytes that are not UTF-8, expected a document as JSON or YAML"))?;
+    let text = std::str::from_utf8(&body)
+        .map_err(|_| Problem::bad_request("found bytes that are not UTF-8, expected a document as JSON or YAML"))?;
     let mut reading = Reading::default();
     reading.add("body", text, key.namespace.as_ref().unwrap_or(&default_namespace()));
     let Reading { documents, mut complaints } = reading;
@@ -185,15 +225,26 @@ async fn put(control: &ControlPlane, key: DocumentKey, headers: &HeaderMap, body
         && *document.key() != key
     {
         let found = format!("document {}", document.key());
-        complaints.push(Complaint { file: "body".to_owned(), key: "metadata".to_owned(), found, expected: format!("{key}, as the path says"), ..Complaint::default() });
+        complaints.push(Complaint {
+            file: "body".to_owned(),
+            key: "metadata".to_owned(),
+            found,
+            expected: format!("{key}, as the path says"),
+            ..Complaint::default()
+        });
     }
     let count = documents.len();
     let document: Document = match (documents.into_iter().next(), count) {
         (Some(document), 1) if complaints.is_empty() => document,
         _ if !complaints.is_empty() => return Err(Problem::invalid(complaints)),
-        (_, count) => return Err(Problem::bad_request(format_args!("found {count} documents, expected one; /api/v1/apply takes several"))),
+        (_, count) => {
+            return Err(Problem::bad_request(format_args!(
+                "found {count} documents, expected one; /api/v1/apply takes several"
+            )));
+        }
     };
-    let options = ApplyOptions { dry_run: false, if_match: precondition(headers)?.map(|precondition| (key, precondition)) };
+    let options =
+        ApplyOptions { dry_run: false, if_match: precondition(headers)?.map(|precondition| (key, precondition)) };
     let applied = control.apply(vec![document], options).await?;
     let created = applied.changes.iter().any(|change| change.action == Action::Created);
     let tag = etag(applied.changes.first().map_or("", |change| &change.version))?;
@@ -206,7 +257,11 @@ async fn put(control: &ControlPlane, key: DocumentKey, headers: &HeaderMap, body
     params(("namespace" = String, Path,), ("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,)),
     responses((status = 200, body = ApplyReply), (status = 404, body = Problem, content_type = PROBLEM_JSON),
         (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
-pub(super) async fn delete_namespaced(State(control): State<ControlPlane>, Path((namespace, kind, name)): Path<(String, String, String)>, headers: HeaderMap) -> Result<Json<ApplyReply>, Problem> {
+pub(super) async fn delete_namespaced(
+    State(control): State<ControlPlane>,
+    Path((namespace, kind, name)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<ApplyReply>, Problem> {
     delete(&control, key_of(&kind, Some(&namespace), &name)?, &headers).await
 }
 
@@ -215,7 +270,11 @@ pub(super) async fn delete_namespaced(State(control): State<ControlPlane>, Path(
     params(("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,)),
     responses((status = 200, body = ApplyReply), (status = 404, body = Problem, content_type = PROBLEM_JSON),
         (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
-pub(super) async fn delete_global(State(control): State<ControlPlane>, Path((kind, name)): Path<(String, String)>, headers: HeaderMap) -> Result<Json<ApplyReply>, Problem> {
+pub(super) async fn delete_global(
+    State(control): State<ControlPlane>,
+    Path((kind, name)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<ApplyReply>, Problem> {
     delete(&control, key_of(&kind, None, &name)?, &headers).await
 }
 
@@ -226,12 +285,45 @@ async fn delete(control: &ControlPlane, key: DocumentKey, headers: &HeaderMap) -
     Ok(Json(reply(applied, false)))
 }
 
+/// Delete documents together, as one epoch: all of them, or none.
+///
+/// One by one, a policy would go before the Service it protects.
+#[utoipa::path(post, path = "/api/v1/delete", tag = "documents", request_body = DeleteRequest,
+    responses((status = 200, body = ApplyReply), (status = 404, body = Problem, content_type = PROBLEM_JSON),
+        (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Documents that stay need one of them")))]
+pub(super) async fn delete_many(
+    State(control): State<ControlPlane>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<ApplyReply>, Problem> {
+    let request: DeleteRequest = read_json(body)?;
+    let key = |named: &DocumentName| key_of(&named.kind, named.namespace.as_deref(), &named.name);
+    let mut keys = request.documents.iter().map(key).collect::<Result<Vec<_>, _>>()?;
+    let mut seen = HashSet::new();
+    keys.retain(|key| seen.insert(key.clone()));
+    if request.ignore_not_found {
+        let truth = control.truth();
+        keys.retain(|key| truth.documents.contains_key(key));
+    }
+    let applied = control.delete(keys, ApplyOptions::default()).await?;
+    Ok(Json(reply(applied, false)))
+}
+
 /// The key of a document named by a path.
 fn key_of(kind: &str, namespace: Option<&str>, name: &str) -> Result<DocumentKey, Problem> {
     let kind = kind_of(kind)?;
     match (kind.namespaced(), namespace) {
-        (true, None) => return Err(Problem::bad_request(format_args!("{kind} documents live in a namespace: /api/v1/namespaces/NAMESPACE/{}/{name}", kind.plural()))),
-        (false, Some(_)) => return Err(Problem::bad_request(format_args!("{kind} documents have no namespace: /api/v1/{}/{name}", kind.plural()))),
+        (true, None) => {
+            return Err(Problem::bad_request(format_args!(
+                "{kind} documents live in a namespace: /api/v1/namespaces/NAMESPACE/{}/{name}",
+                kind.plural()
+            )));
+        }
+        (false, Some(_)) => {
+            return Err(Problem::bad_request(format_args!(
+                "{kind} documents have no namespace: /api/v1/{}/{name}",
+                kind.plural()
+            )));
+        }
         _ => {}
     }
     let namespace = namespace.map(namespace_of).transpose()?;
@@ -243,7 +335,8 @@ fn kind_of(word: &str) -> Result<Kind, Problem> {
     Kind::from_word(word).ok_or_else(|| {
         let lower = word.to_lowercase();
         let known: Vec<String> = Kind::words().map(str::to_lowercase).collect();
-        let near = nearest(&lower, known.iter().map(String::as_str)).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        let near = nearest(&lower, known.iter().map(String::as_str))
+            .map_or_else(String::new, |near| format!("; did you mean {near}?"));
         let shown: String = word.chars().take(80).collect();
         Problem::not_found(format_args!("kind {shown:?}{near}"))
     })
@@ -262,7 +355,9 @@ fn precondition(headers: &HeaderMap) -> Result<Option<Precondition>, Problem> {
         (Some(Tags::Any), None) => Ok(Some(Precondition::Present)),
         (None, Some(Tags::Any)) => Ok(Some(Precondition::Absent)),
         (Some(Tags::These(mut versions)), None) if versions.len() == 1 => Ok(versions.pop().map(Precondition::Version)),
-        _ => Err(Problem::bad_request("found a combination that is not supported, expected If-Match with one ETag or *, or If-None-Match: *")),
+        _ => Err(Problem::bad_request(
+            "found a combination that is not supported, expected If-Match with one ETag or *, or If-None-Match: *",
+        )),
     }
 }
 
@@ -293,7 +388,9 @@ fn tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<Tags>, 
         for tag in text.split(',').map(str::trim) {
             let strong = tag.strip_prefix("W/").unwrap_or(tag);
             let version = strong.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-            let version = version.ok_or_else(|| Problem::bad_request(format_args!("{name}: found {tag:?}, expected an ETag in quotes, or *")))?;
+            let version = version.ok_or_else(|| {
+                Problem::bad_request(format_args!("{name}: found {tag:?}, expected an ETag in quotes, or *"))
+            })?;
             versions.push(version.to_owned());
         }
     }
@@ -301,18 +398,27 @@ fn tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<Tags>, 
 }
 
 fn etag(version: &str) -> Result<HeaderValue, Problem> {
-    HeaderValue::from_str(&format!("\"{version}\"")).map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "a version is not text"))
+    HeaderValue::from_str(&format!("\"{version}\""))
+        .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "a version is not text"))
 }
 
 /// The body, when it could be read whole.
 pub(super) fn read_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
     body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format_args!("the body is larger than {} MiB; apply fewer files at a time", super::MAX_BODY >> 20)),
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            format_args!("the body is larger than {} MiB; apply fewer files at a time", super::MAX_BODY >> 20),
+        ),
         _ => Problem::bad_request(rejection.body_text()),
     })
 }
 
 /// The body as JSON of a known shape.
 pub(super) fn read_json<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
-    serde_json::from_slice(&read_body(body)?).map_err(|error| Problem::bad_request(format_args!("the body is not what is expected here: {error}; /openapi.json shows the shape")))
+    serde_json::from_slice(&read_body(body)?).map_err(|error| {
+        Problem::bad_request(format_args!(
+            "the body is not what is expected here: {error}; /openapi.json shows the shape"
+        ))
+    })
 }

@@ -24,7 +24,11 @@ pub(super) async fn only_with_a_token(State(control): State<ControlPlane>, reque
     let refused = match bearer(request.headers()) {
         Some(token) if control.check_admin_token(token) => return next.run(request).await,
         Some(_) => Problem::new(StatusCode::UNAUTHORIZED, "token_invalid", "this admin token is not known here"),
-        None => Problem::new(StatusCode::UNAUTHORIZED, "token_missing", "an admin token is needed: Authorization: Bearer TOKEN"),
+        None => Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "token_missing",
+            "an admin token is needed: Authorization: Bearer TOKEN",
+        ),
     };
     control.metrics().admin_refused("token");
     refused.into_response()
@@ -52,7 +56,13 @@ pub(super) async fn counted(State(control): State<ControlPlane>, request: Reques
     let (status, took) = (response.status().as_u16(), started.elapsed());
     control.metrics().admin_answered(route, method, status, took);
     if method != "GET" {
-        tracing::info!(method, path, status, milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "admin");
+        tracing::info!(
+            method,
+            path,
+            status,
+            milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "admin"
+        );
     }
     response
 }
@@ -72,8 +82,16 @@ fn known(method: &Method) -> &'static str {
 pub(super) async fn beyond_limits(State(control): State<ControlPlane>, error: BoxError) -> Problem {
     if error.is::<tower::timeout::error::Elapsed>() {
         control.metrics().admin_refused("timeout");
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", format_args!("no answer within {} s; what was asked for may still happen", ANSWER_WITHIN.as_secs()));
+        return Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "timeout",
+            format_args!("no answer within {} s; what was asked for may still happen", ANSWER_WITHIN.as_secs()),
+        );
     }
     control.metrics().admin_refused("overload");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overload", format_args!("{MAX_AT_ONCE} requests are being answered already; try again in a moment"))
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "overload",
+        format_args!("{MAX_AT_ONCE} requests are being answered already; try again in a moment"),
+    )
 }

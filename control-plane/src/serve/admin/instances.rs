@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
 use bytes::Bytes;
-use futures_util::future::join_all;
 use equerry_policies::names::{AccountName, InstanceId, Namespace};
+use futures_util::future::join_all;
 use http::StatusCode;
 use serde::Deserialize;
 
@@ -48,10 +48,17 @@ impl From<LeaseError> for Problem {
 #[utoipa::path(put, path = "/api/v1/instances/{id}", tag = "instances", params(("id" = String, Path,)), request_body = InstanceRequest,
     responses((status = 200, body = InstanceReply), (status = 403, body = Problem, content_type = PROBLEM_JSON, description = "A Service that selects it does not list its account"),
         (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "Another account or a later start holds it")))]
-pub(super) async fn put(State(control): State<ControlPlane>, Path(id): Path<String>, body: Result<Bytes, BytesRejection>) -> Result<Json<InstanceReply>, Problem> {
+pub(super) async fn put(
+    State(control): State<ControlPlane>,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<InstanceReply>, Problem> {
     let request: InstanceRequest = read_json(body)?;
     if request.id.as_ref().is_some_and(|other| *other != id) {
-        return Err(Problem::bad_request(format_args!("id: found {:?}, expected {id:?} as in the path", request.id.unwrap_or_default())));
+        return Err(Problem::bad_request(format_args!(
+            "id: found {:?}, expected {id:?} as in the path",
+            request.id.unwrap_or_default()
+        )));
     }
     let registration = registration(&control, &id, request)?;
     let instance = registration.key().to_string();
@@ -62,17 +69,26 @@ pub(super) async fn put(State(control): State<ControlPlane>, Path(id): Path<Stri
 /// Register many instances; each is accepted or refused for itself.
 #[utoipa::path(post, path = "/api/v1/instances:bulk", tag = "instances", request_body = InstancesRequest,
     responses((status = 200, body = InstancesReply), (status = 400, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn bulk(State(control): State<ControlPlane>, body: Result<Bytes, BytesRejection>) -> Result<Json<InstancesReply>, Problem> {
+pub(super) async fn bulk(
+    State(control): State<ControlPlane>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<InstancesReply>, Problem> {
     let request: InstancesRequest = read_json(body)?;
     if request.instances.len() > MAX_AT_ONCE {
-        return Err(Problem::bad_request(format_args!("found {} instances, expected at most {MAX_AT_ONCE}", request.instances.len())));
+        return Err(Problem::bad_request(format_args!(
+            "found {} instances, expected at most {MAX_AT_ONCE}",
+            request.instances.len()
+        )));
     }
     // All are read before the first is registered, so that a body with a mistake changes nothing.
     let mut registrations = Vec::with_capacity(request.instances.len());
     for (index, mut instance) in request.instances.into_iter().enumerate() {
-        let id = instance.id.take().ok_or_else(|| Problem::bad_request(format_args!("instances[{index}].id: found nothing, expected the instance's id")))?;
+        let id = instance.id.take().ok_or_else(|| {
+            Problem::bad_request(format_args!("instances[{index}].id: found nothing, expected the instance's id"))
+        })?;
         let read = registration(&control, &id, instance);
-        registrations.push(read.map_err(|problem| Problem::bad_request(format_args!("instances[{index}].{}", problem.detail)))?);
+        registrations
+            .push(read.map_err(|problem| Problem::bad_request(format_args!("instances[{index}].{}", problem.detail)))?);
     }
     let keys: Vec<_> = registrations.iter().map(|registration| registration.key().to_string()).collect();
     // Asked together, so that the store writes them together.
@@ -80,7 +96,9 @@ pub(super) async fn bulk(State(control): State<ControlPlane>, body: Result<Bytes
     let mut items = Vec::with_capacity(keys.len());
     for (instance, outcome) in keys.into_iter().zip(outcomes) {
         items.push(match outcome {
-            Ok(services) => InstanceReply { instance, services: services.iter().map(ToString::to_string).collect(), refused: None },
+            Ok(services) => {
+                InstanceReply { instance, services: services.iter().map(ToString::to_string).collect(), refused: None }
+            }
             Err(LeaseError::Store(error)) => return Err(store_refused(&error)),
             Err(error) => InstanceReply { instance, services: Vec::new(), refused: Some(error.to_string()) },
         });
@@ -91,8 +109,13 @@ pub(super) async fn bulk(State(control): State<ControlPlane>, body: Result<Bytes
 /// Take an instance out.
 #[utoipa::path(delete, path = "/api/v1/instances/{id}", tag = "instances", params(("id" = String, Path,), Place),
     responses((status = 204), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn delete(State(control): State<ControlPlane>, Path(id): Path<String>, Query(place): Query<Place>) -> Result<StatusCode, Problem> {
-    let namespace = Namespace::parse(&place.namespace).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))?;
+pub(super) async fn delete(
+    State(control): State<ControlPlane>,
+    Path(id): Path<String>,
+    Query(place): Query<Place>,
+) -> Result<StatusCode, Problem> {
+    let namespace =
+        Namespace::parse(&place.namespace).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))?;
     let id = InstanceId::parse(&id).map_err(|bad| Problem::bad_request(format_args!("id: {bad}")))?;
     let key = InstanceKey { namespace, id };
     match control.delete_instance(&key, None).await {
@@ -104,12 +127,18 @@ pub(super) async fn delete(State(control): State<ControlPlane>, Path(id): Path<S
 
 fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> Result<Registration, Problem> {
     let id = InstanceId::parse(id).map_err(|bad| Problem::bad_request(format_args!("id: {bad}")))?;
-    let account = AccountName::parse(&request.account).map_err(|bad| Problem::bad_request(format_args!("account: {bad}")))?;
+    let account =
+        AccountName::parse(&request.account).map_err(|bad| Problem::bad_request(format_args!("account: {bad}")))?;
     if request.labels.len() > MAX_LABELS || request.ports.len() > MAX_LABELS || request.ports.contains(&0) {
-        return Err(Problem::bad_request(format_args!("labels, ports: expected at most {MAX_LABELS} of each, and ports from 1 to 65535")));
+        return Err(Problem::bad_request(format_args!(
+            "labels, ports: expected at most {MAX_LABELS} of each, and ports from 1 to 65535"
+        )));
     }
     if !(1..=MAX_LEASE).contains(&request.lease_seconds) {
-        return Err(Problem::bad_request(format_args!("leaseSeconds: found {}, expected 1 to {MAX_LEASE}", request.lease_seconds)));
+        return Err(Problem::bad_request(format_args!(
+            "leaseSeconds: found {}, expected 1 to {MAX_LEASE}",
+            request.lease_seconds
+        )));
     }
     let key = InstanceKey { namespace: account.namespace.clone(), id };
     // Whoever puts it again means the same start of it.

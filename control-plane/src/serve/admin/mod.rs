@@ -67,6 +67,7 @@ pub fn router(control: ControlPlane) -> Router {
 fn api() -> OpenApiRouter<ControlPlane> {
     OpenApiRouter::with_openapi(introduction())
         .routes(routes!(documents::apply))
+        .routes(routes!(documents::delete_many))
         .routes(routes!(documents::list))
         .routes(routes!(documents::list_namespaced))
         .routes(routes!(documents::list_global))
@@ -84,11 +85,13 @@ fn api() -> OpenApiRouter<ControlPlane> {
 }
 
 fn introduction() -> OpenApi {
-    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The text of STATE-DIR/admin.token, or of `equerry token create admin`")).build();
-    let info = InfoBuilder::new()
-        .title("Equerry admin API")
-        .version(env!("CARGO_PKG_VERSION"))
-        .description(Some("Documents, and what the control plane knows. Every error is application/problem+json (RFC 9457)."));
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("The text of STATE-DIR/admin.token, or of `equerry token create admin`"))
+        .build();
+    let info = InfoBuilder::new().title("Equerry admin API").version(env!("CARGO_PKG_VERSION")).description(Some(
+        "Documents, and what the control plane knows. Every error is application/problem+json (RFC 9457).",
+    ));
     OpenApiBuilder::new()
         .info(info.build())
         .components(Some(ComponentsBuilder::new().security_scheme("adminToken", SecurityScheme::Http(bearer)).build()))

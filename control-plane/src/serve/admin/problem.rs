@@ -19,10 +19,10 @@ impl Problem {
     /// A refusal with `status`; `reason` is for programs, `detail` says what happened and what to do.
     pub fn new(status: StatusCode, reason: &str, detail: impl std::fmt::Display) -> Self {
         Self {
-            kind: "about:blank".to_owned(),
-            title: status.canonical_reason().unwrap_or("Error").to_owned(),
+            kind: "about:blank".into(),
+            title: status.canonical_reason().unwrap_or("Error").into(),
             status: status.as_u16(),
-            reason: reason.to_owned(),
+            reason: reason.into(),
             detail: detail.to_string(),
             complaints: Vec::new(),
         }
@@ -33,7 +33,11 @@ impl Problem {
         let count = complaints.len();
         let plural = if count == 1 { "" } else { "s" };
         let first = complaints.first().map(Complaint::line).unwrap_or_default();
-        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", format_args!("{count} mistake{plural}, nothing was changed; the first: {first}"));
+        let mut problem = Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid",
+            format_args!("{count} mistake{plural}, nothing was changed; the first: {first}"),
+        );
         problem.complaints = complaints;
         problem
     }
@@ -55,7 +59,9 @@ impl IntoResponse for Problem {
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         if status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"equerry\""));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"equerry\""));
         }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -70,16 +76,29 @@ pub(super) async fn every_error_is_a_problem(request: Request, next: Next) -> Re
     let place = format!("{} {}", request.method(), request.uri().path());
     let response = next.run(request).await;
     let status = response.status();
-    let ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(PROBLEM_JSON.as_bytes()));
+    let ours = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(PROBLEM_JSON.as_bytes()));
     if ours || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
     let (head, body) = response.into_parts();
     let problem = match status {
         StatusCode::NOT_FOUND => Problem::not_found(format_args!("{place} here; /openapi.json lists what there is")),
-        StatusCode::METHOD_NOT_ALLOWED => Problem::new(status, "method_not_allowed", format_args!("{place} is not possible; /openapi.json lists what is")),
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(status, "too_large", format_args!("the body is larger than {} MiB; apply fewer files at a time", super::MAX_BODY >> 20)),
-        StatusCode::INTERNAL_SERVER_ERROR => Problem::new(status, "internal", "the control plane failed to answer; its log says why"),
+        StatusCode::METHOD_NOT_ALLOWED => Problem::new(
+            status,
+            "method_not_allowed",
+            format_args!("{place} is not possible; /openapi.json lists what is"),
+        ),
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
+            status,
+            "too_large",
+            format_args!("the body is larger than {} MiB; apply fewer files at a time", super::MAX_BODY >> 20),
+        ),
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            Problem::new(status, "internal", "the control plane failed to answer; its log says why")
+        }
         _ => Problem::new(status, "bad_request", quoted(body).await),
     };
     let mut answer = problem.into_response();

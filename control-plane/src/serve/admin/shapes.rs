@@ -26,6 +26,31 @@ pub struct ApplyFile {
     pub text: String,
 }
 
+/// Documents to be taken away together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeleteRequest {
+    /// At least one.
+    pub documents: Vec<DocumentName>,
+    /// Those that are not there are no mistake.
+    #[serde(default)]
+    pub ignore_not_found: bool,
+}
+
+/// What names a document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentName {
+    /// Its kind, in any spelling.
+    #[schema(example = "HTTPRoute")]
+    pub kind: String,
+    /// Its namespace, for kinds that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
 /// What an apply or a delete changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -333,14 +358,16 @@ pub struct VersionReply {
 pub struct Problem {
     /// `about:blank`: the status says it.
     #[serde(rename = "type")]
-    pub kind: String,
+    #[schema(value_type = String)]
+    pub kind: Box<str>,
     /// The status in words.
-    pub title: String,
+    #[schema(value_type = String)]
+    pub title: Box<str>,
     /// The status.
     pub status: u16,
     /// One word for programs.
-    #[schema(example = "invalid")]
-    pub reason: String,
+    #[schema(value_type = String, example = "invalid")]
+    pub reason: Box<str>,
     /// What happened and what to do, for people.
     pub detail: String,
     /// Every mistake, each with file, line, column, key, found, expected, nearest and snippet.

@@ -36,7 +36,8 @@ struct Answer {
 
 impl Answer {
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     fn etag(&self) -> String {
@@ -71,7 +72,8 @@ impl Place {
     }
 
     async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
-        let mut request = Request::builder().method(method).uri(path).header(header::AUTHORIZATION, format!("Bearer {}", self.token));
+        let mut request =
+            Request::builder().method(method).uri(path).header(header::AUTHORIZATION, format!("Bearer {}", self.token));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -83,7 +85,11 @@ impl Place {
     }
 
     async fn apply(&self, texts: &[&str], query: &str) -> Answer {
-        let files: Vec<_> = texts.iter().enumerate().map(|(index, text)| json!({"name": format!("{index}.yaml"), "text": text})).collect();
+        let files: Vec<_> = texts
+            .iter()
+            .enumerate()
+            .map(|(index, text)| json!({"name": format!("{index}.yaml"), "text": text}))
+            .collect();
         self.ask(Method::POST, &format!("/api/v1/apply{query}"), &[], json!({"files": files}).to_string()).await
     }
 }
@@ -95,7 +101,13 @@ fn bare(path: &str) -> Request<Body> {
 #[tokio::test]
 async fn nobody_without_a_token_sees_anything_but_health_metrics_and_the_description() {
     let place = Place::new().await;
-    for path in ["/api/v1/documents", "/api/v1/proxies", "/api/v1/tokens", "/api/v1/namespaces/shop/services/orders", "/api/v1/tenants/acme"] {
+    for path in [
+        "/api/v1/documents",
+        "/api/v1/proxies",
+        "/api/v1/tokens",
+        "/api/v1/namespaces/shop/services/orders",
+        "/api/v1/tenants/acme",
+    ] {
         let answer = place.send(bare(path)).await;
         answer.is_a_problem(StatusCode::UNAUTHORIZED, "token_missing");
         assert!(answer.headers[header::WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer"), "{path}");
@@ -142,10 +154,12 @@ async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
 async fn every_mistake_is_told_with_file_line_and_column_and_nothing_changes() {
     let place = Place::new().await;
     let bad = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: ordrs}]\n  rulez: []\n";
-    let problem = place.apply(&[SERVICE, bad, "kind: Nonsense\n"], "").await.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid");
+    let problem = place
+        .apply(&[SERVICE, bad, "kind: Nonsense\n"], "")
+        .await
+        .is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid");
     let complaints = problem["complaints"].as_array().unwrap();
-    assert!(complaints.len() >= 2, "{problem:#}");
-    for (file, line) in [("1.yaml", 6), ("2.yaml", 1)] {
+    for (file, line) in [("1.yaml", 5), ("1.yaml", 6), ("2.yaml", 1)] {
         let found = complaints.iter().find(|complaint| complaint["file"] == file && complaint["line"] == line);
         assert!(found.is_some_and(|complaint| complaint["column"].as_u64() > Some(0)), "{file}:{line} in {problem:#}");
     }
@@ -158,7 +172,10 @@ async fn a_document_is_read_and_replaced_only_by_who_knows_its_version() {
     let path = "/api/v1/namespaces/shop/services/orders";
     let created = place.ask(Method::PUT, path, &[("if-none-match", "*")], SERVICE).await;
     assert_eq!(created.status, StatusCode::CREATED, "{}", String::from_utf8_lossy(&created.body));
-    place.ask(Method::PUT, path, &[("if-none-match", "*")], SERVICE).await.is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+    place
+        .ask(Method::PUT, path, &[("if-none-match", "*")], SERVICE)
+        .await
+        .is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
 
     let read = place.get(path).await;
     assert_eq!(read.etag(), created.etag());
@@ -171,10 +188,22 @@ async fn a_document_is_read_and_replaced_only_by_who_knows_its_version() {
     let replaced = place.ask(Method::PUT, path, &[("if-match", &read.etag())], changed.to_string()).await;
     assert_eq!(replaced.status, StatusCode::OK);
     assert_ne!(replaced.etag(), read.etag());
-    place.ask(Method::PUT, path, &[("if-match", &read.etag())], changed.to_string()).await.is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
-    place.ask(Method::DELETE, path, &[("if-match", &read.etag())], Body::empty()).await.is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
-    place.ask(Method::DELETE, path, &[("if-match", "unquoted")], Body::empty()).await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
-    assert_eq!(place.ask(Method::DELETE, path, &[("if-match", &replaced.etag())], Body::empty()).await.status, StatusCode::OK);
+    place
+        .ask(Method::PUT, path, &[("if-match", &read.etag())], changed.to_string())
+        .await
+        .is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+    place
+        .ask(Method::DELETE, path, &[("if-match", &read.etag())], Body::empty())
+        .await
+        .is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+    place
+        .ask(Method::DELETE, path, &[("if-match", "unquoted")], Body::empty())
+        .await
+        .is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    assert_eq!(
+        place.ask(Method::DELETE, path, &[("if-match", &replaced.etag())], Body::empty()).await.status,
+        StatusCode::OK
+    );
     place.get(path).await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
 }
 
@@ -189,14 +218,47 @@ async fn a_document_that_another_needs_stays() {
 }
 
 #[tokio::test]
+async fn documents_that_need_each_other_go_together_in_one_epoch() {
+    let place = Place::new().await;
+    place.apply(&[SERVICE, ROUTE], "").await;
+    let named = |kind: &str, name: &str| json!({"kind": kind, "namespace": "shop", "name": name});
+    let ask = async |documents: Vec<Value>, ignore: bool| {
+        place
+            .ask(
+                Method::POST,
+                "/api/v1/delete",
+                &[],
+                json!({"documents": documents, "ignoreNotFound": ignore}).to_string(),
+            )
+            .await
+    };
+    let both = vec![named("service", "orders"), named("httproutes", "orders"), named("Service", "orders")];
+    let missing = vec![named("service", "orders"), named("service", "nobody"), named("route", "orders")];
+    ask(missing.clone(), false).await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    ask(vec![named("service", "orders")], false).await.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid");
+    let reply = ask(both, false).await.json();
+    assert_eq!((&reply["epoch"], reply["changes"].as_array().unwrap().len()), (&json!(2), 2), "{reply}");
+    assert_eq!(ask(missing, true).await.json()["epoch"], 2, "nothing is left to delete");
+}
+
+#[tokio::test]
 async fn the_path_and_the_document_must_name_the_same() {
     let place = Place::new().await;
     let problem = place.ask(Method::PUT, "/api/v1/namespaces/shop/services/other", &[], SERVICE).await;
-    assert!(problem.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid")["detail"].as_str().unwrap().contains("Service shop/other"));
-    place.ask(Method::PUT, "/api/v1/namespaces/shop/services/orders", &[], format!("{SERVICE}---\n{ROUTE}")).await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    assert!(
+        problem.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid")["detail"]
+            .as_str()
+            .unwrap()
+            .contains("Service shop/other")
+    );
+    place
+        .ask(Method::PUT, "/api/v1/namespaces/shop/services/orders", &[], format!("{SERVICE}---\n{ROUTE}"))
+        .await
+        .is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
     place.get("/api/v1/namespaces/shop/tenants/acme").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
     place.get("/api/v1/httproutes/orders").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
-    let unknown = place.get("/api/v1/namespaces/shop/servces/orders").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    let unknown =
+        place.get("/api/v1/namespaces/shop/servces/orders").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
     assert!(unknown["detail"].as_str().unwrap().contains("did you mean services?"), "{unknown}");
 }
 
@@ -204,7 +266,14 @@ async fn the_path_and_the_document_must_name_the_same() {
 async fn documents_are_listed_by_kind_and_namespace_beside_the_routes_of_the_same_name() {
     let place = Place::new().await;
     assert_eq!(place.apply(&[SERVICE, ROUTE, TENANT], "").await.status, StatusCode::OK);
-    let names = |answer: Answer| answer.json()["items"].as_array().unwrap().iter().map(|item| item["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let names = |answer: Answer| {
+        answer.json()["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["kind"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(names(place.get("/api/v1/documents").await).len(), 3);
     assert_eq!(names(place.get("/api/v1/documents?kind=route").await), ["HTTPRoute"]);
     assert_eq!(names(place.get("/api/v1/documents?namespace=elsewhere").await).len(), 0);
@@ -212,7 +281,11 @@ async fn documents_are_listed_by_kind_and_namespace_beside_the_routes_of_the_sam
     assert_eq!(names(place.get("/api/v1/tenants").await), ["Tenant"]);
     assert_eq!(place.get("/api/v1/tenants/acme").await.json()["metadata"]["name"], "acme");
     let usage = place.get("/api/v1/tenants/acme/usage").await.json();
-    assert_eq!((&usage["quotas"][0]["limit"], &usage["quotas"][0]["windowSeconds"]), (&json!(100), &json!(5)), "{usage}");
+    assert_eq!(
+        (&usage["quotas"][0]["limit"], &usage["quotas"][0]["windowSeconds"]),
+        (&json!(100), &json!(5)),
+        "{usage}"
+    );
     place.get("/api/v1/tenants/nobody/usage").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
     assert_eq!(place.get("/api/v1/services").await.json()["items"][0]["service"], "shop/orders");
     let near = place.get("/api/v1/services/shop/order").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
@@ -224,10 +297,14 @@ async fn instances_are_registered_refused_and_taken_out() {
     let place = Place::new().await;
     place.apply(&[SERVICE], "").await;
     let instance = |account: &str| json!({"account": account, "labels": {"app": "orders"}, "inbound": "10.0.0.7:15006", "ports": [8080]});
-    let registered = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance("shop/orders").to_string()).await;
+    let registered =
+        place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance("shop/orders").to_string()).await;
     assert_eq!(registered.json(), json!({"instance": "shop/orders-1", "services": ["shop/orders"]}));
-    let stranger = place.ask(Method::PUT, "/api/v1/instances/orders-2", &[], instance("shop/frontend").to_string()).await;
-    assert!(stranger.is_a_problem(StatusCode::FORBIDDEN, "not_listed")["detail"].as_str().unwrap().contains("shop/orders"));
+    let stranger =
+        place.ask(Method::PUT, "/api/v1/instances/orders-2", &[], instance("shop/frontend").to_string()).await;
+    assert!(
+        stranger.is_a_problem(StatusCode::FORBIDDEN, "not_listed")["detail"].as_str().unwrap().contains("shop/orders")
+    );
     let held = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance("shop/frontend").to_string()).await;
     assert!(held.status.is_client_error());
 
@@ -235,20 +312,36 @@ async fn instances_are_registered_refused_and_taken_out() {
     second["id"] = json!("orders-2");
     let mut third = instance("shop/frontend");
     third["id"] = json!("orders-3");
-    let bulk = place.ask(Method::POST, "/api/v1/instances:bulk", &[], json!({"instances": [second, third]}).to_string()).await.json();
+    let bulk = place
+        .ask(Method::POST, "/api/v1/instances:bulk", &[], json!({"instances": [second, third]}).to_string())
+        .await
+        .json();
     assert_eq!(bulk["items"][0]["services"], json!(["shop/orders"]), "{bulk}");
     assert!(bulk["items"][1]["refused"].is_string());
 
     let service = place.get("/api/v1/services/shop/orders").await.json();
     assert_eq!((&service["healthy"], &service["total"]), (&json!(2), &json!(2)));
-    assert_eq!(place.ask(Method::DELETE, "/api/v1/instances/orders-1?namespace=shop", &[], Body::empty()).await.status, StatusCode::NO_CONTENT);
-    place.ask(Method::DELETE, "/api/v1/instances/orders-1?namespace=shop", &[], Body::empty()).await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    assert_eq!(
+        place.ask(Method::DELETE, "/api/v1/instances/orders-1?namespace=shop", &[], Body::empty()).await.status,
+        StatusCode::NO_CONTENT
+    );
+    place
+        .ask(Method::DELETE, "/api/v1/instances/orders-1?namespace=shop", &[], Body::empty())
+        .await
+        .is_a_problem(StatusCode::NOT_FOUND, "not_found");
 }
 
 #[tokio::test]
 async fn a_token_is_shown_once_and_an_admin_token_lets_in() {
     let place = Place::new().await;
-    let join = place.ask(Method::POST, "/api/v1/tokens", &[], json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 1}).to_string()).await;
+    let join = place
+        .ask(
+            Method::POST,
+            "/api/v1/tokens",
+            &[],
+            json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 1}).to_string(),
+        )
+        .await;
     assert_eq!(join.status, StatusCode::CREATED);
     let token = join.json()["token"].as_str().unwrap().to_owned();
     assert!(token.starts_with("eqj1."));
@@ -256,12 +349,24 @@ async fn a_token_is_shown_once_and_an_admin_token_lets_in() {
     assert_eq!(list.json()["items"][0]["account"], "shop/orders");
     let secret = token.split('.').nth(2).unwrap();
     assert!(!String::from_utf8_lossy(&list.body).contains(secret));
-    for wrong in [json!({"kind": "join", "namespace": "Shop", "account": "orders", "ttlSeconds": 1}), json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 0}), json!({"kind": "root"})] {
-        place.ask(Method::POST, "/api/v1/tokens", &[], wrong.to_string()).await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    for wrong in [
+        json!({"kind": "join", "namespace": "Shop", "account": "orders", "ttlSeconds": 1}),
+        json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 0}),
+        json!({"kind": "root"}),
+    ] {
+        place
+            .ask(Method::POST, "/api/v1/tokens", &[], wrong.to_string())
+            .await
+            .is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
     }
-    let admin = place.ask(Method::POST, "/api/v1/tokens", &[], json!({"kind": "admin", "name": "ada"}).to_string()).await.json();
+    let admin = place
+        .ask(Method::POST, "/api/v1/tokens", &[], json!({"kind": "admin", "name": "ada"}).to_string())
+        .await
+        .json();
     let mut request = bare("/api/v1/version");
-    request.headers_mut().insert(header::AUTHORIZATION, format!("bearer {}", admin["token"].as_str().unwrap()).parse().unwrap());
+    request
+        .headers_mut()
+        .insert(header::AUTHORIZATION, format!("bearer {}", admin["token"].as_str().unwrap()).parse().unwrap());
     assert_eq!(place.send(request).await.status, StatusCode::OK);
 }
 
@@ -283,9 +388,16 @@ async fn what_is_too_large_or_nowhere_is_a_problem_too() {
     assert!(problem["detail"].as_str().unwrap().contains("1 MiB"), "{problem}");
     place.get("/api/v2/nothing").await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
     let wrong = place.ask(Method::DELETE, "/api/v1/apply", &[], Body::empty()).await;
-    assert!(wrong.status == StatusCode::METHOD_NOT_ALLOWED || wrong.status == StatusCode::NOT_FOUND, "{}", wrong.status);
+    assert!(
+        wrong.status == StatusCode::METHOD_NOT_ALLOWED || wrong.status == StatusCode::NOT_FOUND,
+        "{}",
+        wrong.status
+    );
     assert_eq!(wrong.headers[header::CONTENT_TYPE], PROBLEM_JSON);
-    place.ask(Method::POST, "/api/v1/apply", &[], "not json").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    place
+        .ask(Method::POST, "/api/v1/apply", &[], "not json")
+        .await
+        .is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
 }
 
 #[tokio::test]
@@ -307,8 +419,17 @@ async fn the_description_is_openapi_3_1_and_names_every_route() {
     let description = place.send(bare("/openapi.json")).await.json();
     assert!(description["openapi"].as_str().unwrap().starts_with("3.1"), "{}", description["openapi"]);
     for path in [
-        "/api/v1/namespaces/{namespace}/{kind}/{name}", "/api/v1/{kind}/{name}", "/api/v1/apply", "/api/v1/instances/{id}", "/api/v1/instances:bulk", "/api/v1/services",
-        "/api/v1/services/{namespace}/{name}", "/api/v1/proxies", "/api/v1/epochs/{epoch}", "/api/v1/tenants/{name}/usage", "/api/v1/tokens",
+        "/api/v1/namespaces/{namespace}/{kind}/{name}",
+        "/api/v1/{kind}/{name}",
+        "/api/v1/apply",
+        "/api/v1/instances/{id}",
+        "/api/v1/instances:bulk",
+        "/api/v1/services",
+        "/api/v1/services/{namespace}/{name}",
+        "/api/v1/proxies",
+        "/api/v1/epochs/{epoch}",
+        "/api/v1/tenants/{name}/usage",
+        "/api/v1/tokens",
     ] {
         assert!(description["paths"][path].is_object(), "{path}");
     }

@@ -12,8 +12,8 @@ use http::StatusCode;
 use super::documents::read_json;
 use super::problem::PROBLEM_JSON;
 use super::shapes::{
-    EpochProxy, EpochReply, EpochState, JoinTokenReply, MemberReply, Problem, ProxyList, ProxyReply, QuotaReply, ServiceList, ServiceReply, TokenList, TokenReply,
-    TokenRequest, UsageReply, VersionReply,
+    EpochProxy, EpochReply, EpochState, JoinTokenReply, MemberReply, Problem, ProxyList, ProxyReply, QuotaReply,
+    ServiceList, ServiceReply, TokenList, TokenReply, TokenRequest, UsageReply, VersionReply,
 };
 use crate::control::{self, ControlPlane, MemberStatus, ProxyStatus, ServiceStatus};
 use crate::store::StoreError;
@@ -63,10 +63,16 @@ fn unix(time: SystemTime) -> u64 {
 /// How far one epoch has come.
 #[utoipa::path(get, path = "/api/v1/epochs/{epoch}", tag = "mesh", params(("epoch" = u64, Path,)),
     responses((status = 200, body = EpochReply), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn epoch(State(control): State<ControlPlane>, Path(epoch): Path<String>) -> Result<Json<EpochReply>, Problem> {
-    let number: u64 = epoch.parse().map_err(|_| Problem::bad_request("found something else, expected the number of an epoch"))?;
+pub(super) async fn epoch(
+    State(control): State<ControlPlane>,
+    Path(epoch): Path<String>,
+) -> Result<Json<EpochReply>, Problem> {
+    let number: u64 =
+        epoch.parse().map_err(|_| Problem::bad_request("found something else, expected the number of an epoch"))?;
     let status = control.epoch_status(number);
-    let status = status.ok_or_else(|| Problem::not_found(format_args!("epoch {number} yet; the present one is {}", control.epoch())))?;
+    let status = status.ok_or_else(|| {
+        Problem::not_found(format_args!("epoch {number} yet; the present one is {}", control.epoch()))
+    })?;
     let proxies = status.proxies.into_iter().map(|proxy| EpochProxy {
         instance: proxy.instance.to_string(),
         state: match proxy.state {
@@ -89,13 +95,17 @@ pub(super) async fn services(State(control): State<ControlPlane>) -> Json<Servic
 /// One Service and who stands behind it.
 #[utoipa::path(get, path = "/api/v1/services/{namespace}/{name}", tag = "mesh", params(("namespace" = String, Path,), ("name" = String, Path,)),
     responses((status = 200, body = ServiceReply), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn service(State(control): State<ControlPlane>, Path((namespace, name)): Path<(String, String)>) -> Result<Json<ServiceReply>, Problem> {
+pub(super) async fn service(
+    State(control): State<ControlPlane>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<ServiceReply>, Problem> {
     let service = ServiceName::parse(&format!("{namespace}/{name}")).map_err(Problem::bad_request)?;
     if let Some(status) = control.service(&service) {
         return Ok(Json(service_reply(status)));
     }
     let meaning = control.meaning();
-    let near = equerry_policies::view::nearest_service(&meaning, &service).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+    let near = equerry_policies::view::nearest_service(&meaning, &service)
+        .map_or_else(String::new, |near| format!("; did you mean {near}?"));
     Err(Problem::not_found(format_args!("Service {service}{near}")))
 }
 
@@ -124,7 +134,10 @@ fn member(status: MemberStatus) -> MemberReply {
 /// What a tenant has spent in the present windows.
 #[utoipa::path(get, path = "/api/v1/tenants/{name}/usage", tag = "mesh", params(("name" = String, Path,)),
     responses((status = 200, body = UsageReply), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn usage(State(control): State<ControlPlane>, Path(name): Path<String>) -> Result<Json<UsageReply>, Problem> {
+pub(super) async fn usage(
+    State(control): State<ControlPlane>,
+    Path(name): Path<String>,
+) -> Result<Json<UsageReply>, Problem> {
     let tenant = TenantName::parse(&name).map_err(Problem::bad_request)?;
     let usage = control.tenant_usage(&tenant).ok_or_else(|| Problem::not_found(format_args!("Tenant {tenant}")))?;
     let quotas = usage.quotas.into_iter().map(|quota| QuotaReply {
@@ -141,26 +154,36 @@ pub(super) async fn usage(State(control): State<ControlPlane>, Path(name): Path<
 /// Make a token.
 #[utoipa::path(post, path = "/api/v1/tokens", tag = "tokens", request_body = TokenRequest,
     responses((status = 201, body = TokenReply), (status = 400, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn create_token(State(control): State<ControlPlane>, body: Result<Bytes, BytesRejection>) -> Result<(StatusCode, Json<TokenReply>), Problem> {
+pub(super) async fn create_token(
+    State(control): State<ControlPlane>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<TokenReply>), Problem> {
     let token = match read_json(body)? {
         TokenRequest::Join { namespace, account, ttl_seconds } => {
-            let namespace = Namespace::parse(&namespace).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))?;
-            let account = Account::parse(&account).map_err(|bad| Problem::bad_request(format_args!("account: {bad}")))?;
+            let namespace =
+                Namespace::parse(&namespace).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))?;
+            let account =
+                Account::parse(&account).map_err(|bad| Problem::bad_request(format_args!("account: {bad}")))?;
             if ttl_seconds == 0 || ttl_seconds > MAX_JOIN_TTL.as_secs() {
                 let longest = MAX_JOIN_TTL.as_secs();
-                return Err(Problem::bad_request(format_args!("ttlSeconds: found {ttl_seconds}, expected 1 to {longest} (7 days)")));
+                return Err(Problem::bad_request(format_args!(
+                    "ttlSeconds: found {ttl_seconds}, expected 1 to {longest} (7 days)"
+                )));
             }
             control.create_join_token(AccountName::new(namespace, account), Duration::from_secs(ttl_seconds)).await
         }
         TokenRequest::Admin { name } => {
             if name.is_empty() || name.len() > MAX_TOKEN_NAME || name.chars().any(char::is_control) {
-                return Err(Problem::bad_request(format_args!("name: expected 1 to {MAX_TOKEN_NAME} printable characters")));
+                return Err(Problem::bad_request(format_args!(
+                    "name: expected 1 to {MAX_TOKEN_NAME} printable characters"
+                )));
             }
             control.create_admin_token(&name).await
         }
     };
     let token = token.map_err(|error| match error {
         TokenError::Store(error) => store_refused(&error),
+        TokenError::Reserved { .. } => Problem::bad_request(format_args!("account: {error}")),
         other => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other),
     })?;
     Ok((StatusCode::CREATED, Json(TokenReply { token })))

@@ -1,0 +1,398 @@
+//! The way of a request through both sidecars, decision by decision, with the functions they ask themselves.
+
+use std::collections::BTreeSet;
+
+use equerry_policies::compile::{self, CompiledDestination};
+use equerry_policies::complaint::Complaint;
+use equerry_policies::names::{AccountName, Authority, ServiceName, SpiffeId, TrustDomain};
+use equerry_policies::policy::{
+    Meaning, MtlsMode, Origin, PeerAuthentication, Service, ServicePort, Target as Scope, TrafficPolicy,
+};
+use equerry_policies::view::{self, WorkloadFacts};
+use equerry_traffic::authorize::Facts;
+use equerry_traffic::explain::{self, Outcome, Step};
+use equerry_traffic::normalize::{Direction, Normal, normalize};
+use equerry_traffic::route::{Choice, Known, may_leave};
+use equerry_traffic::{Reason, Refusal};
+use http::request::Parts;
+use serde::Serialize;
+
+use super::Question;
+
+/// Everything that was decided, in order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Explanation {
+    /// The request in its normal form.
+    pub(crate) request: String,
+    /// Who makes it.
+    pub(crate) from: String,
+    /// What becomes of it; of several callees, the worst.
+    pub(crate) verdict: Verdict,
+    /// What the caller's sidecar decides.
+    pub(crate) caller: Vec<Stage>,
+    /// What the sidecar of each possible callee decides.
+    pub(crate) callees: Vec<Callee>,
+}
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Verdict {
+    /// It reaches the application.
+    pub(crate) allowed: bool,
+    /// The mesh's own status when it is refused.
+    pub(crate) status: Option<u16>,
+    /// One of the mesh's reasons; `ok` when it is allowed.
+    pub(crate) reason: &'static str,
+    /// What refused it, in the words of logs and response bodies.
+    pub(crate) cause: Option<String>,
+    /// The same in a sentence.
+    pub(crate) detail: Option<String>,
+    /// Where what refused it was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) origin: Option<Origin>,
+}
+
+/// Decisions of one kind.
+#[derive(Debug, Serialize)]
+pub(crate) struct Stage {
+    /// Which kind.
+    pub(crate) name: &'static str,
+    /// What was looked at.
+    pub(crate) steps: Vec<Step>,
+}
+
+/// What a possible callee decides.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Callee {
+    /// The backend Service.
+    pub(crate) service: String,
+    /// The application's port.
+    pub(crate) port: u16,
+    /// The account it is taken to run as; none for endpoints without a sidecar.
+    pub(crate) account: Option<String>,
+    /// Its share of the requests, in percent.
+    pub(crate) percent: f64,
+    /// What becomes of a request there.
+    pub(crate) verdict: Verdict,
+    /// Its decisions.
+    pub(crate) stages: Vec<Stage>,
+}
+
+/// A backend and its share.
+struct Target<'m> {
+    service: &'m Service,
+    port: &'m ServicePort,
+    percent: f64,
+}
+
+/// Walks the request through the mesh that the documents describe.
+///
+/// # Errors
+/// Complaints of the compiler: documents that a sidecar of this version would not accept.
+pub(crate) fn walk(meaning: &Meaning, question: &Question) -> Result<Explanation, Vec<Complaint>> {
+    let mut parts = question.parts.clone();
+    let mut explanation = Explanation {
+        request: format!("{} {}", parts.method, parts.uri),
+        from: question.from.to_string(),
+        verdict: Verdict::ok(),
+        caller: Vec::new(),
+        callees: Vec::new(),
+    };
+    let normal = match normalize(&mut parts, Direction::Outbound) {
+        Ok(normal) => normal,
+        Err(refusal) => {
+            explanation.caller.push(stage(
+                "request",
+                vec![step("the request", Outcome::NoMatch, refusal.to_string(), &Origin::default())],
+            ));
+            explanation.verdict = Verdict::refused(&refusal);
+            return Ok(explanation);
+        }
+    };
+    explanation.request = format!("{} http://{}{}", parts.method, normal.authority(), normal.target());
+    let (stages, targets) = outbound(meaning, question, &normal, &parts)?;
+    explanation.caller = stages;
+    match targets {
+        Err(refusal) => explanation.verdict = Verdict::refused(&refusal),
+        Ok(targets) => {
+            for target in targets {
+                explanation.callees.push(inbound(meaning, question, &target, &parts)?);
+            }
+            let worst = explanation.callees.iter().find(|callee| !callee.verdict.allowed);
+            explanation.verdict = worst.map_or_else(Verdict::ok, |callee| callee.verdict.clone());
+        }
+    }
+    Ok(explanation)
+}
+
+/// Destination, route, and how the exchange is protected.
+#[expect(clippy::type_complexity, reason = "stages beside the outcome: both are told")]
+fn outbound<'m>(
+    meaning: &'m Meaning,
+    question: &Question,
+    normal: &Normal,
+    parts: &Parts,
+) -> Result<(Vec<Stage>, Result<Vec<Target<'m>>, Refusal>), Vec<Complaint>> {
+    let named = match Authority::parse(normal.authority(), &question.from.namespace) {
+        Ok(named) => named,
+        Err(bad) => {
+            let refusal = Refusal::NoService { name: normal.authority().to_owned(), nearest: None };
+            return Ok((
+                vec![stage(
+                    "destination",
+                    vec![step(normal.authority(), Outcome::NoMatch, bad.to_string(), &Origin::default())],
+                )],
+                Err(refusal),
+            ));
+        }
+    };
+    let view = view::destination(meaning, &named.service, &question.from.namespace);
+    let compiled = view.map(|view| compile::destination(&view)).transpose()?;
+    let nearest = view::nearest_service(meaning, &named.service).map(ToString::to_string);
+    let known = compiled.as_ref().map_or(Known::Nothing { nearest: nearest.as_deref() }, Known::Service);
+    let leave = match may_leave(&named, known) {
+        Ok(leave) => leave,
+        Err(refusal) => {
+            let origin = compiled.as_ref().map(|destination| destination.origin.clone()).unwrap_or_default();
+            return Ok((
+                vec![stage(
+                    "destination",
+                    vec![step(named.service.to_string(), Outcome::NoMatch, refusal.to_string(), &origin)],
+                )],
+                Err(refusal),
+            ));
+        }
+    };
+    let Some(destination) = compiled else {
+        return Ok((Vec::new(), Err(Refusal::NoService { name: named.service.to_string(), nearest })));
+    };
+    let because = format!("{:?} means Service {}, port {}", normal.authority(), leave.service(), leave.port());
+    let mut stages = vec![stage(
+        "destination",
+        vec![step(leave.service().to_string(), Outcome::Decided, because, &destination.origin)],
+    )];
+    let (steps, choice) = explain::route(&leave, &destination, parts, &mut fastrand::Rng::with_seed(0));
+    stages.push(stage("route", steps));
+    let choice = match choice {
+        Ok(choice) => choice,
+        Err(refusal) => return Ok((stages, Err(refusal))),
+    };
+    let targets = targets(meaning, &destination, &choice, leave.port());
+    stages.push(stage("traffic", traffic(meaning, &destination, &choice)));
+    Ok((stages, targets))
+}
+
+/// Every backend that a request by this rule can reach, the likeliest first.
+fn targets<'m>(
+    meaning: &'m Meaning,
+    destination: &CompiledDestination,
+    choice: &Choice,
+    named: u16,
+) -> Result<Vec<Target<'m>>, Refusal> {
+    let backends: Vec<(ServiceName, Option<u16>, u32)> = match &choice.rule {
+        Some(rule) => rule
+            .backends
+            .iter()
+            .filter(|backend| backend.weight > 0)
+            .map(|backend| (backend.service.clone(), backend.port, backend.weight))
+            .collect(),
+        None => vec![(choice.backend.clone(), choice.port, 1)],
+    };
+    let total: u64 = backends.iter().map(|(_, _, weight)| u64::from(*weight)).sum();
+    let mut targets = Vec::new();
+    for (name, port, weight) in backends {
+        let service =
+            meaning.services.get(&name).ok_or_else(|| Refusal::NoService { name: name.to_string(), nearest: None })?;
+        let wanted = port.or((name == destination.service).then_some(named));
+        let found = match (wanted, service.ports.as_slice()) {
+            (None, [only]) => Some(only),
+            (wanted, ports) => ports.iter().find(|port| Some(port.port) == wanted),
+        };
+        let ports = || service.ports.iter().map(|port| port.port).collect();
+        let port = found.ok_or_else(|| Refusal::NoSuchPort {
+            of: name.to_string(),
+            port: wanted.unwrap_or_default(),
+            ports: ports(),
+        })?;
+        targets.push(Target { service, port, percent: f64::from(weight) * 100.0 / total as f64 });
+    }
+    targets.sort_by(|a, b| b.percent.total_cmp(&a.percent));
+    Ok(targets)
+}
+
+/// Times, retries and protection: nothing that refuses by itself, but what happens when something goes wrong.
+fn traffic(meaning: &Meaning, destination: &CompiledDestination, choice: &Choice) -> Vec<Step> {
+    let rule = choice.rule.as_ref();
+    let origin = rule.map(|rule| rule.origin.clone()).unwrap_or_default();
+    let limit = |time: Option<std::time::Duration>| {
+        time.filter(|time| !time.is_zero()).map_or_else(|| "no limit".to_owned(), |time| format!("{time:?}"))
+    };
+    let times =
+        format!("the whole exchange: {}; each try: {}", limit(choice.request_timeout()), limit(choice.try_timeout()));
+    let mut steps = vec![step("timeouts", Outcome::Decided, times, &origin)];
+    let budget = &destination.traffic.retry_budget;
+    let retries = match choice.retry() {
+        Some(retry) => {
+            let codes: Vec<String> = retry.codes.iter().map(ToString::to_string).collect();
+            let codes = if codes.is_empty() { String::new() } else { format!(" on {}", codes.join(", ")) };
+            let own = if choice.method_named {
+                "; the rule names the method, so it may be retried even when it is not idempotent"
+            } else {
+                ""
+            };
+            format!(
+                "at most {}{codes}, within {}% of the originals and {} per second{own}",
+                retry.attempts, budget.percent, budget.min_per_second
+            )
+        }
+        None => "only what was provably not processed".to_owned(),
+    };
+    steps.push(step("retries", Outcome::Decided, retries, &origin));
+    let backends: BTreeSet<&ServiceName> = match rule {
+        Some(rule) => {
+            rule.backends.iter().filter(|backend| backend.weight > 0).map(|backend| &backend.service).collect()
+        }
+        None => BTreeSet::from([&choice.backend]),
+    };
+    for backend in backends {
+        let default = TrafficPolicy::default();
+        let policy = meaning.traffic.values().find(|policy| policy.services.contains(backend)).unwrap_or(&default);
+        let breaker = match &policy.breaker {
+            Some(breaker) => format!(
+                "opens after {} failures in a row, for {:?} to {:?}",
+                breaker.consecutive_failures, breaker.penalty_min, breaker.penalty_max
+            ),
+            None => "off".to_owned(),
+        };
+        steps.push(step(format!("breaker of {backend}"), Outcome::Decided, breaker, &policy.origin));
+    }
+    steps
+}
+
+/// Mutual TLS, token, authorization, tenant: what the callee's sidecar asks, until one refuses.
+fn inbound(
+    meaning: &Meaning,
+    question: &Question,
+    target: &Target<'_>,
+    sent: &Parts,
+) -> Result<Callee, Vec<Complaint>> {
+    let service = target.service;
+    let account = question
+        .to
+        .clone()
+        .filter(|account| service.accounts.contains(account))
+        .or_else(|| service.accounts.first().cloned());
+    let mut callee = Callee {
+        service: service.name.to_string(),
+        port: target.port.target_port,
+        account: account.as_ref().map(ToString::to_string),
+        percent: target.percent,
+        verdict: Verdict::ok(),
+        stages: Vec::new(),
+    };
+    let Some(account) = account else {
+        let because = "its endpoints are written down and have no sidecar: they are called in plain text, and nothing is asked there";
+        callee
+            .stages
+            .push(stage("mtls", vec![step(service.name.to_string(), Outcome::Decided, because, &service.origin)]));
+        return Ok(callee);
+    };
+    let facts = WorkloadFacts {
+        account: account.clone(),
+        labels: service.selector.clone(),
+        ports: service.ports.iter().map(|port| port.target_port).collect(),
+    };
+    let workload = compile::workload(&view::workload(meaning, &facts))?;
+    let trust_domain = meaning.mesh.trust_domain.clone().unwrap_or_else(|| question.trust_domain.clone());
+    let identity = |account: &AccountName, domain: &TrustDomain| {
+        SpiffeId::new(domain.clone(), account.namespace.clone(), account.name.clone())
+    };
+    let (peer, own) = (identity(&question.from, &trust_domain), identity(&account, &trust_domain));
+    let mode = if workload.mtls(callee.port) == MtlsMode::Strict { "STRICT" } else { "PERMISSIVE" };
+    let because = format!("{mode} on port {}; between sidecars always mutual TLS: {peer} calls {own}", callee.port);
+    callee
+        .stages
+        .push(stage("mtls", vec![step("mutual TLS", Outcome::Decided, because, &mode_origin(meaning, &facts))]));
+
+    let mut parts = sent.clone();
+    let outcome = (|| {
+        let normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true })?;
+        let (steps, caller) = explain::token(&workload, callee.port, &mut parts.headers, Some(&peer), question.now);
+        callee.stages.push(stage(
+            "token",
+            or_none(steps, "no RequestAuthentication selects the workload here: tokens are passed on unread"),
+        ));
+        let caller = caller?;
+        let facts = Facts {
+            method: &parts.method,
+            authority: normal.authority(),
+            path: normal.path(),
+            port: callee.port,
+            peer_ip: question.from_ip,
+        };
+        let (steps, permitted) = explain::authorization(&caller, &facts, &workload);
+        callee.stages.push(stage("authorization", steps));
+        permitted?;
+        callee.stages.push(stage("tenant", explain::tenant(&workload, &caller, &parts.headers, callee.port)));
+        Ok(())
+    })();
+    if let Err(refusal) = outcome {
+        callee.verdict = Verdict::refused(&refusal);
+        // A token's fault names its document only; the step that decided knows the line.
+        let decided =
+            callee.stages.last().and_then(|stage| stage.steps.iter().find(|step| step.outcome == Outcome::Decided));
+        callee.verdict.origin = callee.verdict.origin.or_else(|| decided.map(|step| step.origin.clone()));
+    }
+    Ok(callee)
+}
+
+/// Where the mode of a workload was written: the PeerAuthentication of the narrowest scope that holds for it, or the Mesh.
+fn mode_origin(meaning: &Meaning, facts: &WorkloadFacts) -> Origin {
+    let width = |peer: &PeerAuthentication| match &peer.target {
+        Scope::Workloads(labels) if peer.name.namespace == facts.account.namespace => {
+            labels.iter().all(|(key, value)| facts.labels.get(key) == Some(value)).then_some(0)
+        }
+        Scope::Namespace if peer.name.namespace == facts.account.namespace => Some(1),
+        Scope::Mesh => Some(2),
+        _ => None,
+    };
+    let narrowest =
+        meaning.peers.values().filter_map(|peer| Some((width(peer)?, peer))).min_by_key(|(width, _)| *width);
+    narrowest.map_or_else(|| meaning.mesh.origin.clone(), |(_, peer)| peer.origin.clone())
+}
+
+fn or_none(steps: Vec<Step>, because: &str) -> Vec<Step> {
+    if steps.is_empty() { vec![step("token", Outcome::NotHere, because, &Origin::default())] } else { steps }
+}
+
+fn stage(name: &'static str, steps: Vec<Step>) -> Stage {
+    Stage { name, steps }
+}
+
+fn step(subject: impl Into<String>, outcome: Outcome, because: impl Into<String>, origin: &Origin) -> Step {
+    Step { subject: subject.into(), outcome, because: because.into(), origin: origin.clone() }
+}
+
+impl Verdict {
+    fn ok() -> Self {
+        Self { allowed: true, status: None, reason: Reason::Ok.as_str(), cause: None, detail: None, origin: None }
+    }
+
+    fn refused(refusal: &Refusal) -> Self {
+        let origin = match refusal {
+            Refusal::Authz(denied) => Some(denied.origin.clone()),
+            _ => None,
+        };
+        Self {
+            allowed: false,
+            status: Some(refusal.status().as_u16()),
+            reason: refusal.reason().as_str(),
+            cause: refusal.cause().map(str::to_owned),
+            detail: Some(refusal.to_string()),
+            origin,
+        }
+    }
+}
