@@ -124,10 +124,10 @@ impl App {
             "app": self.name, "method": head.method.as_str(), "path": head.uri.path(), "body_bytes": sent, "headers": shown(&head.headers),
         });
         if self.called(&head.method) {
-            return reply(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), told);
+            return reply(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), &told);
         }
         let Some((service, sidecar)) = &self.next else {
-            return reply(StatusCode::OK, &HeaderMap::new(), told);
+            return reply(StatusCode::OK, &HeaderMap::new(), &told);
         };
         let path = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         let handed_on: Vec<(&str, &str)> =
@@ -136,11 +136,11 @@ impl App {
         match sidecar.call(head.method.as_str(), service, path, &handed_on).await {
             Ok(answer) => {
                 told["next"] = answer.json();
-                reply(StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY), &answer.headers, told)
+                reply(StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY), &answer.headers, &told)
             }
             Err(error) => {
                 told["error"] = format!("{error:#}").into();
-                reply(StatusCode::BAD_GATEWAY, &HeaderMap::new(), told)
+                reply(StatusCode::BAD_GATEWAY, &HeaderMap::new(), &told)
             }
         }
     }
@@ -165,7 +165,7 @@ impl App {
             ("POST", "/fail") => {
                 let asked = |name: &str| request.uri().query()?.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
                 let Some(share) = asked("rate").and_then(|rate| rate.parse::<f64>().ok()).filter(|rate| (0.0..=1.0).contains(rate)) else {
-                    return reply(StatusCode::BAD_REQUEST, &HeaderMap::new(), json!({"error": "rate is a share from 0 to 1: /fail?rate=0.1"}));
+                    return reply(StatusCode::BAD_REQUEST, &HeaderMap::new(), &json!({"error": "rate is a share from 0 to 1: /fail?rate=0.1"}));
                 };
                 mood.failing = share;
                 mood.only = asked("method").and_then(|method| method.parse().ok());
@@ -174,11 +174,11 @@ impl App {
             ("GET", "/calls") => {}
             _ => {
                 let known = json!({"error": "POST /fail?rate=0.1[&method=GET], GET /calls, POST /forget"});
-                return reply(StatusCode::NOT_FOUND, &HeaderMap::new(), known);
+                return reply(StatusCode::NOT_FOUND, &HeaderMap::new(), &known);
             }
         }
         let told = json!({"app": self.name, "failing": mood.failing, "calls": mood.calls, "failed": mood.failed, "arrivals_ms": mood.arrivals_ms});
-        reply(StatusCode::OK, &HeaderMap::new(), told)
+        reply(StatusCode::OK, &HeaderMap::new(), &told)
     }
 }
 
@@ -193,7 +193,7 @@ fn shown(headers: &HeaderMap) -> Value {
     headers.keys().map(joined).collect::<Map<_, _>>().into()
 }
 
-fn reply(status: StatusCode, from: &HeaderMap, told: Value) -> Response<Full<Bytes>> {
+fn reply(status: StatusCode, from: &HeaderMap, told: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(format!("{told}\n"))));
     *response.status_mut() = status;
     response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));

@@ -26,8 +26,17 @@ where
     C: Fn(usize) -> F,
     F: Future<Output = Result<Answer>>,
 {
+    in_bursts(per_second, 1, end, call).await
+}
+
+/// The same, `burst` calls at a time.
+pub async fn in_bursts<C, F>(per_second: f64, burst: u32, end: impl Future<Output = ()>, call: C) -> Vec<Result<Answer>>
+where
+    C: Fn(usize) -> F,
+    F: Future<Output = Result<Answer>>,
+{
     let start = Instant::now();
-    let pause = Duration::from_secs_f64(1.0 / per_second);
+    let pause = Duration::from_secs_f64(f64::from(burst) / per_second);
     let mut in_flight = stream::FuturesUnordered::new();
     let mut outcomes = Vec::new();
     let mut end = std::pin::pin!(end);
@@ -45,7 +54,7 @@ where
         if !due {
             break;
         }
-        in_flight.push(call(number as usize));
+        in_flight.extend((0..burst).map(|one| call((number * burst + one) as usize)));
     }
     while let Some(outcome) = in_flight.next().await {
         outcomes.push(outcome);

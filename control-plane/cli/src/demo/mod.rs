@@ -76,8 +76,7 @@ struct TokenArgs {
 }
 
 /// Runs `equerry demo`.
-pub fn run(args: DemoArgs) -> ExitCode {
-    let args = &args;
+pub fn run(args: &DemoArgs) -> ExitCode {
     let outcome = match &args.command {
         Some(DemoCommand::Token(token)) => print_token(token),
         None => on_a_runtime(demo(args)),

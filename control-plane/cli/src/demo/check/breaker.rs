@@ -9,14 +9,15 @@ use super::{Story, within};
 use crate::demo::driver;
 use crate::demo::town::Home;
 
-/// Calls a second while it happens.
-const PACE: f64 = 100.0;
+/// Calls a second while it happens, and how many begin at once: with several in flight the balancer needs both instances.
+const PACE: f64 = 240.0;
+const BURST: u32 = 8;
 /// Calls that may already be on their way when the breaker opens.
-const IN_FLIGHT: usize = 10;
+const IN_FLIGHT: usize = 16;
 /// Failed probes that are waited for.
 const PROBES: usize = 2;
-/// Penalties may be this much shorter than written, for jitter and for clocks read at different moments.
-const TOLERANCE: f64 = 0.8;
+/// Penalties may be this much shorter than written, for clocks read at different moments.
+const TOLERANCE: f64 = 0.9;
 
 pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     story.apply("breaker.yaml").await?;
@@ -29,7 +30,7 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
             over.notify_one();
             seen
         },
-        driver::steady(PACE, over.notified(), |_| caller.get("inventory", "/stock", &[])),
+        driver::in_bursts(PACE, BURST, over.notified(), |_| caller.get("inventory", "/stock", &[])),
     );
     let seen = seen?;
     if let Some(failure) = driver::first_failure(&outcomes) {
