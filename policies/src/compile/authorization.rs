@@ -115,7 +115,13 @@ impl Authorization {
     /// The rules of policies of `action` that might match a request from `peer` with a token of `request_principal`
     /// (`issuer/subject`) for `path`. Rules left out cannot match; rules listed may still not, and may not hold on
     /// its port.
-    pub fn candidates(&self, action: Action, peer: Option<&SpiffeId>, request_principal: Option<&str>, path: &str) -> Candidates<'_> {
+    pub fn candidates(
+        &self,
+        action: Action,
+        peer: Option<&SpiffeId>,
+        request_principal: Option<&str>,
+        path: &str,
+    ) -> Candidates<'_> {
         let index = match action {
             Action::Allow => &self.allow,
             Action::Deny => &self.deny,
@@ -125,7 +131,9 @@ impl Authorization {
         let by_principal = peer.and_then(|peer| index.principals.get(peer));
         let by_namespace = peer.and_then(|peer| index.namespaces.get(peer.namespace.as_str()));
         let by_request_principal = request_principal.and_then(|principal| index.request_principals.get(principal));
-        for (place, paths) in [Some(&index.anybody), by_principal, by_namespace, by_request_principal].into_iter().enumerate() {
+        for (place, paths) in
+            [Some(&index.anybody), by_principal, by_namespace, by_request_principal].into_iter().enumerate()
+        {
             let Some(paths) = paths else { continue };
             lists[place * 2] = &paths.anywhere;
             if let Some(found) = segment.and_then(|segment| paths.segments.get(segment)) {
@@ -136,7 +144,8 @@ impl Authorization {
     }
 
     pub(super) fn compile(from: &[Scoped<AuthorizationPolicy>], default: Verdict) -> Self {
-        let mut all = Self { default, policies: Vec::new(), rules: Vec::new(), deny: Index::default(), allow: Index::default() };
+        let mut all =
+            Self { default, policies: Vec::new(), rules: Vec::new(), deny: Index::default(), allow: Index::default() };
         for Scoped { ports, policy } in from {
             let place = u32::try_from(all.policies.len()).unwrap_or(u32::MAX);
             all.policies.push(Policy {
@@ -258,7 +267,9 @@ impl Paths {
         };
         match segments {
             None => add(&mut self.anywhere),
-            Some(segments) => segments.iter().for_each(|segment| add(self.segments.entry((*segment).into()).or_default())),
+            Some(segments) => {
+                segments.iter().for_each(|segment| add(self.segments.entry((*segment).into()).or_default()))
+            }
         }
     }
 }
@@ -267,7 +278,10 @@ impl Paths {
 fn all_exact(matches: &[StringMatch]) -> Option<Vec<&str>> {
     let exact = |one: &'_ StringMatch| matches!(one, StringMatch::Exact(_));
     (!matches.is_empty() && matches.iter().all(exact)).then(|| {
-        matches.iter().filter_map(|one| if let StringMatch::Exact(text) = one { Some(text.as_str()) } else { None }).collect()
+        matches
+            .iter()
+            .filter_map(|one| if let StringMatch::Exact(text) = one { Some(text.as_str()) } else { None })
+            .collect()
     })
 }
 

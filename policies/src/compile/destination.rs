@@ -215,7 +215,12 @@ fn method_named(rule: &policy::RouteRule) -> Option<Method> {
     if all { Method::from_bytes(first.as_bytes()).ok() } else { None }
 }
 
-fn compile_match(from: &policy::RouteMatch, rule: &Arc<RouteRule>, number: usize, route: &PolicyName) -> Result<Match, Complaint> {
+fn compile_match(
+    from: &policy::RouteMatch,
+    rule: &Arc<RouteRule>,
+    number: usize,
+    route: &PolicyName,
+) -> Result<Match, Complaint> {
     let place = format!("spec.rules[{}].matches[{number}]", rule.number);
     let about = |complaint: Complaint| complaint.in_document(format_args!("HTTPRoute {route}"));
     let regex = match &from.path {
@@ -225,9 +230,11 @@ fn compile_match(from: &policy::RouteMatch, rule: &Arc<RouteRule>, number: usize
     let mut headers = Vec::new();
     for (index, header) in from.headers.iter().enumerate() {
         let key = format!("{place}.headers[{index}]");
-        let name = HeaderName::from_bytes(header.name.as_bytes())
-            .map_err(|_| about(Complaint::at(&rule.origin, key.as_str(), format!("{:?}", header.name), "the name of a header")))?;
-        headers.push(HeaderMatch { name, value: HeaderPattern::new(&header.value, &rule.origin, &key).map_err(about)? });
+        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| {
+            about(Complaint::at(&rule.origin, key.as_str(), format!("{:?}", header.name), "the name of a header"))
+        })?;
+        headers
+            .push(HeaderMatch { name, value: HeaderPattern::new(&header.value, &rule.origin, &key).map_err(about)? });
     }
     let method = match &from.method {
         Some(text) => Some(Method::from_bytes(text.as_bytes()).map_err(|_| {

@@ -97,7 +97,9 @@ pub enum BadKeySet {
     #[error("not a key set: {0}")]
     NotASet(String),
     /// A key that must stay secret.
-    #[error("keys[{0}] is a private or symmetric key: whoever reads this document could sign tokens; publish the public key only, and replace this one")]
+    #[error(
+        "keys[{0}] is a private or symmetric key: whoever reads this document could sign tokens; publish the public key only, and replace this one"
+    )]
     Secret(usize),
     /// A key that says it verifies signatures, but cannot.
     #[error("keys[{index}]: {why}")]
@@ -212,7 +214,11 @@ fn number(text: Option<&str>) -> Option<Box<[u8]>> {
 
 fn coordinate(text: Option<&str>, size: usize) -> Result<Box<[u8]>, &'static str> {
     let bytes = text.and_then(|text| URL_SAFE_NO_PAD.decode(text).ok()).unwrap_or_default();
-    if bytes.len() == size { Ok(bytes.into()) } else { Err("a coordinate is missing, not base64url, or not of the curve's size") }
+    if bytes.len() == size {
+        Ok(bytes.into())
+    } else {
+        Err("a coordinate is missing, not base64url, or not of the curve's size")
+    }
 }
 
 #[cfg(test)]

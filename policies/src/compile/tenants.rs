@@ -117,14 +117,23 @@ impl Tenants {
             }
             TenantMatch::Header { name, value, trusted_from } => {
                 let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else {
-                    complaints.push(Complaint::at(origin, "spec.match[].header.name", format!("{name:?}"), "the name of a header"));
+                    complaints.push(Complaint::at(
+                        origin,
+                        "spec.match[].header.name",
+                        format!("{name:?}"),
+                        "the name of a header",
+                    ));
                     return;
                 };
                 let place = self.by_header.iter().position(|known| known.header == header).unwrap_or_else(|| {
                     self.by_header.push(HeaderTenants { header, values: HashMap::new() });
                     self.by_header.len() - 1
                 });
-                self.by_header[place].values.entry(value.as_str().into()).or_default().push((trusted_from.clone(), tenant));
+                self.by_header[place]
+                    .values
+                    .entry(value.as_str().into())
+                    .or_default()
+                    .push((trusted_from.clone(), tenant));
             }
         }
     }

@@ -1,17 +1,13 @@
 //! Texts that must be something: Istio's four string matches, and the anchored regular expressions of routes.
 //!
-//! Regular expressions are linear-time by construction and their compiled size is limited here, so no policy can make
-//! a request expensive.
+//! Regular expressions are linear-time by construction and limited in size, so no policy can make a request expensive.
 
 use std::fmt;
 
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
 use crate::complaint::Complaint;
-use crate::policy::{Origin, StringMatch, TextMatch};
-
-/// Largest compiled regular expression, in bytes.
-const REGEX_SIZE: usize = 256 * 1024;
+use crate::policy::{Origin, StringMatch, TextMatch, whole_match};
 
 /// What a text must be, in authorization.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,17 +92,9 @@ impl HeaderPattern {
     }
 }
 
-/// Compiles a regular expression that must match a whole text.
+/// Compiles a regular expression that must match a whole text; `key` names it in a complaint.
 pub(crate) fn whole(text: &str, origin: &Origin, key: &str) -> Result<Regex, Complaint> {
-    // The text alone must be an expression: `a)(b` would otherwise escape the anchors.
-    let alone = RegexBuilder::new(text).size_limit(REGEX_SIZE).build();
-    alone.and_then(|_| RegexBuilder::new(&format!("^(?:{text})$")).size_limit(REGEX_SIZE).build()).map_err(|error| {
-        let expected = match error {
-            regex::Error::CompiledTooBig(_) => "a smaller regular expression (256 KiB when compiled)".to_owned(),
-            _ => "a regular expression without look-around or back-references (linear time)".to_owned(),
-        };
-        Complaint::at(origin, key, format!("{text:?}"), expected)
-    })
+    whole_match(text).map_err(|why| Complaint::at(origin, key, why, "a regular expression that matches in linear time"))
 }
 
 #[cfg(test)]
@@ -124,7 +112,7 @@ mod tests {
     fn an_expression_that_would_escape_its_anchors_is_refused() {
         assert!(whole("a)|(?:b", &Origin::default(), "k").is_err());
         assert!(whole("(?=a)", &Origin::default(), "k").is_err());
-        assert!(whole("(a{1000}){1000}", &Origin::default(), "k").unwrap_err().expected.contains("smaller"));
+        assert!(whole("(a{1000}){1000}", &Origin::default(), "k").unwrap_err().found.contains("compiles to more"));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use http::HeaderName;
 
-use super::keys::{self, Key};
 use super::in_scope;
+use super::keys::{self, Key};
 use crate::complaint::Complaint;
 use crate::policy::Origin;
 use crate::view::{NamedJwtRule, Scoped};
@@ -67,7 +67,8 @@ impl Tokens {
         let mut tokens = Self::default();
         for Scoped { ports, policy: NamedJwtRule { policy, rule } } in from {
             let complain = |key: &str, found: String, expected: &str| {
-                Complaint::at(&rule.origin, key, found, expected).in_document(format_args!("RequestAuthentication {policy}"))
+                Complaint::at(&rule.origin, key, found, expected)
+                    .in_document(format_args!("RequestAuthentication {policy}"))
             };
             let keys = keys::read(&rule.jwks).unwrap_or_else(|bad| {
                 complaints.push(complain("jwks", bad.to_string(), "a JSON Web Key Set of public keys"));
@@ -77,7 +78,11 @@ impl Tokens {
             for told in &rule.claims_to_headers {
                 match HeaderName::from_bytes(told.header.as_bytes()) {
                     Ok(header) => claims_to_headers.push(ClaimHeader { claim: path(&told.claim), header }),
-                    Err(_) => complaints.push(complain("claimsToHeaders", format!("{:?}", told.header), "the name of a header")),
+                    Err(_) => complaints.push(complain(
+                        "claimsToHeaders",
+                        format!("{:?}", told.header),
+                        "the name of a header",
+                    )),
                 }
             }
             tokens.claim_headers.extend(claims_to_headers.iter().map(|told| told.header.clone()));

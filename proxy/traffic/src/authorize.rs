@@ -128,7 +128,8 @@ impl<'a> Asked<'a> {
 
     /// The first rule, in the order written, that holds.
     fn first_match(&self, authorization: &Authorization, action: Action) -> Option<RuleId> {
-        let lists = authorization.candidates(action, self.caller.peer(), self.caller.request_principal(), self.facts.path);
+        let lists =
+            authorization.candidates(action, self.caller.peer(), self.caller.request_principal(), self.facts.path);
         let mut best: Option<RuleId> = None;
         for list in lists {
             let earlier = list.iter().copied().take_while(|id| best.is_none_or(|best| *id < best));
@@ -160,7 +161,8 @@ impl<'a> Asked<'a> {
             && holds(&source.request_principals, &|pattern| {
                 self.caller.request_principal().is_some_and(|principal| pattern.matches(principal))
             })
-            && (source.ip_blocks.is_empty() || source.ip_blocks.iter().any(|block| contains(*block, self.facts.peer_ip)))
+            && (source.ip_blocks.is_empty()
+                || source.ip_blocks.iter().any(|block| contains(*block, self.facts.peer_ip)))
     }
 
     fn is_principal(&self, pattern: &Pattern, peer: &SpiffeId) -> bool {
@@ -176,7 +178,9 @@ impl<'a> Asked<'a> {
         let authority = self.facts.authority;
         (operation.methods.is_empty() || any(&operation.methods, self.facts.method.as_str()))
             && (operation.paths.is_empty() || any(&operation.paths, self.facts.path))
-            && (operation.hosts.is_empty() || any(&operation.hosts, authority) || any(&operation.hosts, host_of(authority)))
+            && (operation.hosts.is_empty()
+                || any(&operation.hosts, authority)
+                || any(&operation.hosts, host_of(authority)))
             && (operation.ports.is_empty() || operation.ports.contains(&self.facts.port))
     }
 

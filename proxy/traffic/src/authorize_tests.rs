@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 
 use equerry_policies::compile;
-use equerry_policies::policy::{self, AuthorizationPolicy, AuthorizationRule, Condition, Mesh, MtlsMode, StringMatch, Target};
+use equerry_policies::policy::{
+    self, AuthorizationPolicy, AuthorizationRule, Condition, Mesh, MtlsMode, StringMatch, Target,
+};
 use equerry_policies::view::{Scoped, WorkloadView};
 use http::HeaderMap;
 use proptest::prelude::*;
@@ -18,7 +20,13 @@ fn exact(text: &str) -> StringMatch {
 }
 
 fn named(name: &str, action: Action, rules: Vec<AuthorizationRule>) -> Scoped<AuthorizationPolicy> {
-    let policy = AuthorizationPolicy { name: PolicyName::parse(name).unwrap(), target: Target::Namespace, action, rules, origin: Origin::default() };
+    let policy = AuthorizationPolicy {
+        name: PolicyName::parse(name).unwrap(),
+        target: Target::Namespace,
+        action,
+        rules,
+        origin: Origin::default(),
+    };
     Scoped { ports: None, policy }
 }
 
@@ -50,14 +58,20 @@ fn workload(policies: Vec<Scoped<AuthorizationPolicy>>) -> CompiledWorkload {
 /// A caller as the token stage makes one, without a token.
 fn caller(peer: Option<&str>) -> Caller {
     let peer = peer.map(|peer| SpiffeId::parse(&format!("spiffe://{peer}")).unwrap());
-    token::verify(&workload(vec![]), 80, &mut HeaderMap::new(), peer.as_ref(), std::time::SystemTime::UNIX_EPOCH).unwrap()
+    token::verify(&workload(vec![]), 80, &mut HeaderMap::new(), peer.as_ref(), std::time::SystemTime::UNIX_EPOCH)
+        .unwrap()
 }
 
 fn facts<'a>(method: &'a Method, path: &'a str) -> Facts<'a> {
     Facts { method, authority: "orders.shop:8080", path, port: 8080, peer_ip: PEER }
 }
 
-fn outcome(policies: Vec<Scoped<AuthorizationPolicy>>, peer: Option<&str>, method: &Method, path: &str) -> Result<String, String> {
+fn outcome(
+    policies: Vec<Scoped<AuthorizationPolicy>>,
+    peer: Option<&str>,
+    method: &Method,
+    path: &str,
+) -> Result<String, String> {
     let workload = workload(policies);
     match authorize(&caller(peer), &facts(method, path), &workload) {
         Ok(permit) => Ok(permit.cause(&workload)),
@@ -82,9 +96,18 @@ fn without_policies_the_meshs_default_decides() {
 fn an_allow_policy_lets_pass_what_a_rule_matches_and_names_itself_otherwise() {
     let policies = || vec![named("shop/inventory-callers", Action::Allow, vec![rule(vec![from(ORDERS)], vec![])])];
     assert_eq!(outcome(policies(), Some(ORDERS), &Method::GET, "/"), Ok("shop/inventory-callers rules[0]".to_owned()));
-    assert_eq!(outcome(policies(), Some(FRONTEND), &Method::GET, "/"), Err("no rule of shop/inventory-callers matched".to_owned()));
-    assert_eq!(outcome(policies(), None, &Method::GET, "/"), Err("no rule of shop/inventory-callers matched".to_owned()));
-    let two = vec![named("shop/a", Action::Allow, vec![]), named("shop/b", Action::Allow, vec![rule(vec![from(ORDERS)], vec![])])];
+    assert_eq!(
+        outcome(policies(), Some(FRONTEND), &Method::GET, "/"),
+        Err("no rule of shop/inventory-callers matched".to_owned())
+    );
+    assert_eq!(
+        outcome(policies(), None, &Method::GET, "/"),
+        Err("no rule of shop/inventory-callers matched".to_owned())
+    );
+    let two = vec![
+        named("shop/a", Action::Allow, vec![]),
+        named("shop/b", Action::Allow, vec![rule(vec![from(ORDERS)], vec![])]),
+    ];
     assert_eq!(outcome(two, Some(FRONTEND), &Method::GET, "/"), Err("no rule of shop/a, shop/b matched".to_owned()));
 }
 
@@ -94,12 +117,23 @@ fn deny_is_asked_first_and_names_its_first_rule_that_matches() {
     let policies = || {
         vec![
             named("shop/all", Action::Allow, vec![rule(vec![], vec![])]),
-            named("shop/no", Action::Deny, vec![rule(vec![from(FRONTEND)], vec![]), rule(vec![], vec![get.clone()]), rule(vec![from(ORDERS)], vec![])]),
+            named(
+                "shop/no",
+                Action::Deny,
+                vec![
+                    rule(vec![from(FRONTEND)], vec![]),
+                    rule(vec![], vec![get.clone()]),
+                    rule(vec![from(ORDERS)], vec![]),
+                ],
+            ),
         ]
     };
     assert_eq!(outcome(policies(), Some(ORDERS), &Method::GET, "/"), Err("shop/no rules[1]".to_owned()));
     assert_eq!(outcome(policies(), Some(ORDERS), &Method::POST, "/"), Err("shop/no rules[2]".to_owned()));
-    assert_eq!(outcome(policies(), Some("equerry.local/ns/x/sa/y"), &Method::POST, "/"), Ok("shop/all rules[0]".to_owned()));
+    assert_eq!(
+        outcome(policies(), Some("equerry.local/ns/x/sa/y"), &Method::POST, "/"),
+        Ok("shop/all rules[0]".to_owned())
+    );
 }
 
 #[test]
@@ -121,7 +155,9 @@ fn plain_text_has_no_principal_not_even_any() {
 
 #[test]
 fn hosts_match_with_and_without_their_port_and_in_any_case() {
-    for (host, passes) in [("orders.shop", true), ("Orders.Shop:8080", true), ("orders.shop:80", false), ("orders", false)] {
+    for (host, passes) in
+        [("orders.shop", true), ("Orders.Shop:8080", true), ("orders.shop:80", false), ("orders", false)]
+    {
         let to = policy::Operation { hosts: vec![exact(host)], ..policy::Operation::default() };
         let policies = vec![named("shop/p", Action::Allow, vec![rule(vec![], vec![to])])];
         assert_eq!(outcome(policies, None, &Method::GET, "/").is_ok(), passes, "{host}");
@@ -134,9 +170,17 @@ fn networks_contain_their_addresses_however_they_are_written() {
     let block = |text: &str, length| (text.parse().unwrap(), length);
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     assert!(contains(block("10.1.0.0", 16), PEER) && !contains(block("10.2.0.0", 16), PEER));
-    assert!(contains(block("0.0.0.0", 0), PEER) && contains(block("10.1.2.3", 32), PEER) && !contains(block("10.1.2.2", 32), PEER));
+    assert!(
+        contains(block("0.0.0.0", 0), PEER)
+            && contains(block("10.1.2.3", 32), PEER)
+            && !contains(block("10.1.2.2", 32), PEER)
+    );
     assert!(contains(block("10.1.0.0", 16), ip("::ffff:10.1.2.3")));
-    assert!(contains(block("fd00::", 8), ip("fd12::1")) && !contains(block("fd00::", 8), ip("fe80::1")) && contains(block("::", 0), ip("::1")));
+    assert!(
+        contains(block("fd00::", 8), ip("fd12::1"))
+            && !contains(block("fd00::", 8), ip("fe80::1"))
+            && contains(block("::", 0), ip("::1"))
+    );
     assert!(!contains(block("::", 0), PEER));
 }
 
@@ -152,7 +196,10 @@ fn a_policy_holds_on_its_ports_alone() {
 
 #[test]
 fn a_claim_condition_needs_a_verified_claim() {
-    let when = AuthorizationRule { when: vec![Condition { claim: vec!["group".to_owned()], values: vec![exact("admin")] }], ..rule(vec![], vec![]) };
+    let when = AuthorizationRule {
+        when: vec![Condition { claim: vec!["group".to_owned()], values: vec![exact("admin")] }],
+        ..rule(vec![], vec![])
+    };
     assert!(outcome(vec![named("shop/p", Action::Allow, vec![when])], Some(ORDERS), &Method::GET, "/").is_err());
 }
 
@@ -165,7 +212,8 @@ fn any_pattern(values: &'static [&'static str]) -> impl Strategy<Value = StringM
     })
 }
 
-const PRINCIPALS: &[&str] = &[ORDERS, FRONTEND, "equerry.local/ns/bank/sa/orders", "other.local/ns/shop/sa/orders", "not a principal"];
+const PRINCIPALS: &[&str] =
+    &[ORDERS, FRONTEND, "equerry.local/ns/bank/sa/orders", "other.local/ns/shop/sa/orders", "not a principal"];
 const PATHS: &[&str] = &["/", "/a", "/a/", "/a/b", "/ab", "/b/a", "/b/a/c"];
 
 prop_compose! {
@@ -188,9 +236,12 @@ fn plainly(rule: &AuthorizationRule, peer: Option<&str>, method: &str, path: &st
         StringMatch::Prefix(wanted) => text.starts_with(wanted),
         StringMatch::Suffix(wanted) => text.ends_with(wanted),
     };
-    let any = |patterns: &[StringMatch], text: Option<&str>| patterns.is_empty() || text.is_some_and(|text| patterns.iter().any(|pattern| is(pattern, text)));
+    let any = |patterns: &[StringMatch], text: Option<&str>| {
+        patterns.is_empty() || text.is_some_and(|text| patterns.iter().any(|pattern| is(pattern, text)))
+    };
     let namespace = peer.and_then(|peer| peer.split('/').nth(2));
-    (rule.from.is_empty() || rule.from.iter().any(|source| any(&source.principals, peer) && any(&source.namespaces, namespace)))
+    (rule.from.is_empty()
+        || rule.from.iter().any(|source| any(&source.principals, peer) && any(&source.namespaces, namespace)))
         && (rule.to.is_empty() || rule.to.iter().any(|to| any(&to.paths, Some(path)) && any(&to.methods, Some(method))))
 }
 

@@ -132,10 +132,18 @@ impl Breaker {
     }
 
     /// A request that was admitted so has failed; `random` is in 0..1.
-    pub fn failed(&mut self, admitted: Admission, settings: &Settings, now: Instant, random: f64) -> Option<Transition> {
+    pub fn failed(
+        &mut self,
+        admitted: Admission,
+        settings: &Settings,
+        now: Instant,
+        random: f64,
+    ) -> Option<Transition> {
         match (admitted, self.state) {
             (Admission::Probe, State::HalfOpen { penalty, .. }) => {
-                let penalty = penalty.saturating_mul(2).clamp(settings.penalty_min, settings.penalty_max.max(settings.penalty_min));
+                let penalty = penalty
+                    .saturating_mul(2)
+                    .clamp(settings.penalty_min, settings.penalty_max.max(settings.penalty_min));
                 self.open(penalty, now, random);
                 Some(Transition::Reopened { penalty })
             }
@@ -174,7 +182,8 @@ mod tests {
     use Admission::{Closed, Probe};
 
     const SECOND: Duration = Duration::from_secs(1);
-    const SETTINGS: Settings = Settings { consecutive_failures: 3, penalty_min: SECOND, penalty_max: Duration::from_secs(5) };
+    const SETTINGS: Settings =
+        Settings { consecutive_failures: 3, penalty_min: SECOND, penalty_max: Duration::from_secs(5) };
 
     fn opened(now: Instant) -> Breaker {
         let mut breaker = Breaker::default();
@@ -193,7 +202,10 @@ mod tests {
         assert_eq!(breaker.succeeded(Closed), None);
         assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), None);
         assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), None);
-        assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), Some(Transition::Opened { failures: 3, penalty: SECOND }));
+        assert_eq!(
+            breaker.failed(Closed, &SETTINGS, now, 0.0),
+            Some(Transition::Opened { failures: 3, penalty: SECOND })
+        );
         assert_eq!(breaker.admit(now + SECOND / 2), None);
     }
 
@@ -224,7 +236,10 @@ mod tests {
         for _ in 0..2 {
             breaker.failed(Closed, &SETTINGS, now, 0.0);
         }
-        assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), Some(Transition::Opened { failures: 3, penalty: SECOND }));
+        assert_eq!(
+            breaker.failed(Closed, &SETTINGS, now, 0.0),
+            Some(Transition::Opened { failures: 3, penalty: SECOND })
+        );
     }
 
     #[test]

@@ -60,7 +60,11 @@ impl Deadline {
 impl TryDeadline {
     /// What a try that reached it is refused with.
     pub fn passed(&self) -> Refusal {
-        if self.whole { Refusal::RequestTimeout { after: self.allowed } } else { Refusal::TryTimeout { after: self.allowed } }
+        if self.whole {
+            Refusal::RequestTimeout { after: self.allowed }
+        } else {
+            Refusal::TryTimeout { after: self.allowed }
+        }
     }
 }
 
@@ -86,7 +90,9 @@ mod tests {
     fn no_try_begins_after_the_deadline() {
         let now = Instant::now();
         let whole = Deadline::after(now, Some(100 * MS));
-        assert!(whole.allows(now, 99 * MS) && !whole.allows(now, 100 * MS) && !whole.allows(now + 200 * MS, Duration::ZERO));
+        assert!(
+            whole.allows(now, 99 * MS) && !whole.allows(now, 100 * MS) && !whole.allows(now + 200 * MS, Duration::ZERO)
+        );
         assert!(Deadline::after(now, None).allows(now, Duration::MAX));
     }
 }

@@ -52,7 +52,12 @@ impl Step {
 }
 
 /// The route's decision, and each rule in the order of route names.
-pub fn route(leave: &MayLeave, destination: &CompiledDestination, parts: &Parts, rng: &mut fastrand::Rng) -> (Vec<Step>, Result<Choice, Refusal>) {
+pub fn route(
+    leave: &MayLeave,
+    destination: &CompiledDestination,
+    parts: &Parts,
+    rng: &mut fastrand::Rng,
+) -> (Vec<Step>, Result<Choice, Refusal>) {
     let outcome = route::route(leave, destination, parts, rng);
     let Some(routes) = destination.routes(leave.port()) else {
         let because = "it has no routes: requests go to the Service itself";
@@ -68,7 +73,8 @@ pub fn route(leave: &MayLeave, destination: &CompiledDestination, parts: &Parts,
         let (outcome, because) = if winner.is_some_and(|entry| same(&entry.rule, rule)) {
             (Outcome::Decided, backends(rule))
         } else if let Some(entry) = on_path.iter().filter(of_rule).find(fitting) {
-            let first = winner.map_or_else(String::new, |entry| format!("{} rules[{}]", entry.rule.route, entry.rule.number));
+            let first =
+                winner.map_or_else(String::new, |entry| format!("{} rules[{}]", entry.rule.route, entry.rule.number));
             (Outcome::TooLate, format!("matches[{}] fits, but {first} takes precedence", entry.number))
         } else {
             (Outcome::NoMatch, unmet(rule, &on_path, parts))
@@ -91,7 +97,11 @@ fn backends(rule: &RouteRule) -> String {
             None => format!("{} weight {}", backend.service, backend.weight),
         })
         .collect();
-    if parts.is_empty() { "it matches, and sends nowhere".to_owned() } else { format!("it matches: {}", parts.join(", ")) }
+    if parts.is_empty() {
+        "it matches, and sends nowhere".to_owned()
+    } else {
+        format!("it matches: {}", parts.join(", "))
+    }
 }
 
 /// What each match of a rule lacks.
@@ -106,7 +116,8 @@ fn unmet(rule: &RouteRule, on_path: &[&RouteEntry], parts: &Parts) -> String {
                     let fits = |header: &&equerry_policies::compile::HeaderMatch| {
                         !parts.headers.get_all(&header.name).iter().any(|value| header.value.matches(value.as_bytes()))
                     };
-                    let name = entry.headers.iter().find(fits).map_or_else(String::new, |header| header.name.to_string());
+                    let name =
+                        entry.headers.iter().find(fits).map_or_else(String::new, |header| header.name.to_string());
                     format!("the header {name} is not as it must be")
                 }
             },
@@ -125,7 +136,13 @@ fn path_words(path: &PathMatch) -> String {
 }
 
 /// The token's decision. Claim headers are stripped and set in `headers`, as the proxy does.
-pub fn token(workload: &CompiledWorkload, port: u16, headers: &mut HeaderMap, peer: Option<&SpiffeId>, now: SystemTime) -> (Vec<Step>, Result<Caller, Refusal>) {
+pub fn token(
+    workload: &CompiledWorkload,
+    port: u16,
+    headers: &mut HeaderMap,
+    peer: Option<&SpiffeId>,
+    now: SystemTime,
+) -> (Vec<Step>, Result<Caller, Refusal>) {
     let outcome = token::verify(workload, port, headers, peer, now);
     let mut steps = Vec::new();
     for rule in workload.tokens.on(port) {
@@ -133,12 +150,17 @@ pub fn token(workload: &CompiledWorkload, port: u16, headers: &mut HeaderMap, pe
         let (found, because) = match &outcome {
             Ok(caller) if caller.token_policy() == Some(&*rule.policy) && caller.issuer() == Some(&*rule.issuer) => {
                 let told: Vec<&str> = rule.claims_to_headers.iter().map(|told| told.header.as_str()).collect();
-                let told = if told.is_empty() { String::new() } else { format!("; claims told in {}", told.join(", ")) };
+                let told =
+                    if told.is_empty() { String::new() } else { format!("; claims told in {}", told.join(", ")) };
                 (Outcome::Decided, format!("the token is believed{told}"))
             }
-            Ok(caller) if caller.issuer().is_none() => (Outcome::NoMatch, "there is no token, and none is required".to_owned()),
+            Ok(caller) if caller.issuer().is_none() => {
+                (Outcome::NoMatch, "there is no token, and none is required".to_owned())
+            }
             Ok(_) => (Outcome::NoMatch, "the token is another issuer's".to_owned()),
-            Err(refusal) if refusal.cause() == Some(&*rule.policy) => (Outcome::Decided, format!("{}: {refusal}", refusal.reason())),
+            Err(refusal) if refusal.cause() == Some(&*rule.policy) => {
+                (Outcome::Decided, format!("{}: {refusal}", refusal.reason()))
+            }
             Err(refusal) => (Outcome::NoMatch, refusal.to_string()),
         };
         steps.push(Step::new(subject, found, because, &rule.origin));
@@ -147,7 +169,11 @@ pub fn token(workload: &CompiledWorkload, port: u16, headers: &mut HeaderMap, pe
 }
 
 /// Authorization's decision, each rule of each policy that selects the workload: DENY first, then ALLOW.
-pub fn authorization(caller: &Caller, facts: &Facts<'_>, workload: &CompiledWorkload) -> (Vec<Step>, Result<(), Refusal>) {
+pub fn authorization(
+    caller: &Caller,
+    facts: &Facts<'_>,
+    workload: &CompiledWorkload,
+) -> (Vec<Step>, Result<(), Refusal>) {
     let all = &workload.authorization;
     let outcome = authorize(caller, facts, workload);
     let decided = match &outcome {
@@ -159,9 +185,17 @@ pub fn authorization(caller: &Caller, facts: &Facts<'_>, workload: &CompiledWork
     for action in [Action::Deny, Action::Allow] {
         let word = if action == Action::Deny { "DENY" } else { "ALLOW" };
         for policy in all.policies().iter().filter(|policy| policy.action == action) {
-            let mut rules = all.rules().filter(|(_, rule)| all.policy_of(rule).name == policy.name && all.policy_of(rule).action == action).peekable();
+            let mut rules = all
+                .rules()
+                .filter(|(_, rule)| all.policy_of(rule).name == policy.name && all.policy_of(rule).action == action)
+                .peekable();
             if rules.peek().is_none() {
-                steps.push(Step::new(format!("{word} {}", policy.name), Outcome::NoMatch, "it has no rules, so nothing matches", &policy.origin));
+                steps.push(Step::new(
+                    format!("{word} {}", policy.name),
+                    Outcome::NoMatch,
+                    "it has no rules, so nothing matches",
+                    &policy.origin,
+                ));
             }
             for (_, rule) in rules {
                 let words = rule_words(all, rule);
@@ -194,12 +228,20 @@ fn lacking(failed: Failed<'_>, rule: &Rule, caller: &Caller, facts: &Facts<'_>) 
         Failed::From => {
             let who = caller.peer().map_or_else(|| "nobody (plain text)".to_owned(), SpiffeId::principal);
             let wanted: Vec<String> = rule.from.iter().map(source_words).collect();
-            let subject = caller.request_principal().map(|principal| format!(" with a token of {principal}")).unwrap_or_default();
+            let subject =
+                caller.request_principal().map(|principal| format!(" with a token of {principal}")).unwrap_or_default();
             format!("the caller is {who}{subject}, not {}", wanted.join(" or "))
         }
         Failed::To => {
             let wanted: Vec<String> = rule.to.iter().map(operation_words).collect();
-            format!("the request is {} {}{} on port {}, not {}", facts.method, facts.authority, facts.path, facts.port, wanted.join(" or "))
+            format!(
+                "the request is {} {}{} on port {}, not {}",
+                facts.method,
+                facts.authority,
+                facts.path,
+                facts.port,
+                wanted.join(" or ")
+            )
         }
         Failed::When(claim) => {
             let name = claim.join(".");
@@ -241,9 +283,19 @@ fn operation_words(operation: &equerry_policies::compile::Operation) -> String {
 /// The tenant a request belongs to, and the quotas that count it.
 pub fn tenant(workload: &CompiledWorkload, caller: &Caller, headers: &HeaderMap, port: u16) -> Vec<Step> {
     let Some(tenant) = tenant::which(workload, caller, headers) else {
-        return vec![Step::new("tenant", Outcome::NoMatch, "no claim or trusted header names a tenant", &Origin::default())];
+        return vec![Step::new(
+            "tenant",
+            Outcome::NoMatch,
+            "no claim or trusted header names a tenant",
+            &Origin::default(),
+        )];
     };
-    let mut steps = vec![Step::new(format!("Tenant {}", tenant.name), Outcome::Decided, "the request belongs to it", &tenant.origin)];
+    let mut steps = vec![Step::new(
+        format!("Tenant {}", tenant.name),
+        Outcome::Decided,
+        "the request belongs to it",
+        &tenant.origin,
+    )];
     for quota in tenant.quotas(port) {
         let because = format!("counted here: {} requests in {:?}", quota.requests, quota.window);
         steps.push(Step::new(format!("quota {}", quota.id), Outcome::Decided, because, &tenant.origin));
@@ -267,12 +319,21 @@ mod tests {
 
     fn workload() -> CompiledWorkload {
         let rule = |principal: &str, method: &str, line| AuthorizationRule {
-            from: vec![policy::Source { principals: vec![StringMatch::Exact(principal.to_owned())], ..policy::Source::default() }],
-            to: vec![policy::Operation { methods: vec![StringMatch::Exact(method.to_owned())], ..policy::Operation::default() }],
+            from: vec![policy::Source {
+                principals: vec![StringMatch::Exact(principal.to_owned())],
+                ..policy::Source::default()
+            }],
+            to: vec![policy::Operation {
+                methods: vec![StringMatch::Exact(method.to_owned())],
+                ..policy::Operation::default()
+            }],
             when: vec![],
             origin: at(line),
         };
-        let rules = vec![rule("equerry.local/ns/shop/sa/orders", "GET", 10), rule("equerry.local/ns/shop/sa/orders", "POST", 20)];
+        let rules = vec![
+            rule("equerry.local/ns/shop/sa/orders", "GET", 10),
+            rule("equerry.local/ns/shop/sa/orders", "POST", 20),
+        ];
         let callers = AuthorizationPolicy {
             name: PolicyName::parse("shop/inventory-callers").unwrap(),
             target: Target::Namespace,
@@ -303,7 +364,10 @@ mod tests {
     fn the_rule_that_decides_and_what_the_others_lack_are_named_with_their_lines() {
         let (steps, refused) = told("equerry.local/ns/shop/sa/orders", &Method::POST);
         assert_eq!(refused, None);
-        assert_eq!(steps[0], (Outcome::NoMatch, "the request is POST inventory/ on port 8080, not method GET".to_owned(), 10));
+        assert_eq!(
+            steps[0],
+            (Outcome::NoMatch, "the request is POST inventory/ on port 8080, not method GET".to_owned(), 10)
+        );
         assert_eq!(steps[1], (Outcome::Decided, "every part of it holds".to_owned(), 20));
     }
 
@@ -312,6 +376,9 @@ mod tests {
         let (steps, refused) = told("equerry.local/ns/shop/sa/frontend", &Method::GET);
         assert_eq!(refused.as_deref(), Some("no rule of shop/inventory-callers matched"));
         let lacking = "the caller is equerry.local/ns/shop/sa/frontend, not principal equerry.local/ns/shop/sa/orders";
-        assert!(steps.iter().all(|(outcome, because, _)| *outcome == Outcome::NoMatch && because == lacking), "{steps:?}");
+        assert!(
+            steps.iter().all(|(outcome, because, _)| *outcome == Outcome::NoMatch && because == lacking),
+            "{steps:?}"
+        );
     }
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use equerry_policies::compile::{self, CompiledWorkload};
 use equerry_policies::names::{PolicyName, SpiffeId};
 use equerry_policies::policy::{
-    Action, AuthorizationPolicy, AuthorizationRule, Breaker, Mesh, MtlsMode, Operation, Origin, Source, StringMatch, Target,
+    Action, AuthorizationPolicy, AuthorizationRule, Breaker, Mesh, MtlsMode, Operation, Origin, Source, StringMatch,
+    Target,
 };
 use equerry_policies::view::{Scoped, WorkloadView};
 use http::Method;
@@ -23,16 +24,24 @@ use crate::token::Caller;
 fn thousand_rules() -> CompiledWorkload {
     let rule = |number: u32| {
         let exact = |text: String| vec![StringMatch::Exact(text)];
-        let principal = Source { principals: exact(format!("equerry.local/ns/shop/sa/a{number}")), ..Source::default() };
+        let principal =
+            Source { principals: exact(format!("equerry.local/ns/shop/sa/a{number}")), ..Source::default() };
         let namespace = Source { namespaces: exact(format!("n{number}")), ..Source::default() };
-        let to = Operation { methods: exact("GET".to_owned()), paths: vec![StringMatch::Prefix(format!("/p{number}/"))], ..Operation::default() };
+        let to = Operation {
+            methods: exact("GET".to_owned()),
+            paths: vec![StringMatch::Prefix(format!("/p{number}/"))],
+            ..Operation::default()
+        };
         AuthorizationRule { from: vec![principal, namespace], to: vec![to], when: vec![], origin: Origin::default() }
     };
     let policy = |number: u32| {
         let name = PolicyName::parse(&format!("shop/policy-{number:03}")).unwrap();
         let action = if number.is_multiple_of(2) { Action::Allow } else { Action::Deny };
         let rules = (number * 10..number * 10 + 10).map(rule).collect();
-        Scoped { ports: None, policy: AuthorizationPolicy { name, target: Target::Namespace, action, rules, origin: Origin::default() } }
+        Scoped {
+            ports: None,
+            policy: AuthorizationPolicy { name, target: Target::Namespace, action, rules, origin: Origin::default() },
+        }
     };
     compile::workload(&WorkloadView {
         mesh: Mesh::default(),
@@ -76,7 +85,11 @@ fn nanos(mut work: impl FnMut()) -> f64 {
 #[test]
 fn of_a_thousand_rules_a_request_meets_a_handful() {
     let workload = thousand_rules();
-    for peer in ["spiffe://equerry.local/ns/shop/sa/a500", "spiffe://equerry.local/ns/n500/sa/x", "spiffe://equerry.local/ns/x/sa/y"] {
+    for peer in [
+        "spiffe://equerry.local/ns/shop/sa/a500",
+        "spiffe://equerry.local/ns/n500/sa/x",
+        "spiffe://equerry.local/ns/x/sa/y",
+    ] {
         let peer = SpiffeId::parse(peer).unwrap();
         for action in [Action::Allow, Action::Deny] {
             let lists = workload.authorization.candidates(action, Some(&peer), None, "/p500/x");
@@ -91,7 +104,13 @@ fn authorizing_among_a_thousand_rules_takes_less_than_a_microsecond() {
     let workload = thousand_rules();
     for (peer, passes) in [("equerry.local/ns/shop/sa/a500", true), ("equerry.local/ns/n500/sa/x", true)] {
         let caller = Caller::assumed(Some(peer), None);
-        let facts = Facts { method: &Method::GET, authority: "orders.shop:8080", path: "/p500/x", port: 8080, peer_ip: [10, 0, 0, 1].into() };
+        let facts = Facts {
+            method: &Method::GET,
+            authority: "orders.shop:8080",
+            path: "/p500/x",
+            port: 8080,
+            peer_ip: [10, 0, 0, 1].into(),
+        };
         assert_eq!(authorize(&caller, &facts, &workload).is_ok(), passes);
         let took = nanos(|| {
             let _ = black_box(authorize(black_box(&caller), black_box(&facts), &workload));
@@ -107,7 +126,8 @@ fn picking_among_a_thousand_endpoints_takes_less_than_a_hundred_nanoseconds() {
     let begin = Instant::now();
     let mut rng = fastrand::Rng::with_seed(1);
     let endpoints: Vec<Endpoint> = (0..1000).map(|_| Endpoint::default()).collect();
-    let breaker = Breaker { consecutive_failures: 5, penalty_min: Duration::from_secs(1), penalty_max: Duration::from_secs(60) };
+    let breaker =
+        Breaker { consecutive_failures: 5, penalty_min: Duration::from_secs(1), penalty_max: Duration::from_secs(60) };
     for endpoint in &endpoints {
         let mut one = choose(&P2cEwma, std::slice::from_ref(endpoint), &[], Some(&breaker), begin, &mut rng).unwrap();
         one.finish(Verdict::Success, Some(&breaker), begin + Duration::from_millis(rng.u64(1..20)), &mut rng);

@@ -95,7 +95,9 @@ fn authority(parts: &Parts) -> Result<HeaderValue, Refusal> {
     let host = host.map(normal_authority).transpose()?;
     let named = parts.uri.authority().map(|authority| normal_authority(authority.as_str())).transpose()?;
     let authority = match (named, host) {
-        (Some(named), Some(host)) if named != host => return Err(Refusal::bad_request("Host and the target name different authorities")),
+        (Some(named), Some(host)) if named != host => {
+            return Err(Refusal::bad_request("Host and the target name different authorities"));
+        }
         (Some(named), _) => named,
         (None, Some(host)) => host,
         (None, None) => return Err(Refusal::bad_request("there is no Host")),
@@ -116,7 +118,10 @@ fn normal_authority(text: &str) -> Result<String, Refusal> {
     let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let valid = match literal {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')),
+        None => {
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        }
     };
     if !valid {
         return Err(bad("is no host name or address"));
@@ -125,7 +130,9 @@ fn normal_authority(text: &str) -> Result<String, Refusal> {
     match port {
         None => Ok(host),
         // Digits only: `+80` and `080` would be read differently elsewhere.
-        Some(port) if port.parse::<u16>().is_ok_and(|number| number != 0 && number.to_string() == port) => Ok(format!("{host}:{port}")),
+        Some(port) if port.parse::<u16>().is_ok_and(|number| number != 0 && number.to_string() == port) => {
+            Ok(format!("{host}:{port}"))
+        }
         Some(_) => Err(bad("has a port that is not 1 to 65535")),
     }
 }
@@ -158,7 +165,8 @@ fn target(parts: &Parts) -> Result<PathAndQuery, Refusal> {
                 text.push('?');
                 text.push_str(query);
             }
-            PathAndQuery::try_from(text).map_err(|_| Refusal::bad_request("the target cannot be brought into its normal form"))
+            PathAndQuery::try_from(text)
+                .map_err(|_| Refusal::bad_request("the target cannot be brought into its normal form"))
         }
     }
 }

@@ -55,7 +55,21 @@ fn a_path_has_one_normal_form() {
 
 #[test]
 fn a_path_that_two_readers_could_read_differently_is_refused() {
-    for given in ["/a%2fb", "/a%2Fb", "/a%5cb", "/a\\b", "/a%00", "/a%0d%0a", "/a%7f", "/a%", "/a%4", "/a%zz", "/a/..;/b", "/a/.;x/b", "/%2e%2e;x"] {
+    for given in [
+        "/a%2fb",
+        "/a%2Fb",
+        "/a%5cb",
+        "/a\\b",
+        "/a%00",
+        "/a%0d%0a",
+        "/a%7f",
+        "/a%",
+        "/a%4",
+        "/a%zz",
+        "/a/..;/b",
+        "/a/.;x/b",
+        "/%2e%2e;x",
+    ] {
         assert!(matches!(path(given), Err(Refusal::BadRequest { .. })), "{given}");
     }
 }
@@ -103,7 +117,9 @@ fn an_authority_that_is_missing_ambiguous_or_no_name_is_refused() {
     assert!(outbound("http://a/", &[("host", "b")]).is_err());
     assert!(outbound("/", &[("host", "a"), ("host", "a")]).is_err());
     assert!(outbound("https://a/", &[]).is_err());
-    for host in ["", "a b", "a/b", "user@a", "a:", "a:0", "a:99999", "a:+80", "a:080", "[::1", "[x]", "a,b", "a\tb", "é"] {
+    for host in
+        ["", "a b", "a/b", "user@a", "a:", "a:0", "a:99999", "a:+80", "a:080", "[::1", "[x]", "a,b", "a\tb", "é"]
+    {
         let value = HeaderValue::from_bytes(host.as_bytes()).unwrap();
         let mut parts = parts("GET", "/", &[]);
         parts.headers.insert(HOST, value);
@@ -131,7 +147,14 @@ fn framing_that_two_readers_could_read_differently_is_refused() {
 
 #[test]
 fn connection_headers_of_http2_are_refused() {
-    for header in [("connection", "close"), ("transfer-encoding", "chunked"), ("upgrade", "h2c"), ("te", "gzip"), ("keep-alive", "1"), ("proxy-connection", "x")] {
+    for header in [
+        ("connection", "close"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "h2c"),
+        ("te", "gzip"),
+        ("keep-alive", "1"),
+        ("proxy-connection", "x"),
+    ] {
         let mut parts = parts("GET", "http://a/", &[header]);
         parts.version = Version::HTTP_2;
         assert!(normalize(&mut parts, Direction::Outbound).is_err(), "{header:?}");
@@ -178,7 +201,13 @@ fn connection_cannot_take_away_a_header_that_policy_may_decide_by() {
 
 #[test]
 fn reserved_headers_are_stripped_from_whoever_may_not_set_them() {
-    let headers = [("host", "a"), ("x-equerry-x", "1"), ("x-forwarded-client-cert", "By=me"), ("x-envoy-max-retries", "9"), ("x-other", "1")];
+    let headers = [
+        ("host", "a"),
+        ("x-equerry-x", "1"),
+        ("x-forwarded-client-cert", "By=me"),
+        ("x-envoy-max-retries", "9"),
+        ("x-other", "1"),
+    ];
     let left = |direction| {
         let mut parts = parts("GET", "/", &headers);
         normalize(&mut parts, direction).unwrap();
@@ -194,7 +223,9 @@ fn reserved_headers_are_stripped_from_whoever_may_not_set_them() {
 #[test]
 fn connect_is_refused() {
     let mut parts = parts("CONNECT", "a:80", &[("host", "a:80")]);
-    assert!(matches!(normalize(&mut parts, Direction::Outbound), Err(Refusal::BadRequest { detail }) if detail.contains("not supported")));
+    assert!(
+        matches!(normalize(&mut parts, Direction::Outbound), Err(Refusal::BadRequest { detail }) if detail.contains("not supported"))
+    );
 }
 
 proptest! {

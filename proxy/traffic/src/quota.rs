@@ -147,7 +147,8 @@ impl Slice {
     /// An empty slice; it admits nothing before the first grant. `connected`: the control plane can be reached.
     pub fn new(tenant: TenantName, quota: Quota, on_loss: OnControlPlaneLoss, connected: bool) -> Self {
         let window_ms = u64::try_from(quota.window.as_millis()).unwrap_or(u64::MAX).max(1000);
-        let state = State { connected, now: Window::default(), next: Window::default(), last_share: 0, last_connected: 0 };
+        let state =
+            State { connected, now: Window::default(), next: Window::default(), last_share: 0, last_connected: 0 };
         Self { tenant, quota, on_loss, window_ms, state: Mutex::new(state) }
     }
 
@@ -165,7 +166,8 @@ impl Slice {
     /// spent stays counted; numbers of windows of another length mean other times.
     pub fn changed(&self, quota: Quota, on_loss: OnControlPlaneLoss) -> Self {
         let state = self.lock();
-        let (same, connected, last_share) = (quota.window == self.quota.window, state.connected, state.last_share.min(quota.requests));
+        let (same, connected, last_share) =
+            (quota.window == self.quota.window, state.connected, state.last_share.min(quota.requests));
         let changed = Self::new(self.tenant.clone(), quota, on_loss, connected);
         {
             let mut next = changed.lock();
@@ -226,7 +228,14 @@ impl Slice {
     pub fn report(&self, now_ms: u64) -> Report {
         let state = self.at(now_ms);
         let Window { number, granted, returned, spent, offline, .. } = state.now;
-        Report { window: number, granted, spent: spent + offline, wants_more: state.now.wants_more(), returned, spent_offline: offline }
+        Report {
+            window: number,
+            granted,
+            spent: spent + offline,
+            wants_more: state.now.wants_more(),
+            returned,
+            spent_offline: offline,
+        }
     }
 
     /// Tells whether the control plane can be reached from now on.

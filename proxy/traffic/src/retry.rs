@@ -108,9 +108,18 @@ impl Failure {
         match (self, retry) {
             (Self::Mesh { unprocessed: true, .. }, _) => true,
             (_, None) => false,
-            (Self::Mesh { reason: Reason::ConnectFailed | Reason::IdentityMismatch | Reason::UpstreamReset | Reason::TryTimeout, .. }, Some(_)) => true,
+            (
+                Self::Mesh {
+                    reason:
+                        Reason::ConnectFailed | Reason::IdentityMismatch | Reason::UpstreamReset | Reason::TryTimeout,
+                    ..
+                },
+                Some(_),
+            ) => true,
             // What a policy or the exchange's own limit decided will be decided so again.
-            (Self::Mesh { reason, status, .. }, Some(retry)) => reason.counts_against_endpoint() && reason != Reason::RequestTimeout && retry.codes.contains(&status),
+            (Self::Mesh { reason, status, .. }, Some(retry)) => {
+                reason.counts_against_endpoint() && reason != Reason::RequestTimeout && retry.codes.contains(&status)
+            }
             (Self::Status(status), Some(retry)) => retry.codes.contains(&status),
         }
     }
@@ -177,7 +186,14 @@ impl Stop {
 }
 
 /// Decides whether to try again; charges the budget when it does.
-pub fn judge(failure: Failure, attempt: &Attempt<'_>, budget: &RetryBudget, allowance: &Allowance, now: Instant, rng: &mut fastrand::Rng) -> Verdict {
+pub fn judge(
+    failure: Failure,
+    attempt: &Attempt<'_>,
+    budget: &RetryBudget,
+    allowance: &Allowance,
+    now: Instant,
+    rng: &mut fastrand::Rng,
+) -> Verdict {
     let unprocessed = failure.unprocessed();
     if !failure.worth(attempt.retry) {
         return Verdict::Stop(Stop::NotRetriable);
@@ -221,7 +237,14 @@ mod tests {
     }
 
     fn attempt<'a>(method: &'a Method, retry: Option<&'a Retry>, now: Instant) -> Attempt<'a> {
-        Attempt { method, retry, method_named: false, replayable: true, retries: 0, deadline: Deadline::after(now, Some(SECOND)) }
+        Attempt {
+            method,
+            retry,
+            method_named: false,
+            replayable: true,
+            retries: 0,
+            deadline: Deadline::after(now, Some(SECOND)),
+        }
     }
 
     fn verdict(failure: Failure, attempt: &Attempt<'_>, now: Instant) -> Verdict {
@@ -266,7 +289,10 @@ mod tests {
         };
         assert_eq!(stop(&|a| a.replayable = false), Verdict::Stop(Stop::Body));
         assert_eq!(stop(&|a| a.retries = 3), Verdict::Stop(Stop::Attempts));
-        assert_eq!(stop(&|a| a.deadline = Deadline::after(now, Some(Duration::from_millis(20)))), Verdict::Stop(Stop::Deadline));
+        assert_eq!(
+            stop(&|a| a.deadline = Deadline::after(now, Some(Duration::from_millis(20)))),
+            Verdict::Stop(Stop::Deadline)
+        );
     }
 
     #[test]

@@ -64,7 +64,9 @@ pub fn may_leave(named: &Authority, known: Known<'_>) -> Result<MayLeave, Refusa
     let ports = || destination.ports.iter().map(|port| port.port);
     let port = match named.port {
         Some(port) if ports().any(|known| known == port) => port,
-        Some(port) => return Err(Refusal::NoSuchPort { of: named.service.to_string(), port, ports: ports().collect() }),
+        Some(port) => {
+            return Err(Refusal::NoSuchPort { of: named.service.to_string(), port, ports: ports().collect() });
+        }
         None => match destination.ports.as_slice() {
             [only] => only.port,
             several => {
@@ -115,7 +117,12 @@ impl Choice {
 ///
 /// # Errors
 /// [`Refusal::NoRoute`] when there are routes and none matches, [`Refusal::NoBackend`] when the rule sends nowhere.
-pub fn route(leave: &MayLeave, destination: &CompiledDestination, parts: &Parts, rng: &mut fastrand::Rng) -> Result<Choice, Refusal> {
+pub fn route(
+    leave: &MayLeave,
+    destination: &CompiledDestination,
+    parts: &Parts,
+    rng: &mut fastrand::Rng,
+) -> Result<Choice, Refusal> {
     let Some(routes) = destination.routes(leave.port) else {
         return Ok(Choice { rule: None, backend: leave.service.clone(), port: Some(leave.port), method_named: false });
     };
@@ -139,7 +146,10 @@ pub fn route(leave: &MayLeave, destination: &CompiledDestination, parts: &Parts,
 /// Whether method and headers of a match fit.
 pub(crate) fn fits(entry: &RouteEntry, method: &Method, headers: &HeaderMap) -> bool {
     entry.method.as_ref().is_none_or(|wanted| wanted == method)
-        && entry.headers.iter().all(|header| headers.get_all(&header.name).iter().any(|value| header.value.matches(value.as_bytes())))
+        && entry
+            .headers
+            .iter()
+            .all(|header| headers.get_all(&header.name).iter().any(|value| header.value.matches(value.as_bytes())))
 }
 
 /// A backend, drawn by weight; `None` when all weights are 0.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use equerry_policies::compile;
 use equerry_policies::names::{Namespace, PolicyName};
-use equerry_policies::policy::{self, AppProtocol, HeaderMatch, HttpRoute, Origin, PathMatch, RouteMatch, ServicePort, TextMatch, TrafficPolicy};
+use equerry_policies::policy::{
+    self, AppProtocol, HeaderMatch, HttpRoute, Origin, PathMatch, RouteMatch, ServicePort, TextMatch, TrafficPolicy,
+};
 use equerry_policies::view::DestinationView;
 use http::Request;
 use proptest::prelude::*;
@@ -41,7 +43,12 @@ fn rule(to: &str, matches: Vec<RouteMatch>) -> policy::RouteRule {
 }
 
 fn http_route(name: &str, rules: Vec<policy::RouteRule>) -> HttpRoute {
-    HttpRoute { name: PolicyName::parse(name).unwrap(), parents: vec![(service("shop/orders"), None)], rules, origin: Origin::default() }
+    HttpRoute {
+        name: PolicyName::parse(name).unwrap(),
+        parents: vec![(service("shop/orders"), None)],
+        rules,
+        origin: Origin::default(),
+    }
 }
 
 fn destination(routes: Vec<HttpRoute>, ports: Vec<ServicePort>) -> CompiledDestination {
@@ -113,14 +120,24 @@ fn precedence_is_exact_path_then_regex_then_longest_prefix_then_method_then_head
         ("GET", "/r/17", &[], "regex"),
         ("GET", "/r/17x", &[], "default"),
     ] {
-        assert_eq!(chosen(&to, &request(method, path, headers)).as_deref(), Some(wanted), "{method} {path} {headers:?}");
+        assert_eq!(
+            chosen(&to, &request(method, path, headers)).as_deref(),
+            Some(wanted),
+            "{method} {path} {headers:?}"
+        );
     }
 }
 
 #[test]
 fn ties_go_to_the_route_first_by_name_and_then_to_the_rule_first_written() {
     let all = || vec![on(PathMatch::Prefix("/".to_owned()))];
-    let to = destination(vec![http_route("shop/b", vec![rule("b0", all())]), http_route("shop/a", vec![rule("a0", all()), rule("a1", all())])], vec![port(80)]);
+    let to = destination(
+        vec![
+            http_route("shop/b", vec![rule("b0", all())]),
+            http_route("shop/a", vec![rule("a0", all()), rule("a1", all())]),
+        ],
+        vec![port(80)],
+    );
     assert_eq!(chosen(&to, &request("GET", "/x", &[])).as_deref(), Some("a0"));
 }
 
@@ -129,8 +146,12 @@ fn a_service_without_routes_is_its_own_backend_and_one_whose_routes_do_not_match
     let bare = destination(vec![], vec![port(80)]);
     let choice = route(&leave(&bare), &bare, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap();
     assert_eq!((choice.backend.to_string().as_str(), choice.port, choice.route()), ("shop/orders", Some(80), None));
-    let narrow = destination(vec![http_route("shop/a", vec![rule("a", vec![on(PathMatch::Exact("/only".to_owned()))])])], vec![port(80)]);
-    let refused = route(&leave(&narrow), &narrow, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap_err();
+    let narrow = destination(
+        vec![http_route("shop/a", vec![rule("a", vec![on(PathMatch::Exact("/only".to_owned()))])])],
+        vec![port(80)],
+    );
+    let refused =
+        route(&leave(&narrow), &narrow, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap_err();
     assert_eq!(refused.status(), 404);
 }
 
@@ -155,7 +176,9 @@ fn a_rule_that_sends_nowhere_is_answered_with_500() {
 #[test]
 fn a_method_is_named_only_when_every_match_names_it() {
     let named = |methods: &[Option<&str>]| {
-        let matches = methods.iter().map(|method| RouteMatch { method: method.map(str::to_owned), ..on(PathMatch::Prefix("/".to_owned())) });
+        let matches = methods
+            .iter()
+            .map(|method| RouteMatch { method: method.map(str::to_owned), ..on(PathMatch::Prefix("/".to_owned())) });
         let to = destination(vec![http_route("shop/a", vec![rule("a", matches.collect())])], vec![port(80)]);
         route(&leave(&to), &to, &request("POST", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap().method_named
     };
@@ -165,7 +188,10 @@ fn a_method_is_named_only_when_every_match_names_it() {
 
 #[test]
 fn a_zero_timeout_is_no_timeout() {
-    let zero = policy::RouteRule { request_timeout: Some(Duration::ZERO), ..rule("a", vec![on(PathMatch::Prefix("/".to_owned()))]) };
+    let zero = policy::RouteRule {
+        request_timeout: Some(Duration::ZERO),
+        ..rule("a", vec![on(PathMatch::Prefix("/".to_owned()))])
+    };
     let to = destination(vec![http_route("shop/a", vec![zero])], vec![port(80)]);
     let choice = route(&leave(&to), &to, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap();
     assert_eq!(choice.request_timeout(), None);
@@ -193,7 +219,10 @@ fn weights_are_met_within_four_standard_deviations() {
     let mut rng = fastrand::Rng::with_seed(seed);
     let weights = [90_u32, 10, 0, 300];
     let mut split = rule("a", vec![on(PathMatch::Prefix("/".to_owned()))]);
-    split.backends = (0_u8..).zip(weights).map(|(index, weight)| policy::Backend { service: service(&format!("shop/b{index}")), port: None, weight }).collect();
+    split.backends = (0_u8..)
+        .zip(weights)
+        .map(|(index, weight)| policy::Backend { service: service(&format!("shop/b{index}")), port: None, weight })
+        .collect();
     let to = destination(vec![http_route("shop/a", vec![split])], vec![port(80)]);
     let (leave, parts) = (leave(&to), request("GET", "/", &[]));
     let mut counts = [0_u32; 4];
@@ -222,7 +251,9 @@ fn model(routes: &[HttpRoute], parts: &Parts) -> Option<String> {
             for (place, wanted) in rule.matches.iter().enumerate() {
                 let rank = match &wanted.path {
                     PathMatch::Exact(exact) if exact == path => Some((0, 0)),
-                    PathMatch::Prefix(prefix) if below(prefix) => Some((1, usize::MAX - prefix.trim_end_matches('/').len())),
+                    PathMatch::Prefix(prefix) if below(prefix) => {
+                        Some((1, usize::MAX - prefix.trim_end_matches('/').len()))
+                    }
                     _ => None,
                 };
                 let method = wanted.method.as_deref().is_none_or(|method| method == parts.method.as_str());
@@ -231,7 +262,14 @@ fn model(routes: &[HttpRoute], parts: &Parts) -> Option<String> {
                     parts.headers.get_all(&header.name).iter().any(|found| found == value)
                 });
                 if let (Some(rank), true, true) = (rank, method, headers) {
-                    let key = (rank, wanted.method.is_none(), usize::MAX - wanted.headers.len(), http_route.name.clone(), number, place);
+                    let key = (
+                        rank,
+                        wanted.method.is_none(),
+                        usize::MAX - wanted.headers.len(),
+                        http_route.name.clone(),
+                        number,
+                        place,
+                    );
                     fitting.push((key, rule.backends[0].service.name.to_string()));
                 }
             }

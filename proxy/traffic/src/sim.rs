@@ -30,7 +30,8 @@ struct Behaviour {
     fails: f64,
 }
 
-const HEALTHY: Behaviour = Behaviour { from: Duration::ZERO, serves_in: Duration::from_millis(5), at_once: 8, fails: 0.0 };
+const HEALTHY: Behaviour =
+    Behaviour { from: Duration::ZERO, serves_in: Duration::from_millis(5), at_once: 8, fails: 0.0 };
 
 /// An endpoint: what is known of it, and what it really does.
 struct Endpoint {
@@ -71,7 +72,13 @@ impl Endpoint {
 struct RoundRobin(Cell<usize>);
 
 impl Pick for RoundRobin {
-    fn pick<E: AsRef<EndpointState>>(&self, endpoints: &[E], may: impl Fn(usize) -> Option<Admission>, _: Instant, _: &mut fastrand::Rng) -> Option<usize> {
+    fn pick<E: AsRef<EndpointState>>(
+        &self,
+        endpoints: &[E],
+        may: impl Fn(usize) -> Option<Admission>,
+        _: Instant,
+        _: &mut fastrand::Rng,
+    ) -> Option<usize> {
         let start = self.0.replace(self.0.get() + 1);
         (0..endpoints.len()).map(|step| (start + step) % endpoints.len()).find(|index| may(*index).is_some())
     }
@@ -175,7 +182,8 @@ impl<P: Pick> Run<'_, P> {
 
     fn attempt(&mut self, call: usize, now: Duration) {
         let tried = &self.calls[call].tried;
-        let chosen = choose(&self.pick, &self.endpoints, tried, self.plan.breaker.as_ref(), self.begin + now, &mut self.rng);
+        let chosen =
+            choose(&self.pick, &self.endpoints, tried, self.plan.breaker.as_ref(), self.begin + now, &mut self.rng);
         let Ok(this) = chosen else {
             self.seen.failed += 1;
             return;
@@ -219,28 +227,58 @@ fn breaker() -> Settings {
 #[test]
 fn one_slow_endpoint_hurts_the_slowest_calls_far_less_than_under_round_robin() {
     let slow = Behaviour { serves_in: 100 * MS, ..HEALTHY };
-    let plan = Plan { endpoints: vec![vec![HEALTHY], vec![HEALTHY], vec![slow], vec![HEALTHY], vec![HEALTHY]], rate: 400, lasts: 30 * SECOND, breaker: None, retries: 0 };
+    let plan = Plan {
+        endpoints: vec![vec![HEALTHY], vec![HEALTHY], vec![slow], vec![HEALTHY], vec![HEALTHY]],
+        rate: 400,
+        lasts: 30 * SECOND,
+        breaker: None,
+        retries: 0,
+    };
     for seed in SEEDS {
-        let (ours, yardstick) = (run(&plan, P2cEwma, seed).percentile(0.99), run(&plan, RoundRobin::default(), seed).percentile(0.99));
+        let (ours, yardstick) =
+            (run(&plan, P2cEwma, seed).percentile(0.99), run(&plan, RoundRobin::default(), seed).percentile(0.99));
         assert!(ours * 5 < yardstick, "seed {seed}: p99 {ours:?} against {yardstick:?} of round robin");
     }
 }
 
 #[test]
 fn an_endpoint_that_slows_for_a_while_is_left_and_used_again() {
-    let slow = vec![HEALTHY, Behaviour { from: 10 * SECOND, serves_in: 200 * MS, ..HEALTHY }, Behaviour { from: 20 * SECOND, ..HEALTHY }];
-    let plan = Plan { endpoints: vec![slow, vec![HEALTHY], vec![HEALTHY]], rate: 300, lasts: 80 * SECOND, breaker: None, retries: 0 };
+    let slow = vec![
+        HEALTHY,
+        Behaviour { from: 10 * SECOND, serves_in: 200 * MS, ..HEALTHY },
+        Behaviour { from: 20 * SECOND, ..HEALTHY },
+    ];
+    let plan = Plan {
+        endpoints: vec![slow, vec![HEALTHY], vec![HEALTHY]],
+        rate: 300,
+        lasts: 80 * SECOND,
+        breaker: None,
+        retries: 0,
+    };
     for seed in SEEDS {
         let seen = run(&plan, P2cEwma, seed);
-        let (before, during, after) = (seen.share(0, SECOND, 10 * SECOND), seen.share(0, 11 * SECOND, 20 * SECOND), seen.share(0, 65 * SECOND, 80 * SECOND));
-        assert!(before > 0.1 && during < 0.05 && after > 0.1, "seed {seed}: {before:.2} before, {during:.2} during, {after:.2} after");
+        let (before, during, after) = (
+            seen.share(0, SECOND, 10 * SECOND),
+            seen.share(0, 11 * SECOND, 20 * SECOND),
+            seen.share(0, 65 * SECOND, 80 * SECOND),
+        );
+        assert!(
+            before > 0.1 && during < 0.05 && after > 0.1,
+            "seed {seed}: {before:.2} before, {during:.2} during, {after:.2} after"
+        );
     }
 }
 
 #[test]
 fn failing_fast_without_a_breaker_does_not_attract_traffic() {
     let failing = Behaviour { serves_in: MS / 10, fails: 1.0, ..HEALTHY };
-    let plan = Plan { endpoints: vec![vec![HEALTHY], vec![failing], vec![HEALTHY], vec![HEALTHY]], rate: 500, lasts: 30 * SECOND, breaker: None, retries: 0 };
+    let plan = Plan {
+        endpoints: vec![vec![HEALTHY], vec![failing], vec![HEALTHY], vec![HEALTHY]],
+        rate: 500,
+        lasts: 30 * SECOND,
+        breaker: None,
+        retries: 0,
+    };
     for seed in SEEDS {
         let share = run(&plan, P2cEwma, seed).share(1, Duration::ZERO, 30 * SECOND);
         assert!(share < 0.02, "seed {seed}: {share:.3} of the calls went to the endpoint that fails");
@@ -249,7 +287,11 @@ fn failing_fast_without_a_breaker_does_not_attract_traffic() {
 
 /// One of two endpoints fails from 5 s to 20 s.
 fn outage(rate: u32) -> Plan {
-    let failing = vec![HEALTHY, Behaviour { from: 5 * SECOND, fails: 1.0, serves_in: MS, ..HEALTHY }, Behaviour { from: 20 * SECOND, ..HEALTHY }];
+    let failing = vec![
+        HEALTHY,
+        Behaviour { from: 5 * SECOND, fails: 1.0, serves_in: MS, ..HEALTHY },
+        Behaviour { from: 20 * SECOND, ..HEALTHY },
+    ];
     Plan { endpoints: vec![vec![HEALTHY], failing], rate, lasts: 40 * SECOND, breaker: Some(breaker()), retries: 3 }
 }
 
@@ -258,7 +300,11 @@ fn a_broken_endpoint_is_cut_off_probed_once_per_penalty_and_comes_back_while_no_
     for rate in [10, 50, 300] {
         for seed in SEEDS {
             let seen = run(&outage(rate), P2cEwma, seed);
-            let story = format!("rate {rate}, seed {seed}, {} tries at the broken endpoint:\n{}", seen.tries_between(1, 5 * SECOND, 20 * SECOND), seen.story());
+            let story = format!(
+                "rate {rate}, seed {seed}, {} tries at the broken endpoint:\n{}",
+                seen.tries_between(1, 5 * SECOND, 20 * SECOND),
+                seen.story()
+            );
             assert_eq!(seen.failed, 0, "{story}");
             assert!(seen.history.iter().any(|line| line.contains("consecutive_failures")), "it opens; {story}");
             assert!(seen.history.last().unwrap().contains("probe_succeeded"), "it closes; {story}");

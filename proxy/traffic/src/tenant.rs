@@ -58,7 +58,8 @@ mod tests {
             on_control_plane_loss: OnControlPlaneLoss::Deny,
             origin: Origin::default(),
         };
-        let quota = Quota { id: format!("{name}/0"), services: vec![], requests: 1, window: std::time::Duration::from_secs(5) };
+        let quota =
+            Quota { id: format!("{name}/0"), services: vec![], requests: 1, window: std::time::Duration::from_secs(5) };
         TenantView { tenant, quotas: vec![Scoped { ports: Some(vec![8080]), policy: quota }] }
     }
 
@@ -79,7 +80,10 @@ mod tests {
             peer_ports: vec![],
             tokens: vec![],
             authorization: vec![],
-            tenants: vec![tenant("acme", vec![header("acme"), claim("acme")]), tenant("globex", vec![header("globex"), claim("globex"), claim("7")])],
+            tenants: vec![
+                tenant("acme", vec![header("acme"), claim("acme")]),
+                tenant("globex", vec![header("globex"), claim("globex"), claim("7")]),
+            ],
         })
         .unwrap()
     }

@@ -81,7 +81,8 @@ impl Caller {
     pub(crate) fn assumed(peer: Option<&str>, claims: Option<Value>) -> Self {
         let token = claims.map(|claims| {
             let Value::Object(claims) = claims else { panic!("claims are an object") };
-            let principal = Some(format!("https://issuer/{}", claims.get("sub").and_then(Value::as_str).unwrap_or("nobody")));
+            let principal =
+                Some(format!("https://issuer/{}", claims.get("sub").and_then(Value::as_str).unwrap_or("nobody")));
             Box::new(Verified { issuer: "https://issuer".to_owned(), principal, claims, policy: "shop/tokens".into() })
         });
         Self { peer: peer.map(|peer| SpiffeId::parse(&format!("spiffe://{peer}")).unwrap()), token }
@@ -104,7 +105,13 @@ pub(crate) fn claim_texts(claim: &Value) -> impl Iterator<Item = Cow<'_, str>> {
 ///
 /// # Errors
 /// [`Refusal::Token`] with one of the `token_*` reasons, when a token is required and missing, or cannot be believed.
-pub fn verify(workload: &CompiledWorkload, app_port: u16, headers: &mut HeaderMap, peer: Option<&SpiffeId>, now: SystemTime) -> Result<Caller, Refusal> {
+pub fn verify(
+    workload: &CompiledWorkload,
+    app_port: u16,
+    headers: &mut HeaderMap,
+    peer: Option<&SpiffeId>,
+    now: SystemTime,
+) -> Result<Caller, Refusal> {
     for header in workload.tokens.claim_headers() {
         headers.remove(header);
     }
@@ -156,7 +163,11 @@ struct Parts<'a> {
 }
 
 /// The rule that believes the token, and what it says.
-fn believe<'r>(token: &str, rules: impl Iterator<Item = &'r TokenRule>, now: SystemTime) -> Result<(&'r TokenRule, Verified), Refusal> {
+fn believe<'r>(
+    token: &str,
+    rules: impl Iterator<Item = &'r TokenRule>,
+    now: SystemTime,
+) -> Result<(&'r TokenRule, Verified), Refusal> {
     let parts = take_apart(token)?;
     let Some(Value::String(issuer)) = parts.claims.get("iss") else {
         return Err(fault(Reason::TokenInvalid, "the token names no issuer", None));
@@ -167,8 +178,10 @@ fn believe<'r>(token: &str, rules: impl Iterator<Item = &'r TokenRule>, now: Sys
     for rule in rules.filter(|rule| *rule.issuer == **issuer) {
         match check(&parts, rule, now) {
             Ok(()) => {
-                let principal = parts.claims.get("sub").and_then(Value::as_str).map(|subject| format!("{issuer}/{subject}"));
-                let verified = Verified { issuer: issuer.clone(), principal, claims: parts.claims, policy: rule.policy.clone() };
+                let principal =
+                    parts.claims.get("sub").and_then(Value::as_str).map(|subject| format!("{issuer}/{subject}"));
+                let verified =
+                    Verified { issuer: issuer.clone(), principal, claims: parts.claims, policy: rule.policy.clone() };
                 return Ok((rule, verified));
             }
             Err(why) => refused = why,
@@ -187,10 +200,12 @@ fn take_apart(token: &str) -> Result<Parts<'_>, Refusal> {
     if claims.contains('.') {
         return Err(invalid("the token is not of three parts"));
     }
-    let header = object(header).ok_or_else(|| invalid("the token's header is not a JSON object in base64url, or repeats a name"))?;
+    let header = object(header)
+        .ok_or_else(|| invalid("the token's header is not a JSON object in base64url, or repeats a name"))?;
     let algorithm = match header.get("alg") {
-        Some(Value::String(name)) => Algorithm::named(name)
-            .ok_or_else(|| fault(Reason::TokenAlgorithm, format!("the algorithm {:?} is never accepted", cut(name)), None))?,
+        Some(Value::String(name)) => Algorithm::named(name).ok_or_else(|| {
+            fault(Reason::TokenAlgorithm, format!("the algorithm {:?} is never accepted", cut(name)), None)
+        })?,
         _ => return Err(fault(Reason::TokenAlgorithm, "the token names no algorithm", None)),
     };
     if header.contains_key("crit") {
@@ -201,7 +216,8 @@ fn take_apart(token: &str) -> Result<Parts<'_>, Refusal> {
         Some(Value::String(id)) => Some(id.clone()),
         Some(_) => return Err(invalid("the token's key id is not text")),
     };
-    let claims = object(claims).ok_or_else(|| invalid("the token's claims are not a JSON object in base64url, or repeat a name"))?;
+    let claims = object(claims)
+        .ok_or_else(|| invalid("the token's claims are not a JSON object in base64url, or repeat a name"))?;
     Ok(Parts { signed, signature, algorithm, key_id, claims })
 }
 
@@ -271,7 +287,8 @@ fn check_times(claims: &Map<String, Value>, rule: &TokenRule, now: SystemTime) -
             .map(Some)
             .ok_or_else(|| fault(Reason::TokenInvalid, format!("the token's {name} is not a number"), Some(rule))),
     };
-    let ends = time("exp")?.ok_or_else(|| fault(Reason::TokenInvalid, "the token does not say when it ends (exp)", Some(rule)))?;
+    let ends = time("exp")?
+        .ok_or_else(|| fault(Reason::TokenInvalid, "the token does not say when it ends (exp)", Some(rule)))?;
     if now >= ends + skew {
         return Err(fault(Reason::TokenExpired, format!("the token ended {:.0} s ago", now - ends), Some(rule)));
     }

@@ -111,17 +111,26 @@ fn rule(required: bool) -> JwtRule {
         audiences: vec!["orders".to_owned()],
         jwks: jwks(),
         required,
-        claims_to_headers: vec![told(&["sub"], "x-user"), told(&["level"], "x-level"), told(&["realm", "roles"], "x-roles")],
+        claims_to_headers: vec![
+            told(&["sub"], "x-user"),
+            told(&["level"], "x-level"),
+            told(&["realm", "roles"], "x-roles"),
+        ],
         origin: Origin::default(),
     }
 }
 
 fn policy_header(claim: &[&str], header: &str) -> equerry_policies::policy::ClaimHeader {
-    equerry_policies::policy::ClaimHeader { claim: claim.iter().map(|part| (*part).to_owned()).collect(), header: header.to_owned() }
+    equerry_policies::policy::ClaimHeader {
+        claim: claim.iter().map(|part| (*part).to_owned()).collect(),
+        header: header.to_owned(),
+    }
 }
 
 fn workload(rules: Vec<(Option<Vec<u16>>, JwtRule)>) -> CompiledWorkload {
-    let tokens = rules.into_iter().map(|(ports, rule)| Scoped { ports, policy: NamedJwtRule { policy: "shop/tokens".to_owned(), rule } });
+    let tokens = rules
+        .into_iter()
+        .map(|(ports, rule)| Scoped { ports, policy: NamedJwtRule { policy: "shop/tokens".to_owned(), rule } });
     compile::workload(&WorkloadView {
         mesh: Mesh::default(),
         services: vec![],
@@ -134,7 +143,10 @@ fn workload(rules: Vec<(Option<Vec<u16>>, JwtRule)>) -> CompiledWorkload {
     .unwrap()
 }
 
-fn verdict(rules: Vec<(Option<Vec<u16>>, JwtRule)>, authorization: Option<&str>) -> Result<(Caller, HeaderMap), Reason> {
+fn verdict(
+    rules: Vec<(Option<Vec<u16>>, JwtRule)>,
+    authorization: Option<&str>,
+) -> Result<(Caller, HeaderMap), Reason> {
     let mut headers = HeaderMap::new();
     headers.insert("x-user", HeaderValue::from_static("forged"));
     headers.append("x-user", HeaderValue::from_static("forged twice"));
@@ -143,7 +155,10 @@ fn verdict(rules: Vec<(Option<Vec<u16>>, JwtRule)>, authorization: Option<&str>)
         headers.insert(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
     }
     let outcome = verify(&workload(rules), 8080, &mut headers, None, now());
-    assert!(headers.get_all("x-user").iter().all(|value| !value.to_str().unwrap().contains("forged")), "stripped, whatever comes of it");
+    assert!(
+        headers.get_all("x-user").iter().all(|value| !value.to_str().unwrap().contains("forged")),
+        "stripped, whatever comes of it"
+    );
     assert!(!headers.contains_key("x-roles"));
     outcome.map(|caller| (caller, headers)).map_err(|refusal| {
         assert_eq!(refusal.status().as_u16(), 401);
@@ -171,13 +186,24 @@ fn a_good_token_names_the_caller_and_its_claims_are_told() {
 #[test]
 fn every_algorithm_of_the_list_is_verified_by_its_key_and_by_no_other() {
     for (alg, kid) in [
-        ("ES256", "ec"), ("ES384", "p384"), ("EdDSA", "ed"), ("RS256", "rsa"), ("RS384", "rsa"), ("RS512", "rsa"),
-        ("PS256", "rsa"), ("PS384", "rsa"), ("PS512", "rsa"),
+        ("ES256", "ec"),
+        ("ES384", "p384"),
+        ("EdDSA", "ed"),
+        ("RS256", "rsa"),
+        ("RS384", "rsa"),
+        ("RS512", "rsa"),
+        ("PS256", "rsa"),
+        ("PS384", "rsa"),
+        ("PS512", "rsa"),
     ] {
         assert_eq!(refused(&mint(&json!({"alg": alg, "kid": kid}), &claims())), Reason::Ok, "{alg}");
         assert_eq!(refused(&mint(&json!({"alg": alg}), &claims())), Reason::Ok, "{alg} without a key id");
         let other = if kid == "ed" { "rsa" } else { "ed" };
-        assert_eq!(refused(&mint(&json!({"alg": alg, "kid": other}), &claims())), Reason::TokenAlgorithm, "{alg} with another's key");
+        assert_eq!(
+            refused(&mint(&json!({"alg": alg, "kid": other}), &claims())),
+            Reason::TokenAlgorithm,
+            "{alg} with another's key"
+        );
     }
 }
 
@@ -202,7 +228,8 @@ fn a_symmetric_signature_made_with_the_public_key_is_refused() {
 #[test]
 fn a_key_that_the_token_brings_along_is_never_believed() {
     let jwk = ec_jwk("ec", "P-256", &KEYS.other_ec);
-    let header = json!({"alg": "ES256", "kid": "ec", "jwk": jwk, "jku": "https://evil/jwks.json", "x5u": "https://evil"});
+    let header =
+        json!({"alg": "ES256", "kid": "ec", "jwk": jwk, "jku": "https://evil/jwks.json", "x5u": "https://evil"});
     let signed = format!("{}.{}", b64(header.to_string()), b64(claims().to_string()));
     let signature = KEYS.other_ec.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
     assert_eq!(refused(&format!("{signed}.{}", b64(signature))), Reason::TokenInvalid);
@@ -225,7 +252,19 @@ fn a_changed_or_cut_token_is_refused() {
     let (signed, signature) = token.rsplit_once('.').unwrap();
     let (header, _) = signed.split_once('.').unwrap();
     let changed = format!("{header}.{}.{signature}", b64(with(json!({"sub": "admin"})).to_string()));
-    for bad in [changed.as_str(), signed, header, "", "a.b", "a.b.c", "a.b.c.d", &format!("{signed}."), &format!("{token}x"), &format!("{signed}=.{signature}"), &format!(".{token}")] {
+    for bad in [
+        changed.as_str(),
+        signed,
+        header,
+        "",
+        "a.b",
+        "a.b.c",
+        "a.b.c.d",
+        &format!("{signed}."),
+        &format!("{token}x"),
+        &format!("{signed}=.{signature}"),
+        &format!(".{token}"),
+    ] {
         assert_eq!(refused(bad), Reason::TokenInvalid, "{bad}");
     }
     assert_eq!(refused(&format!("{signed}.{}", b64([0_u8; 64]))), Reason::TokenInvalid, "CVE-2022-21449");
@@ -269,7 +308,10 @@ fn issuer_and_audience_must_be_exact() {
 
 #[test]
 fn unknown_critical_extensions_and_repeated_claims_are_refused() {
-    assert_eq!(refused(&mint(&json!({"alg": "ES256", "kid": "ec", "crit": ["b64"], "b64": false}), &claims())), Reason::TokenInvalid);
+    assert_eq!(
+        refused(&mint(&json!({"alg": "ES256", "kid": "ec", "crit": ["b64"], "b64": false}), &claims())),
+        Reason::TokenInvalid
+    );
     let twice = claims().to_string().replacen("{\"iss\"", "{\"sub\":\"admin\",\"iss\"", 1);
     let signed = format!("{}.{}", b64(r#"{"alg":"ES256","kid":"ec"}"#), b64(&twice));
     assert_eq!(refused(&format!("{signed}.{}", b64(sign("ES256", signed.as_bytes())))), Reason::TokenInvalid);
@@ -286,7 +328,11 @@ fn a_missing_token_is_refused_only_where_one_is_required() {
     assert_eq!(verdict(vec![(None, rule(true))], Some("Basic eDp5")).unwrap_err(), Reason::TokenMissing);
     let (caller, _) = verdict(vec![(None, rule(false))], None).unwrap();
     assert!(caller.claims().is_none());
-    assert_eq!(verdict(vec![(None, rule(false))], Some("Bearer x")).unwrap_err(), Reason::TokenInvalid, "a bad one is refused anyway");
+    assert_eq!(
+        verdict(vec![(None, rule(false))], Some("Bearer x")).unwrap_err(),
+        Reason::TokenInvalid,
+        "a bad one is refused anyway"
+    );
 }
 
 #[test]
@@ -307,7 +353,8 @@ fn one_of_several_rules_of_an_issuer_is_enough() {
 #[test]
 fn a_claim_that_a_header_cannot_carry_exactly_is_not_told() {
     for sub in ["a\r\nx-admin: 1", " alice", "alice ", "a\u{0}b"] {
-        let (_, headers) = verdict(vec![(None, rule(true))], Some(&format!("Bearer {}", es256(&with(json!({"sub": sub})))))).unwrap();
+        let (_, headers) =
+            verdict(vec![(None, rule(true))], Some(&format!("Bearer {}", es256(&with(json!({"sub": sub})))))).unwrap();
         assert!(!headers.contains_key("x-user"), "{sub:?}");
     }
 }

@@ -133,7 +133,14 @@ impl EndpointState {
         self.lock().admit(now)
     }
 
-    fn judge(&self, admitted: Admission, verdict: Verdict, settings: Option<&BreakerSettings>, now: Instant, random: f64) -> Option<Transition> {
+    fn judge(
+        &self,
+        admitted: Admission,
+        verdict: Verdict,
+        settings: Option<&BreakerSettings>,
+        now: Instant,
+        random: f64,
+    ) -> Option<Transition> {
         let Some(settings) = settings else {
             // Switched off: what it remembers must not hold when it is switched on again.
             if self.tripping.load(Relaxed) {
@@ -168,7 +175,13 @@ impl EndpointState {
 /// A choice among endpoints.
 pub trait Pick {
     /// The index of the endpoint to try: one that `may` be tried, or `None` when there is none.
-    fn pick<E: AsRef<EndpointState>>(&self, endpoints: &[E], may: impl Fn(usize) -> Option<Admission>, now: Instant, rng: &mut fastrand::Rng) -> Option<usize>;
+    fn pick<E: AsRef<EndpointState>>(
+        &self,
+        endpoints: &[E],
+        may: impl Fn(usize) -> Option<Admission>,
+        now: Instant,
+        rng: &mut fastrand::Rng,
+    ) -> Option<usize>;
 }
 
 /// Why there is no endpoint to try.
@@ -201,7 +214,13 @@ impl Try {
 
     /// The endpoint's verdict, at the first data of its answer or at its failure. The try stays in flight until dropped.
     /// Only the first verdict counts.
-    pub fn finish(&mut self, verdict: Verdict, settings: Option<&BreakerSettings>, now: Instant, rng: &mut fastrand::Rng) -> Option<Transition> {
+    pub fn finish(
+        &mut self,
+        verdict: Verdict,
+        settings: Option<&BreakerSettings>,
+        now: Instant,
+        rng: &mut fastrand::Rng,
+    ) -> Option<Transition> {
         if std::mem::replace(&mut self.finished, true) {
             return None;
         }

@@ -13,7 +13,13 @@ const DRAWS: usize = 4;
 pub struct P2cEwma;
 
 impl Pick for P2cEwma {
-    fn pick<E: AsRef<EndpointState>>(&self, endpoints: &[E], may: impl Fn(usize) -> Option<Admission>, now: Instant, rng: &mut fastrand::Rng) -> Option<usize> {
+    fn pick<E: AsRef<EndpointState>>(
+        &self,
+        endpoints: &[E],
+        may: impl Fn(usize) -> Option<Admission>,
+        now: Instant,
+        rng: &mut fastrand::Rng,
+    ) -> Option<usize> {
         let count = endpoints.len();
         if count < 2 {
             return (0..count).find(|&index| may(index).is_some());
@@ -27,7 +33,11 @@ impl Pick for P2cEwma {
                 (Some(Admission::Probe), _) => return Some(a),
                 (_, Some(Admission::Probe)) => return Some(b),
                 (Some(_), Some(_)) => {
-                    return Some(if endpoints[a].as_ref().cost(now) <= endpoints[b].as_ref().cost(now) { a } else { b });
+                    return Some(if endpoints[a].as_ref().cost(now) <= endpoints[b].as_ref().cost(now) {
+                        a
+                    } else {
+                        b
+                    });
                 }
                 (Some(_), None) if count == 2 => return Some(a),
                 (None, Some(_)) if count == 2 => return Some(b),

@@ -4,8 +4,8 @@
 //! because taking that header away could take away what a policy decides by.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderValue, Version};
@@ -24,7 +24,9 @@ const ENVOY: &str = "x-envoy-";
 pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
     let headers = &parts.headers;
     if let Some(name) = headers.keys().find(|name| name.as_str().contains('_')) {
-        return Err(Refusal::bad_request(format!("the header {name} has an underscore in its name, which some read as a dash")));
+        return Err(Refusal::bad_request(format!(
+            "the header {name} has an underscore in its name, which some read as a dash"
+        )));
     }
     for name in [HOST, AUTHORIZATION, CONTENT_LENGTH] {
         if headers.get_all(&name).iter().nth(1).is_some() {

@@ -43,7 +43,11 @@ fn unreserved(byte: u8) -> bool {
 
 /// Characters of a path beside the unreserved ones (`pchar`, and `/`).
 fn allowed(byte: u8) -> bool {
-    unreserved(byte) || matches!(byte, b'/' | b':' | b'@' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+    unreserved(byte)
+        || matches!(
+            byte,
+            b'/' | b':' | b'@' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'='
+        )
 }
 
 fn escapes(path: &str) -> Result<String, Refusal> {
@@ -53,7 +57,9 @@ fn escapes(path: &str) -> Result<String, Refusal> {
         match byte {
             b'%' => {
                 let digits = (bytes.next().and_then(hex), bytes.next().and_then(hex));
-                let (Some(high), Some(low)) = digits else { return Err(bad("has a percent sign without two hexadecimal digits")) };
+                let (Some(high), Some(low)) = digits else {
+                    return Err(bad("has a percent sign without two hexadecimal digits"));
+                };
                 match high << 4 | low {
                     byte if unreserved(byte) => out.push(char::from(byte)),
                     b'/' | b'\\' => return Err(bad("has an encoded slash or backslash")),
