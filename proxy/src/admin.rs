@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
@@ -75,7 +74,7 @@ pub(crate) async fn serve(listener: TcpListener, side: Side, window: Window) {
 }
 
 impl Window {
-    fn answer(&self, side: Side, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, side: Side, request: &Request<B>) -> Response<Full<Bytes>> {
         match (side, request.method(), request.uri().path()) {
             (Side::Telemetry, &Method::GET, "/metrics") => {
                 reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.observe.render())
@@ -172,4 +171,51 @@ fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Resp
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::{AccessLogTarget, ObserverOptions, SERIES_CAP};
+
+    fn window() -> Window {
+        let observe = Observer::new(ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP }).unwrap();
+        Window { observe, status: Status::default(), shared: Arc::default(), stop: Arc::default() }
+    }
+
+    async fn ask(window: &Window, side: Side, request: http::request::Builder) -> (u16, String) {
+        use http_body_util::BodyExt;
+        let answer = window.answer(side, &request.body(()).unwrap());
+        let status = answer.status().as_u16();
+        (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_starting_proxy_is_alive_but_not_ready_and_says_why() {
+        let window = window();
+        window.status.identity(Some("no identity yet: the control plane at x:1 cannot be reached (refused)".to_owned()));
+        let (status, body) = ask(&window, Side::Telemetry, Request::get("/healthz/ready")).await;
+        assert_eq!(status, 503);
+        assert!(body.contains("the control plane at x:1 cannot be reached"), "{body}");
+        assert_eq!(ask(&window, Side::Telemetry, Request::get("/healthz/live")).await.0, 200);
+        assert_eq!(ask(&window, Side::Admin, Request::get("/config")).await.0, 503);
+    }
+
+    #[tokio::test]
+    async fn telemetry_cannot_drain_and_neither_can_a_web_page() {
+        let window = window();
+        assert_eq!(ask(&window, Side::Telemetry, Request::post("/drain")).await.0, 404);
+        assert_eq!(ask(&window, Side::Admin, Request::get("/drain")).await.0, 405);
+        assert_eq!(ask(&window, Side::Admin, Request::post("/drain").header("origin", "https://evil.example")).await.0, 403);
+        let told = tokio::time::timeout(Duration::from_millis(1), window.stop.notified());
+        assert!(told.await.is_err(), "nobody was told to stop");
+        assert_eq!(ask(&window, Side::Admin, Request::post("/drain")).await.0, 202);
+        window.stop.notified().await;
+    }
+
+    #[tokio::test]
+    async fn metrics_are_told_in_prometheus_text() {
+        let (status, body) = ask(&window(), Side::Telemetry, Request::get("/metrics")).await;
+        assert!(status == 200 && body.contains("# TYPE equerry_config_epoch gauge"), "{body}");
+    }
 }

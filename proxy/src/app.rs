@@ -255,13 +255,13 @@ impl Conversation {
         let Shared { live, observe, quotas, drain, settings, .. } = shared;
         let verdict = live::health::unknown();
         let lease = live::Lease::new(&settings, settings.advertised(inbound));
-        let leave = tokio::spawn(lease.hold(link.clone(), verdict.subscribe(), status.clone(), drain));
+        let leave = tokio::spawn(lease.hold(link.clone(), verdict.subscribe(), status.clone(), drain.clone()));
         let probed = settings.app_ports.first().map(|port| port.local);
         tokio::spawn(live::health::probe(probed, settings.health_path.clone(), verdict));
         tokio::spawn(keeper.keep(link.clone()));
         tokio::spawn(live::slices::run(Arc::clone(&quotas), link.clone()));
         let who = live::Who { instance: settings.instance.clone(), version: env!("CARGO_PKG_VERSION") };
-        let subscriber = live::Subscriber::new(live::Parts { who, link, swap, live, wants, quotas, observe, status, last_good });
+        let subscriber = live::Subscriber::new(live::Parts { who, link, swap, live, wants, quotas, observe, status, last_good, drain });
         tokio::spawn(subscriber.run());
         leave
     }

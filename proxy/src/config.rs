@@ -275,7 +275,7 @@ impl Given {
                 Some(text) => duration(&text).map_err(|error| bad(format!("--drain-timeout {text:?}: {error}")))?,
                 None => Duration::from_secs(30),
             },
-            log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
+            log: log_filter(self.log.or(file.log))?,
             exit_with_stdin: self.exit_with_stdin,
         })
     }
@@ -342,6 +342,14 @@ fn workers(given: Option<usize>) -> Result<usize, BadSettings> {
         Some(0) => Err(bad("--workers 0: expected at least 1")),
         Some(n) => Ok(n),
         None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_WORKERS))),
+    }
+}
+
+fn log_filter(given: Option<String>) -> Result<String, BadSettings> {
+    let text = given.unwrap_or_else(|| "info".to_owned());
+    match tracing_subscriber::EnvFilter::try_new(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(bad(format!("--log {text:?}: {error}; expected error, warn, info, debug, trace, or TARGET=LEVEL,..."))),
     }
 }
 
@@ -446,6 +454,7 @@ mod tests {
             (&["--control-plane", "x:1", "--instance", "a", "--app-port", "80", "--app-port", "80=81"], "--app-port"),
             (&["--control-plane", "x:1", "--instance", "a", "--advertise", "0.0.0.0:1"], "--advertise"),
             (&["--control-plane", "x:1", "--instance", "a", "--health-path", "healthz"], "--health-path"),
+            (&["--control-plane", "x:1", "--instance", "a", "--log", "equerry=louder"], "--log"),
         ] {
             let error = given(args).complete().unwrap_err().to_string();
             assert!(error.contains(named), "{args:?}: {error}");

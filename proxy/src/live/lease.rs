@@ -125,3 +125,7 @@ fn verdict(health: &Health, status: &Status) -> Health {
         Err(why) => Health { healthy: false, detail: why },
     }
 }
+
+#[cfg(test)]
+#[path = "lease_tests.rs"]
+mod tests;

@@ -87,7 +87,6 @@ where
 {
     // The name in the URI is only what `:authority` says; whom we speak to is decided by its certificate.
     let endpoint = Endpoint::from_static("http://control-plane.equerry-system")
-        .connect_timeout(CONNECT)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_PATIENCE)
         .keep_alive_while_idle(true);
@@ -106,11 +105,14 @@ async fn secure(address: &str, identity: &IdentityHandle) -> std::io::Result<tok
     tls(address, Arc::new(config)).await
 }
 
-/// Connects to `address` and speaks TLS. The name sent is the host's, for routers on the way; it decides nothing.
+/// Connects to `address` and speaks TLS, within [`CONNECT`]. The name sent is the host's, for routers on the way; it decides nothing.
 pub(crate) async fn tls(address: &str, config: Arc<rustls::ClientConfig>) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    TlsConnector::from(config).connect(name, stream).await
+    let connecting = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(config).connect(name, stream).await
+    };
+    tokio::time::timeout(CONNECT, connecting).await?
 }

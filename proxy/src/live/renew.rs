@@ -185,14 +185,12 @@ impl Keeper {
             Failure::Never(NoIdentity::NotBelieved { address: self.control_plane.clone(), why: why.to_string() })
         };
         let config = tls::pinned_client_config(token.pin()).map_err(|error| never(&error))?;
-        let connecting = tokio::time::timeout(PATIENCE, link::tls(&self.control_plane, Arc::new(config)));
-        let stream = match connecting.await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => match tls::fault_of_io(&error) {
+        let stream = match link::tls(&self.control_plane, Arc::new(config)).await {
+            Ok(stream) => stream,
+            Err(error) => match tls::fault_of_io(&error) {
                 Some(fault) => return Err(never(fault)),
                 None => return Err(Failure::Later(error.to_string())),
             },
-            Err(_) => return Err(Failure::Later(format!("no connection within {PATIENCE:?}"))),
         };
         let (_, session) = stream.get_ref();
         let pinned = tls::learned(session.peer_certificates().unwrap_or_default(), token.pin()).map_err(|fault| never(&fault))?;

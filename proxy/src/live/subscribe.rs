@@ -21,6 +21,7 @@ use super::link::Link;
 use super::status::Status;
 use super::swap::Swap;
 use super::{LiveHandle, Quotas};
+use crate::drain::Drain;
 use crate::observe::Observer;
 
 /// A name nobody has called for this long is let go.
@@ -53,6 +54,7 @@ pub(crate) struct Subscriber {
     pub(crate) observe: Observer,
     pub(crate) status: Status,
     pub(crate) last_good: Arc<Mutex<LastGood>>,
+    pub(crate) drain: Drain,
     named: HashMap<ServiceName, Instant>,
     save_at: Option<Instant>,
     shares_saved: Vec<(String, u64)>,
@@ -69,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) observe: Observer,
     pub(crate) status: Status,
     pub(crate) last_good: Arc<Mutex<LastGood>>,
+    pub(crate) drain: Drain,
 }
 
 /// One stream, from its first message to its end.
@@ -90,7 +93,7 @@ impl Subscriber {
     pub(crate) fn new(parts: Parts) -> Self {
         let now = Instant::now();
         let named = parts.swap.services().map(|service| (service.clone(), now)).collect();
-        let Parts { who, link, swap, live, wants, quotas, observe, status, last_good } = parts;
+        let Parts { who, link, swap, live, wants, quotas, observe, status, last_good, drain } = parts;
         let mut subscriber = Self {
             who,
             link,
@@ -101,6 +104,7 @@ impl Subscriber {
             observe,
             status,
             last_good,
+            drain,
             named,
             save_at: None,
             shares_saved: Vec::new(),
@@ -133,7 +137,7 @@ impl Subscriber {
             tokio::select! {
                 () = sleep_until(until) => return,
                 Some(name) = self.wants.recv() => self.name(name),
-                () = sleep_until(self.save_at.unwrap_or(until)), if self.save_at.is_some() => self.save().await,
+                () = due(self.save_at, &self.drain) => self.save().await,
             }
         }
     }
@@ -174,7 +178,7 @@ impl Subscriber {
                     self.publish();
                     self.answer(&mut session);
                 }
-                () = sleep_until(self.save_at.unwrap_or_else(Instant::now)), if self.save_at.is_some() => self.save().await,
+                () = due(self.save_at, &self.drain) => self.save().await,
                 _ = idle_look.tick() => {
                     self.let_go(&mut session);
                     self.save_shares().await;
@@ -289,6 +293,18 @@ impl Subscriber {
     }
 }
 
+/// Waits until what is to be saved is due: at its time, or at once when the process is leaving.
+async fn due(save_at: Option<Instant>, drain: &Drain) {
+    match save_at {
+        None => std::future::pending().await,
+        Some(_) if drain.begun() => {}
+        Some(at) => tokio::select! {
+            () = sleep_until(at) => {}
+            () = drain.wait_begun() => {}
+        },
+    }
+}
+
 impl Session {
     fn send(&self, message: Message) {
         // The receiving end is gone only when the stream is, which its reader then says.
@@ -298,4 +314,4 @@ impl Session {
 
 #[cfg(test)]
 #[path = "subscribe_tests.rs"]
-mod tests;
+pub(crate) mod tests;

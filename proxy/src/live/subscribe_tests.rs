@@ -67,6 +67,7 @@ struct World {
     talks: UnboundedReceiver<Talk>,
     live: LiveHandle,
     observe: Observer,
+    drain: Drain,
     address: SocketAddr,
     dir: tempfile::TempDir,
     server: tokio::task::JoinHandle<()>,
@@ -86,7 +87,7 @@ fn observer() -> Observer {
 }
 
 /// A subscriber that goes on from whatever `dir` holds.
-fn subscriber(dir: &std::path::Path, address: SocketAddr, observe: &Observer) -> (LiveHandle, Subscriber) {
+fn subscriber(dir: &std::path::Path, address: SocketAddr, observe: &Observer, drain: &Drain) -> (LiveHandle, Subscriber) {
     let last_good = LastGood::open(&StateDir::open(dir).unwrap()).unwrap();
     let mut swap = Swap::new(own());
     if let Some(saved) = last_good.config().unwrap() {
@@ -104,16 +105,14 @@ fn subscriber(dir: &std::path::Path, address: SocketAddr, observe: &Observer) ->
         observe: observe.clone(),
         status: Status::default(),
         last_good: Arc::new(Mutex::new(last_good)),
+        drain: drain.clone(),
     });
     (live, subscriber)
 }
 
 impl World {
     async fn begin() -> Self {
-        Self::begin_in(tempfile::tempdir().unwrap()).await
-    }
-
-    async fn begin_in(dir: tempfile::TempDir) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (talking, talks) = unbounded_channel();
@@ -121,10 +120,10 @@ impl World {
             let service = ConfigServer::new(Scripted(talking));
             tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
-        let observe = observer();
-        let (live, subscriber) = subscriber(dir.path(), address, &observe);
+        let (observe, drain) = (observer(), Drain::new());
+        let (live, subscriber) = subscriber(dir.path(), address, &observe, &drain);
         let subscriber = tokio::spawn(subscriber.run());
-        Self { talks, live, observe, address, dir, server, subscriber }
+        Self { talks, live, observe, drain, address, dir, server, subscriber }
     }
 
     async fn talk(&mut self) -> Talk {
@@ -142,6 +141,14 @@ fn workload() -> Resource {
         authorization: Vec::new(),
         tenants: Vec::new(),
     }))
+}
+
+/// A workload on which nothing is written, for whoever needs one.
+pub(crate) fn compiled_workload() -> Arc<equerry_policies::compile::CompiledWorkload> {
+    match workload() {
+        Resource::Workload(view) => Arc::new(equerry_policies::compile::workload(&view).unwrap()),
+        other => panic!("expected a workload, found {other:?}"),
+    }
 }
 
 fn route(to: &[&str], path: PathMatch) -> HttpRoute {
@@ -354,6 +361,7 @@ async fn a_cold_start_without_a_control_plane_serves_what_was_last_good() {
     talk.greeting().await;
     talk.say(9, 1, &[workload(), destination("shop/orders", Vec::new()), endpoints("shop/orders", &[1])]);
     while !matches!(talk.hear().await, Message::Ack(_)) {}
+    world.drain.begin();
     let sealed = world.dir.path().join("config.sealed");
     let saved = async {
         while !sealed.exists() {
@@ -366,7 +374,7 @@ async fn a_cold_start_without_a_control_plane_serves_what_was_last_good() {
     let _ = (&mut world.server).await;
     let _ = (&mut world.subscriber).await;
 
-    let (live, cold) = subscriber(world.dir.path(), world.address, &world.observe);
+    let (live, cold) = subscriber(world.dir.path(), world.address, &world.observe, &Drain::new());
     assert!(live.load().workload.is_some() && live.load().epoch == 9);
     let found = live.want(&service("shop/orders")).await.unwrap();
     assert_eq!(found.destinations[&service("shop/orders")].backend.endpoints.len(), 1);
@@ -376,7 +384,7 @@ async fn a_cold_start_without_a_control_plane_serves_what_was_last_good() {
 #[tokio::test(start_paused = true)]
 async fn a_name_nobody_calls_any_more_is_let_go_and_one_in_use_is_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let (live, mut subscriber) = subscriber(dir.path(), ([127, 0, 0, 1], 1).into(), &observer());
+    let (live, mut subscriber) = subscriber(dir.path(), ([127, 0, 0, 1], 1).into(), &observer(), &Drain::new());
     let (to_control_plane, mut heard) = unbounded_channel();
     let mut session = Session { to_control_plane, subscribed: BTreeSet::new(), unanswered: VecDeque::new() };
     subscriber.name(service("shop/used"));
