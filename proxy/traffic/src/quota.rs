@@ -89,8 +89,10 @@ pub struct Grant {
 #[derive(Debug)]
 struct State {
     connected: bool,
-    /// The window requests are counted in; never goes backwards.
+    /// The window requests are counted in; never goes back to one in which anything was granted or spent.
     now: Window,
+    /// The last window before `now` in which anything was.
+    used: u64,
     /// The window after it, granted ahead.
     next: Window,
     /// What holds in each window under `lastShare`: what was granted in the last connected window.
@@ -127,6 +129,10 @@ impl Window {
         self.held().saturating_sub(self.spent)
     }
 
+    fn is_unused(&self) -> bool {
+        self.granted == 0 && self.spent == 0 && self.offline == 0
+    }
+
     fn wants_more(&self) -> bool {
         !self.exhausted && (self.refused || self.spent > 0 && self.spent * 2 >= self.held())
     }
@@ -147,8 +153,14 @@ impl Slice {
     /// An empty slice; it admits nothing before the first grant. `connected`: the control plane can be reached.
     pub fn new(tenant: TenantName, quota: Quota, on_loss: OnControlPlaneLoss, connected: bool) -> Self {
         let window_ms = u64::try_from(quota.window.as_millis()).unwrap_or(u64::MAX).max(1000);
-        let state =
-            State { connected, now: Window::default(), next: Window::default(), last_share: 0, last_connected: 0 };
+        let state = State {
+            connected,
+            now: Window::default(),
+            used: 0,
+            next: Window::default(),
+            last_share: 0,
+            last_connected: 0,
+        };
         Self { tenant, quota, on_loss, window_ms, state: Mutex::new(state) }
     }
 
@@ -173,6 +185,7 @@ impl Slice {
             let mut next = changed.lock();
             if same {
                 (next.now, next.next, next.last_connected) = (state.now, state.next, state.last_connected);
+                next.used = state.used;
             }
             next.last_share = last_share;
         }
@@ -261,7 +274,12 @@ impl Slice {
     fn at(&self, now_ms: u64) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         let number = now_ms / self.window_ms;
-        if number > state.now.number {
+        // A clock that was ahead before the control plane's was first heard is followed back, over windows not used yet.
+        let back = number < state.now.number && number > state.used && state.now.is_unused();
+        if number > state.now.number || back {
+            if !state.now.is_unused() {
+                state.used = state.now.number;
+            }
             state.now = if state.next.number == number { state.next } else { Window::at(number) };
             state.remember();
         }

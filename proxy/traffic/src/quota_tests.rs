@@ -73,6 +73,17 @@ fn a_clock_set_back_does_not_open_a_window_twice() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_is_followed_back_over_unused_windows_but_never_into_a_used_one() {
+    let slice = slice(100, OnControlPlaneLoss::LastShare);
+    assert_eq!(passes(&slice, 1, 300_000), 0, "ahead by minutes, before anything was heard");
+    slice.on_grant(&granted(2, 10), 10_000);
+    assert_eq!(passes(&slice, 20, 10_000), 10);
+    assert_eq!(passes(&slice, 1, 15_000), 0, "the next window, unused");
+    slice.on_grant(&granted(2, 10), 10_000);
+    assert_eq!(passes(&slice, 20, 10_000), 0, "back again: what was spent stays spent");
+}
+
+#[test]
 fn only_what_is_unspent_is_given_back() {
     let slice = slice(100, OnControlPlaneLoss::LastShare);
     slice.on_grant(&granted(2, 10), 10_000);
