@@ -271,3 +271,6 @@ async fn secure(stream: TcpStream, address: SocketAddr, config: Arc<ServerConfig
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

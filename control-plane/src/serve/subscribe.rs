@@ -212,7 +212,7 @@ impl Session {
     }
 
     /// What the proxy lacks now, and the names it asked for that do not exist and that it was not told.
-    fn look(&self) -> (u64, Difference, BTreeMap<ResourceKey, Option<ServiceName>>) {
+    fn look(&mut self) -> (u64, Difference, BTreeMap<ResourceKey, Option<ServiceName>>) {
         let truth = self.control.truth();
         let registry = self.control.registry();
         let instance = registry.get(&self.key).filter(|instance| instance.registration.account == self.id.account_name());
@@ -220,6 +220,9 @@ impl Session {
         let sources = Sources { epoch: truth.epoch, meaning: &truth.meaning, registry: &registry };
         let reader = Reader { namespace: &self.id.namespace, workload: workload.as_ref() };
         let snapshot = snapshot(&sources, &reader, &self.interests, &mut self.control.cache());
+        drop(registry);
+        // What came unasked and is used no longer may be forgotten there at any time: should it be used again, it is sent again.
+        self.held.retain(|key, _| self.interests.contains(key) || snapshot.resources.contains_key(key));
         let untold = |(key, nearest): &(&ResourceKey, &Option<ServiceName>)| self.interests.contains(*key) && self.unknown.get(*key) != Some(*nearest);
         let unknown = snapshot.unknown.iter().filter(untold).map(|(key, nearest)| (key.clone(), nearest.clone())).collect();
         (truth.epoch, difference(&self.held, &snapshot), unknown)
