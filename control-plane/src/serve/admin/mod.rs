@@ -3,6 +3,7 @@
 //! A request passes from the outside in: counted, every error a problem, body limit, token, overload, time limit, handler. Only
 //! `/healthz`, `/metrics` and `/openapi.json` need no token.
 
+mod description;
 mod documents;
 mod door;
 mod instances;
@@ -25,8 +26,6 @@ use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -42,7 +41,7 @@ pub(crate) const MAX_BODY: usize = 64 << 20;
 /// The whole admin API over `control`.
 pub fn router(control: ControlPlane) -> Router {
     let (api, description) = api().split_for_parts();
-    let description: Arc<str> = description.to_json().unwrap_or_default().into();
+    let description: Arc<str> = description::finished(&description).into();
     let shared = control.clone();
     let within_limits = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(move |error| door::beyond_limits(State(shared.clone()), error)))
@@ -65,7 +64,7 @@ pub fn router(control: ControlPlane) -> Router {
 
 /// Every route that needs a token, with its description.
 fn api() -> OpenApiRouter<ControlPlane> {
-    OpenApiRouter::with_openapi(introduction())
+    OpenApiRouter::with_openapi(description::introduction())
         .routes(routes!(documents::apply))
         .routes(routes!(documents::delete_many))
         .routes(routes!(documents::list))
@@ -82,21 +81,6 @@ fn api() -> OpenApiRouter<ControlPlane> {
         .routes(routes!(views::service))
         .routes(routes!(views::usage))
         .routes(routes!(views::create_token, views::list_tokens))
-}
-
-fn introduction() -> OpenApi {
-    let bearer = HttpBuilder::new()
-        .scheme(HttpAuthScheme::Bearer)
-        .description(Some("The text of STATE-DIR/admin.token, or of `equerry token create admin`"))
-        .build();
-    let info = InfoBuilder::new().title("Equerry admin API").version(env!("CARGO_PKG_VERSION")).description(Some(
-        "Documents, and what the control plane knows. Every error is application/problem+json (RFC 9457).",
-    ));
-    OpenApiBuilder::new()
-        .info(info.build())
-        .components(Some(ComponentsBuilder::new().security_scheme("adminToken", SecurityScheme::Http(bearer)).build()))
-        .security(Some([SecurityRequirement::new("adminToken", Vec::<String>::new())]))
-        .build()
 }
 
 async fn openapi(description: Arc<str>) -> impl IntoResponse {

@@ -435,4 +435,15 @@ async fn the_description_is_openapi_3_1_and_names_every_route() {
     }
     assert_eq!(description["components"]["securitySchemes"]["adminToken"]["scheme"], "bearer");
     assert!(description["components"]["schemas"]["Problem"]["properties"]["complaints"].is_object());
+    for (path, route) in description["paths"].as_object().unwrap() {
+        for (method, operation) in route.as_object().unwrap() {
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                assert!(
+                    response["description"].is_string(),
+                    "{method} {path} {status}: OpenAPI asks for a description"
+                );
+            }
+            assert!(operation["responses"]["default"].is_object(), "{method} {path}");
+        }
+    }
 }
