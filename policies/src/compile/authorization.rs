@@ -268,7 +268,9 @@ impl Paths {
         match segments {
             None => add(&mut self.anywhere),
             Some(segments) => {
-                segments.iter().for_each(|segment| add(self.segments.entry((*segment).into()).or_default()))
+                for segment in segments {
+                    add(self.segments.entry((*segment).into()).or_default());
+                }
             }
         }
     }

@@ -7,6 +7,8 @@
 mod headers;
 mod path;
 
+use std::borrow::Cow;
+
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
@@ -88,7 +90,8 @@ fn authority(parts: &Parts) -> Result<HeaderValue, Refusal> {
     if parts.version < Version::HTTP_2 && parts.uri.scheme_str().is_some_and(|scheme| scheme != "http") {
         return Err(Refusal::bad_request("the target's scheme is not http"));
     }
-    let host = match parts.headers.get(HOST) {
+    let given = parts.headers.get(HOST);
+    let host = match given {
         Some(value) => Some(value.to_str().map_err(|_| Refusal::bad_request("Host is not text"))?),
         None => None,
     };
@@ -98,14 +101,19 @@ fn authority(parts: &Parts) -> Result<HeaderValue, Refusal> {
         (Some(named), Some(host)) if named != host => {
             return Err(Refusal::bad_request("Host and the target name different authorities"));
         }
-        (Some(named), _) => named,
-        (None, Some(host)) => host,
+        (_, Some(host)) => host,
+        (Some(named), None) => named,
         (None, None) => return Err(Refusal::bad_request("there is no Host")),
     };
-    HeaderValue::from_str(&authority).map_err(|_| Refusal::bad_request("the authority is not text"))
+    match (&authority, given) {
+        // Nearly always it came as it should be.
+        (Cow::Borrowed(_), Some(given)) => Ok(given.clone()),
+        _ => HeaderValue::from_str(&authority).map_err(|_| Refusal::bad_request("the authority is not text")),
+    }
 }
 
-fn normal_authority(text: &str) -> Result<String, Refusal> {
+/// The normal form; borrowed when the text is in it already.
+fn normal_authority(text: &str) -> Result<Cow<'_, str>, Refusal> {
     let bad = |why: &str| Refusal::bad_request(format!("the authority {why}"));
     if text.is_empty() || text.len() > MAX_AUTHORITY {
         return Err(bad("is empty or too long"));
@@ -113,28 +121,33 @@ fn normal_authority(text: &str) -> Result<String, Refusal> {
     if text.contains('@') {
         return Err(bad("names a user"));
     }
-    let (host, port) = split_port(text);
-    let host = host.strip_suffix('.').unwrap_or(host);
+    let (given, port) = split_port(text);
+    let host = given.strip_suffix('.').unwrap_or(given);
     let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     let valid = match literal {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
-        }
+        None => !host.is_empty() && host.bytes().all(of_name),
     };
     if !valid {
         return Err(bad("is no host name or address"));
     }
-    let host = host.to_ascii_lowercase();
-    match port {
-        None => Ok(host),
-        // Digits only: `+80` and `080` would be read differently elsewhere.
-        Some(port) if port.parse::<u16>().is_ok_and(|number| number != 0 && number.to_string() == port) => {
-            Ok(format!("{host}:{port}"))
-        }
-        Some(_) => Err(bad("has a port that is not 1 to 65535")),
+    if port.is_some_and(|port| !is_port(port)) {
+        return Err(bad("has a port that is not 1 to 65535"));
     }
+    if host == given && !host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Ok(Cow::Borrowed(text));
+    }
+    let host = host.to_ascii_lowercase();
+    Ok(Cow::Owned(match port {
+        Some(port) => format!("{host}:{port}"),
+        None => host,
+    }))
+}
+
+/// Digits only, without a leading zero: `+80` and `080` would be read differently elsewhere.
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0') && text.parse::<u16>().is_ok()
 }
 
 /// Host and port; the colons inside an IPv6 literal are not the port's.

@@ -237,4 +237,23 @@ proptest! {
             prop_assert!(once.split('/').all(|segment| segment != "." && segment != ".."));
         }
     }
+
+    #[test]
+    fn nothing_a_stranger_sends_makes_it_panic_or_forward_what_it_did_not_judge(
+        target in "[ -~]{0,40}", host in prop::collection::vec(any::<u8>(), 0..30), other in prop::collection::vec(any::<u8>(), 0..20),
+        name in prop::sample::select(&["connection", "te", "upgrade", "expect", "transfer-encoding", "x-forwarded-client-cert"][..]),
+    ) {
+        let (Ok(uri), Ok(host), Ok(other)) = (target.parse::<Uri>(), HeaderValue::from_bytes(&host), HeaderValue::from_bytes(&other)) else {
+            return Ok(());
+        };
+        let mut parts = parts("GET", "/", &[]);
+        parts.uri = uri;
+        parts.headers.insert(HOST, host);
+        parts.headers.insert(name, other);
+        if let Ok(normal) = normalize(&mut parts, Direction::Inbound { mesh_peer: false }) {
+            prop_assert_eq!(parts.uri.path_and_query(), Some(normal.target()));
+            prop_assert_eq!(&parts.headers[HOST], normal.authority());
+            prop_assert!(!normal.authority().is_empty() && normal.path().starts_with('/'));
+        }
+    }
 }

@@ -376,3 +376,27 @@ fn a_refusal_never_repeats_the_token() {
     let refusal = verify(&workload(vec![(None, rule(true))]), 8080, &mut headers, None, now()).unwrap_err();
     assert!(!refusal.to_string().contains(&token[..20]) && refusal.cause() == Some("shop/tokens"));
 }
+
+proptest::proptest! {
+    #[test]
+    fn nothing_a_stranger_sends_as_a_token_is_believed_or_makes_it_panic(
+        header in "[ -~]{0,40}", claims in "[ -~]{0,40}", signature in "[ -~]{0,20}", dots in "[.]{0,4}", encoded: bool,
+    ) {
+        let part = |text: &str| if encoded { b64(text) } else { text.to_owned() };
+        let token = format!("{}.{}.{}{dots}", part(&header), part(&claims), part(&signature));
+        proptest::prop_assert_ne!(refused(&token), Reason::Ok);
+    }
+
+    #[test]
+    fn a_token_changed_in_any_place_is_refused(place in 0_usize..300, to in 0_u8..64) {
+        let token = es256(&claims());
+        let place = place % token.len();
+        let letter = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[usize::from(to)];
+        let mut changed = token.clone().into_bytes();
+        changed[place] = letter;
+        let changed = String::from_utf8(changed).unwrap();
+        if changed != token {
+            proptest::prop_assert_ne!(refused(&changed), Reason::Ok);
+        }
+    }
+}

@@ -13,6 +13,9 @@ use http::{HeaderValue, Version};
 use super::Direction;
 use crate::refusal::Refusal;
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
 /// What only this mesh may say.
 const RESERVED: &str = "x-equerry-";
 /// Says who called; set anew by each sidecar, never passed on.
@@ -50,7 +53,7 @@ pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
 
 /// HTTP/2 has no connection headers (RFC 9113 section 8.2.2).
 fn check_http2(headers: &HeaderMap) -> Result<(), Refusal> {
-    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, keep_alive(), proxy_connection()] {
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
         if headers.contains_key(&name) {
             return Err(Refusal::bad_request(format!("the header {name} is not allowed in HTTP/2")));
         }
@@ -61,35 +64,25 @@ fn check_http2(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn keep_alive() -> HeaderName {
-    HeaderName::from_static("keep-alive")
-}
-
-fn proxy_connection() -> HeaderName {
-    HeaderName::from_static("proxy-connection")
-}
-
 fn is_trailers(value: &HeaderValue) -> bool {
     value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"trailers")
 }
 
 /// Headers that end at each hop (RFC 9110 section 7.6.1), whether `Connection` names them or not. `Expect` is answered
 /// here, when the body is first read.
-fn ends_here() -> [HeaderName; 11] {
-    [
-        CONNECTION,
-        keep_alive(),
-        proxy_connection(),
-        TE,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        EXPECT,
-        HeaderName::from_static("http2-settings"),
-        HeaderName::from_static("proxy-authentication-info"),
-    ]
-}
+const ENDS_HERE: [HeaderName; 11] = [
+    CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    EXPECT,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("proxy-authentication-info"),
+];
 
 /// Takes away what ends here; `te: trailers` is kept, because gRPC asks for it end to end.
 pub(super) fn strip_hop_by_hop(parts: &mut Parts) -> Result<(), Refusal> {
@@ -109,7 +102,7 @@ pub(super) fn strip_hop_by_hop(parts: &mut Parts) -> Result<(), Refusal> {
         return Err(Refusal::bad_request("Expect is not 100-continue"));
     }
     let trailers = headers.get_all(TE).iter().any(te_has_trailers);
-    for name in ends_here() {
+    for name in ENDS_HERE {
         headers.remove(name);
     }
     if trailers {
@@ -124,12 +117,11 @@ fn te_has_trailers(value: &HeaderValue) -> bool {
 }
 
 fn check_connection(headers: &HeaderMap) -> Result<(), Refusal> {
-    let ends = ends_here();
     for value in headers.get_all(CONNECTION) {
         for option in value.as_bytes().split(|byte| *byte == b',') {
             // What is no header's name cannot take a header away.
             let Ok(name) = HeaderName::from_bytes(option.trim_ascii()) else { continue };
-            if headers.contains_key(&name) && !ends.contains(&name) {
+            if headers.contains_key(&name) && !ENDS_HERE.contains(&name) {
                 return Err(Refusal::bad_request(format!("Connection names {name}, which does not end here")));
             }
         }
