@@ -57,6 +57,8 @@ pub(crate) struct Subscriber {
     pub(crate) drain: Drain,
     named: HashMap<ServiceName, Instant>,
     save_at: Option<Instant>,
+    /// When the last save ended; `None`: nothing was saved by this process yet.
+    saved_at: Option<Instant>,
     shares_saved: Vec<(String, u64)>,
 }
 
@@ -107,6 +109,7 @@ impl Subscriber {
             drain,
             named,
             save_at: None,
+            saved_at: None,
             shares_saved: Vec::new(),
         };
         subscriber.publish();
@@ -202,7 +205,7 @@ impl Subscriber {
         self.publish();
         self.interest(session);
         self.answer(session);
-        self.save_at.get_or_insert_with(|| Instant::now() + SAVE);
+        self.save_soon();
     }
 
     /// Answers every update taken, once all of them are in force.
@@ -262,11 +265,17 @@ impl Subscriber {
             self.interest(session);
             self.swap.retain(&session.subscribed);
             self.publish();
-            self.save_at.get_or_insert(now + SAVE);
+            self.save_soon();
         }
         for (service, instance) in self.swap.forget(std::time::Instant::now()) {
             self.observe.endpoint_forgotten(&service, &instance);
         }
+    }
+
+    /// Has what is held saved: at once, or when the last save is long enough ago.
+    fn save_soon(&mut self) {
+        let now = Instant::now();
+        self.save_at.get_or_insert(self.saved_at.map_or(now, |saved| now.max(saved + SAVE)));
     }
 
     /// Saves what is held, off this thread.
@@ -283,6 +292,7 @@ impl Subscriber {
         if let Ok(Err(error)) = saving.await {
             tracing::error!(%error, "the last good configuration cannot be saved: a restart while the control plane is away would use an older one");
         }
+        self.saved_at = Some(Instant::now());
     }
 
     /// Saves when what was granted for quotas differs from what was saved.
