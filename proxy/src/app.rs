@@ -283,7 +283,15 @@ fn start_workers(shared: &Shared, outbound: std::net::TcpListener, inbound: std:
                     accept_on(outbound, Direction::Outbound, Rc::clone(&handles));
                     accept_on(inbound, Direction::Inbound, handles);
                 }
-                accept::work(inbox, Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared))).await;
+                let (outbound, inbound) = (Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared)));
+                let serve = move |direction, stream, peer| -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
+                    let (outbound, inbound) = (Rc::clone(&outbound), Rc::clone(&inbound));
+                    match direction {
+                        Direction::Outbound => Box::pin(async move { outbound.serve(stream, peer).await }),
+                        Direction::Inbound => Box::pin(async move { inbound.serve(stream, peer).await }),
+                    }
+                };
+                accept::work(inbox, serve).await;
             });
         })?;
     }

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::SystemTime;
 
 use equerry_policies::names::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,6 +31,8 @@ pub(crate) struct Via {
     pub(crate) address: SocketAddr,
     /// Who speaks, by certificate; `None`: plain text.
     pub(crate) peer: Option<SpiffeId>,
+    /// When that certificate ends, and with it the connection.
+    pub(crate) not_after: Option<SystemTime>,
     /// The server name of the TLS connection.
     pub(crate) server_name: Option<Box<str>>,
     /// The application port that it names.
@@ -53,7 +56,7 @@ impl Inbound {
             self.serve_secured(stream, address).await;
         } else {
             // Whether its port may be spoken to in plain text is judged for each request: an answer can then say why not.
-            let via = Via { address, peer: None, server_name: None, port: None };
+            let via = Via { address, peer: None, not_after: None, server_name: None, port: None };
             self.serve_exchanges(stream, speaks, via).await;
         }
     }
@@ -66,7 +69,13 @@ impl Inbound {
         };
         match tls::secure(stream, &identity.server).await {
             Ok(secured) => {
-                let via = Via { address, peer: Some(secured.peer), server_name: Some(secured.server_name), port: secured.port };
+                let via = Via {
+                    address,
+                    peer: Some(secured.peer),
+                    not_after: Some(secured.not_after),
+                    server_name: Some(secured.server_name),
+                    port: secured.port,
+                };
                 self.serve_exchanges(secured.stream, secured.speaks, via).await;
             }
             Err(refused) => {
@@ -83,11 +92,12 @@ impl Inbound {
         let _open = self.shared.observe.connection(Direction::Inbound, via.peer.is_some());
         let (this, via) = (Rc::clone(self), Rc::new(via));
         let address = via.address;
+        let time_to_go = connection::time_to_go(speaks, &self.shared.drain, via.not_after);
         let respond = move |request| {
             let (this, via) = (Rc::clone(&this), Rc::clone(&via));
             async move { serve::inbound(&this, &via, request).await }
         };
-        if let Err(error) = connection::serve(stream, speaks, Some(&self.shared.drain), respond).await {
+        if let Err(error) = connection::serve(stream, speaks, time_to_go, respond).await {
             tracing::debug!(%error, peer = %address, "an inbound connection ended badly");
         }
     }

@@ -42,7 +42,7 @@ impl Outbound {
         };
         // While this process leaves, the application still needs its way out: each exchange holds the drain, not the
         // connection.
-        if let Err(error) = connection::serve(stream, speaks, None, respond).await {
+        if let Err(error) = connection::serve(stream, speaks, std::future::pending(), respond).await {
             tracing::debug!(%error, %peer, "an outbound connection ended badly");
         }
     }

@@ -16,9 +16,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::inbound::Inbound;
 use crate::observe::Direction;
-use crate::outbound::Outbound;
 
 /// After an error that accepting again at once would only repeat (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -122,38 +120,27 @@ fn hand_over(stream: TcpStream, peer: SocketAddr, direction: Direction, workers:
     let _ = worker.inbox.send(Handed { stream, peer, direction, load });
 }
 
-/// Serves what is put into `inbox`, on the current thread's `LocalSet`, until all handles are gone.
-pub async fn work(mut inbox: Inbox, outbound: Rc<Outbound>, inbound: Rc<Inbound>) {
+/// Serves what is put into `inbox` with `serve`, on the current thread's `LocalSet`, until all handles are gone.
+pub async fn work<F>(mut inbox: Inbox, serve: impl Fn(Direction, TcpStream, SocketAddr) -> F)
+where
+    F: Future<Output = ()> + 'static,
+{
     while let Some(Handed { stream, peer, direction, load }) = inbox.0.recv().await {
         let stream = match stream {
             Stream::Here(stream) => Ok(stream),
             Stream::Elsewhere(bare) => TcpStream::from_std(bare),
         };
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(%error, "a connection was lost on its way to a worker");
-                continue;
+        match stream {
+            Ok(stream) => {
+                let connection = serve(direction, stream, peer);
+                tokio::task::spawn_local(async move {
+                    connection.await;
+                    drop(load);
+                });
             }
-        };
-        match direction {
-            Direction::Outbound => {
-                let outbound = Rc::clone(&outbound);
-                start(load, async move { outbound.serve(stream, peer).await });
-            }
-            Direction::Inbound => {
-                let inbound = Rc::clone(&inbound);
-                start(load, async move { inbound.serve(stream, peer).await });
-            }
+            Err(error) => tracing::debug!(%error, "a connection was lost on its way to a worker"),
         }
     }
-}
-
-fn start(load: Load, connection: impl Future<Output = ()> + 'static) {
-    tokio::task::spawn_local(async move {
-        connection.await;
-        drop(load);
-    });
 }
 
 #[cfg(test)]

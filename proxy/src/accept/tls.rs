@@ -25,6 +25,8 @@ pub(crate) struct Secured<S> {
     pub(crate) stream: TlsStream<S>,
     /// Who speaks.
     pub(crate) peer: SpiffeId,
+    /// When the peer's certificate ends.
+    pub(crate) not_after: SystemTime,
     /// What is spoken.
     pub(crate) speaks: Speaks,
     /// The server name asked for.
@@ -57,7 +59,7 @@ where
         .map_err(|error| handshake_failed(&error))?;
     let (_, session) = stream.get_ref();
     // A resumed session is not verified again by rustls, so its certificate's time is judged here for every connection.
-    let peer = tls::peer(session.peer_certificates(), SystemTime::now()).map_err(|fault| not_believed(&fault))?.id;
+    let leaf = tls::peer(session.peer_certificates(), SystemTime::now()).map_err(|fault| not_believed(&fault))?;
     let speaks = match session.alpn_protocol() {
         Some(tls::ALPN_H1) => Speaks::Http1,
         Some(tls::ALPN_H2) => Speaks::Http2,
@@ -68,7 +70,7 @@ where
     };
     let server_name: Box<str> = session.server_name().unwrap_or_default().into();
     let port = port_named_by(&server_name);
-    Ok(Secured { stream, peer, speaks, server_name, port })
+    Ok(Secured { stream, peer: leaf.id, not_after: leaf.not_after, speaks, server_name, port })
 }
 
 /// The port in `p<targetPort>.<service>.<namespace>.mesh`.

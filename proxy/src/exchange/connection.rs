@@ -1,12 +1,12 @@
 //! One connection from a caller, and the exchanges on it, until it ends or this process leaves.
 //!
-//! When a drain begins, HTTP/2 callers are told at once (GOAWAY loses nothing). Over HTTP/1.1 closing an idle connection
+//! When it is time to go, HTTP/2 callers are told at once (GOAWAY loses nothing). Over HTTP/1.1 closing an idle connection
 //! can cross a request already under way, so answers say `Connection: close` and the idle ones follow a little later.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -30,8 +30,9 @@ const STREAMS: u32 = 1024;
 /// An HTTP/2 caller is asked for a sign of life this often.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
-/// Serves the exchanges of one connection with `respond`. With a drain, the connection ends soon after that begins.
-pub(crate) async fn serve<S, R, F>(stream: S, speaks: Speaks, drain: Option<&Drain>, respond: R) -> hyper::Result<()>
+/// Serves the exchanges of one connection with `respond`. Once it is `time_to_go`, what is under way is finished and
+/// nothing more is taken.
+pub(crate) async fn serve<S, R, F>(stream: S, speaks: Speaks, time_to_go: impl Future<Output = ()>, respond: R) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     R: Fn(Request<Incoming>) -> F,
@@ -55,7 +56,7 @@ where
             );
             tokio::select! {
                 ended = connection.as_mut() => return ended,
-                () = leaving(drain, Duration::ZERO) => connection.as_mut().graceful_shutdown(),
+                () = time_to_go => connection.as_mut().graceful_shutdown(),
             }
             connection.await
         }
@@ -71,19 +72,23 @@ where
             );
             tokio::select! {
                 ended = connection.as_mut() => return ended,
-                () = leaving(drain, LINGER) => connection.as_mut().graceful_shutdown(),
+                () = time_to_go => connection.as_mut().graceful_shutdown(),
             }
             connection.await
         }
     }
 }
 
-async fn leaving(drain: Option<&Drain>, later: Duration) {
-    match drain {
-        Some(drain) => {
-            drain.wait_begun().await;
-            tokio::time::sleep(later).await;
+/// When the mesh's side of a connection ends: this process leaves, or the peer's certificate is over at `not_after`.
+pub(crate) async fn time_to_go(speaks: Speaks, drain: &Drain, not_after: Option<SystemTime>) {
+    let expired = async {
+        match not_after.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default()) {
+            Some(left) => tokio::time::sleep(left).await,
+            None => std::future::pending().await,
         }
-        None => std::future::pending().await,
+    };
+    tokio::select! {
+        () = expired => {}
+        () = drain.wait_begun() => if speaks != Speaks::Http2 { tokio::time::sleep(LINGER).await },
     }
 }

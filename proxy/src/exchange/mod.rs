@@ -11,6 +11,15 @@ pub(crate) mod reply;
 pub(crate) mod serve;
 pub(crate) mod tries;
 
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod door_tests;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tries_tests;
+
 /// Now, on the clock that tests pause.
 pub(crate) fn now() -> std::time::Instant {
     tokio::time::Instant::now().into_std()

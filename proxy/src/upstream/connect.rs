@@ -155,6 +155,8 @@ pub(crate) enum ConnectFailure {
 pub(crate) struct Connected {
     /// Who answered, on a mesh connection.
     pub(crate) peer: Option<SpiffeId>,
+    /// When the certificate they showed ends.
+    pub(crate) not_after: Option<SystemTime>,
     confirmed: Cell<bool>,
     refusal: OnceCell<String>,
     changed: Notify,
@@ -299,11 +301,11 @@ async fn open(target: &Target<'_>, session: Option<&Session>) -> Result<(Wire, R
         return Err(ConnectFailure::Failed("the peer does not speak the protocol asked for (ALPN)".to_owned()));
     }
     // A resumed session is not verified again by rustls, so time and identity are judged here for every connection.
-    let peer = tls::peer(secured.peer_certificates(), SystemTime::now()).map_err(|fault| peer_failure(&fault))?.id;
-    if !whom.accounts.contains(&peer) {
-        return Err(ConnectFailure::IdentityMismatch { found: Some(peer) });
+    let leaf = tls::peer(secured.peer_certificates(), SystemTime::now()).map_err(|fault| peer_failure(&fault))?;
+    if !whom.accounts.contains(&leaf.id) {
+        return Err(ConnectFailure::IdentityMismatch { found: Some(leaf.id) });
     }
-    let facts = Rc::new(Connected { peer: Some(peer), ..Connected::default() });
+    let facts = Rc::new(Connected { peer: Some(leaf.id), not_after: Some(leaf.not_after), ..Connected::default() });
     Ok((Wire::Mesh { stream: Box::new(stream), ticket, facts: Rc::clone(&facts) }, facts))
 }
 

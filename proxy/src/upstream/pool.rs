@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use equerry_certs::tls::{self, TicketWatch};
 use equerry_policies::names::{ServiceName, SpiffeId};
@@ -114,7 +114,8 @@ impl Pool {
                         let session = self.session(target)?;
                         let _waiting = target.places.map(|places| places.waiting()).transpose()?;
                         self.make_place(target);
-                        connect::http1(target, session.as_deref()).await?
+                        // Boxed: a handshake's state is large, and most exchanges never need it.
+                        Box::pin(connect::http1(target, session.as_deref())).await?
                     }
                 };
                 Ok(Lease(Kind::Http1 { connection, reused, home: Rc::downgrade(self), key, idle_timeout: target.idle_timeout }))
@@ -248,11 +249,13 @@ impl Pool {
     }
 }
 
-/// Whether the peer of a kept connection is one that `whom` accepts.
+/// Whether the peer of a kept connection is one that `whom` accepts, by a certificate that still holds.
 fn accepted(facts: &Connected, whom: Option<Whom<'_>>) -> bool {
     match (&facts.peer, whom) {
         (None, None) => true,
-        (Some(peer), Some(whom)) => whom.accounts.contains(peer),
+        (Some(peer), Some(whom)) => {
+            whom.accounts.contains(peer) && facts.not_after.is_some_and(|end| SystemTime::now() < end)
+        }
         _ => false,
     }
 }

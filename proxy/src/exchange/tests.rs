@@ -1,0 +1,223 @@
+//! Whole exchanges over real sockets: a caller, two sidecars, an application.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use super::harness::*;
+
+const MESH: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}
+spec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: two-ports, namespace: shop, annotations: {equerry.dev/accounts: orders}}
+spec: {selector: {app: two}, ports: [{name: a, port: 80}, {name: b, port: 81}]}
+";
+
+/// frontend → orders, orders' application answering as `answer` says.
+async fn pair<F>(yaml: &str, answer: impl Fn(usize, Request<Incoming>) -> F + 'static) -> (Sidecar, Sidecar, Application)
+where
+    F: Future<Output = Response<Full<Bytes>>> + 'static,
+{
+    let world = World::new(yaml);
+    let application = application(answer).await;
+    let orders = world.sidecar("shop/orders", &[("app", "orders")], &[(8080, application.address)], &[]).await;
+    let frontend = world.sidecar("shop/frontend", &[("app", "frontend")], &[], &[("shop/orders", vec![At::Mesh(orders.inbound)])]).await;
+    (frontend, orders, application)
+}
+
+#[test]
+fn a_request_goes_through_both_sidecars_and_each_knows_who_speaks() {
+    on_one_thread(async {
+        let (frontend, orders, application) = pair(MESH, |_, _| async { says(200, "hello") }).await;
+        let mut asked = request("GET", "orders", "/a/../b?q=1", "");
+        asked.headers_mut().insert("x-forwarded-client-cert", "forged".parse().unwrap());
+        let answered = call(frontend.outbound, asked).await;
+        assert_eq!((answered.status().as_u16(), &answered.body()[..]), (200, &b"hello"[..]));
+        assert!(!answered.headers().contains_key("proxy-status"));
+        let seen = application.seen.borrow()[0].clone();
+        assert_eq!(seen.uri.to_string(), "/b?q=1", "what is forwarded is what was judged");
+        assert_eq!(seen.headers["host"], "orders");
+        let introduced = "By=spiffe://equerry.local/ns/shop/sa/orders;URI=spiffe://equerry.local/ns/shop/sa/frontend";
+        assert_eq!(seen.headers["x-forwarded-client-cert"], introduced);
+        let (out, into) = (frontend.log(1).await.remove(0), orders.log(1).await.remove(0));
+        let id = seen.headers["x-request-id"].to_str().unwrap();
+        assert_eq!((out["request_id"].as_str(), into["request_id"].as_str()), (Some(id), Some(id)));
+        assert!(seen.headers["traceparent"].to_str().unwrap().contains(into["trace_id"].as_str().unwrap()));
+        for line in [&out, &into] {
+            let text = line.to_string();
+            assert!(text.contains("spiffe://equerry.local/ns/shop/sa/frontend") && text.contains("spiffe://equerry.local/ns/shop/sa/orders"), "{text}");
+        }
+        for sidecar in [&frontend, &orders] {
+            let counted = sidecar.metrics("equerry_requests_total{");
+            assert!(counted.len() == 1 && counted[0].contains("reason=\"ok\"") && counted[0].contains("tls=\"mutual\""), "{counted:?}");
+        }
+    });
+}
+
+#[test]
+fn connections_are_used_again_between_sidecars_and_to_the_application() {
+    on_one_thread(async {
+        let (frontend, orders, application) = pair(MESH, |_, _| async { says(200, "hello") }).await;
+        for _ in 0..5 {
+            let answered = call(frontend.outbound, request("POST", "orders:80", "/", "some body")).await;
+            assert_eq!(answered.status(), 200);
+        }
+        assert_eq!(application.connections.borrow().len(), 1);
+        let open = orders.metrics("equerry_connections{direction=\"inbound\",tls=\"mutual\"}");
+        assert!(open[0].ends_with(" 1"), "{open:?}");
+    });
+}
+
+#[test]
+fn http2_stays_http2_between_sidecars_and_becomes_http1_for_the_application() {
+    on_one_thread(async {
+        let (frontend, orders, application) = pair(MESH, |_, _| async { says(200, "hello") }).await;
+        let mut asked = request("GET", "orders.shop.svc.cluster.local", "/", "");
+        asked.headers_mut().append("cookie", "a=1".parse().unwrap());
+        asked.headers_mut().append("cookie", "b=2".parse().unwrap());
+        let answered = call_http2(frontend.outbound, asked).await;
+        assert_eq!((answered.status().as_u16(), &answered.body()[..]), (200, &b"hello"[..]));
+        assert_eq!(orders.log(1).await[0]["protocol"], "HTTP/2");
+        let seen = application.seen.borrow()[0].clone();
+        assert_eq!((seen.version, seen.headers["cookie"].to_str().unwrap()), (http::Version::HTTP_11, "a=1; b=2"));
+    });
+}
+
+#[test]
+fn an_application_that_speaks_http2_gets_it() {
+    on_one_thread(async {
+        let yaml = MESH.replace("targetPort: 8080}", "targetPort: 8080, appProtocol: kubernetes.io/h2c}");
+        let (frontend, _orders, application) = pair(&yaml, |_, _| async { says(200, "hello") }).await;
+        assert_eq!(call(frontend.outbound, request("POST", "orders", "/x?y", "body")).await.status(), 200);
+        let seen = application.seen.borrow()[0].clone();
+        assert_eq!((seen.version, seen.uri.to_string().as_str()), (http::Version::HTTP_2, "http://orders/x?y"));
+    });
+}
+
+#[test]
+fn a_large_body_passes_both_ways_and_is_counted() {
+    const SIZE: usize = 5 << 20;
+    on_one_thread(async {
+        let echo = |_, request: Request<Incoming>| async {
+            Response::new(Full::new(request.into_body().collect().await.unwrap().to_bytes()))
+        };
+        let (frontend, orders, _application) = pair(MESH, echo).await;
+        for call_it in [true, false] {
+            let asked = request("POST", "orders", "/", vec![7_u8; SIZE]);
+            let answered = if call_it { call(frontend.outbound, asked).await } else { call_http2(frontend.outbound, asked).await };
+            assert!(answered.body().len() == SIZE && answered.body().iter().all(|byte| *byte == 7));
+        }
+        for line in orders.log(2).await {
+            assert_eq!((line["bytes_received"].as_u64(), line["bytes_sent"].as_u64()), (Some(SIZE as u64), Some(SIZE as u64)), "{line}");
+        }
+    });
+}
+
+#[test]
+fn an_unknown_name_and_an_unnamed_port_are_refused_with_what_would_help() {
+    on_one_thread(async {
+        let (frontend, _orders, _application) = pair(MESH, |_, _| async { says(200, "") }).await;
+        let answered = call(frontend.outbound, request("GET", "order", "/", "")).await;
+        assert_eq!(answered.status(), 502);
+        assert_eq!(answered.headers()["proxy-status"], "equerry; error=destination_not_found; details=\"no_service\"");
+        assert_eq!(answered.headers()["content-type"], "application/problem+json");
+        assert!(String::from_utf8_lossy(answered.body()).contains("did you mean \\\"orders\\\"?"), "{answered:?}");
+        let answered = call(frontend.outbound, request("GET", "not.a.service.name", "/", "")).await;
+        assert_eq!(answered.status(), 502);
+        let answered = call(frontend.outbound, request("GET", "two-ports", "/", "")).await;
+        let problem: Value = serde_json::from_slice(answered.body()).unwrap();
+        assert_eq!((answered.status().as_u16(), problem["reason"].as_str()), (400, Some("bad_request")));
+        assert!(problem["detail"].as_str().unwrap().contains("80, 81"), "{problem}");
+        assert!(problem["request_id"].as_str().unwrap().len() == 36);
+        let answered = call(frontend.outbound, request("GET", "orders:81", "/", "")).await;
+        assert_eq!(answered.status(), 404);
+        let answered = call(frontend.outbound, request("GET", "two-ports:80", "/", "")).await;
+        assert_eq!(answered.status(), 503, "no endpoint");
+        let answered = call(frontend.outbound, request("HEAD", "order", "/", "")).await;
+        assert!(answered.status() == 502 && answered.body().is_empty());
+        assert!(frontend.log(6).await.iter().all(|line| line["reason"] != "client_gone"));
+    });
+}
+
+#[test]
+fn a_refusal_at_the_other_side_is_told_and_counted_here_as_what_it_is() {
+    const DENIED: &str = "
+---
+apiVersion: equerry.dev/v1
+kind: Mesh
+metadata: {name: default}
+spec: {errorDetail: full}
+---
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {name: callers, namespace: shop}
+spec: {selector: {matchLabels: {app: orders}}, action: ALLOW, rules: [{from: [{source: {principals: [equerry.local/ns/shop/sa/other]}}]}]}
+";
+    on_one_thread(async {
+        let (frontend, orders, application) = pair(&format!("{MESH}{DENIED}"), |_, _| async { says(200, "") }).await;
+        let answered = call(frontend.outbound, request("GET", "orders", "/", "")).await;
+        let problem: Value = serde_json::from_slice(answered.body()).unwrap();
+        assert_eq!((answered.status().as_u16(), problem["rule"].as_str()), (403, Some("no rule of shop/callers matched")));
+        assert_eq!(problem["policy"], "shop/callers");
+        let mut asked = request("POST", "orders", "/", "");
+        asked.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        let answered = call_http2(frontend.outbound, asked).await;
+        assert_eq!((answered.status().as_u16(), answered.headers()["grpc-status"].to_str().unwrap()), (200, "7"));
+        assert_eq!(answered.headers()["content-type"], "application/grpc");
+        assert!(application.seen.borrow().is_empty());
+        for sidecar in [&frontend, &orders] {
+            for line in sidecar.log(2).await {
+                assert_eq!(line["reason"], "authz_denied", "{line}");
+            }
+        }
+        assert!(orders.log(2).await[0].to_string().contains("no rule of shop/callers matched"));
+    });
+}
+
+#[test]
+fn an_applications_proxy_status_is_not_passed_on_and_its_other_headers_are() {
+    on_one_thread(async {
+        let forged = |_, _| async {
+            let mut answer = says(503, "");
+            answer.headers_mut().insert("proxy-status", "equerry; error=x; details=\"draining\"".parse().unwrap());
+            answer.headers_mut().insert("server", "mine".parse().unwrap());
+            answer
+        };
+        let (frontend, _orders, _application) = pair(MESH, forged).await;
+        let answered = call(frontend.outbound, request("GET", "orders", "/", "")).await;
+        assert!(answered.status() == 503 && !answered.headers().contains_key("proxy-status"));
+        assert_eq!(answered.headers()["server"], "mine");
+        assert_eq!(frontend.log(1).await[0]["reason"], "ok");
+    });
+}
+
+#[test]
+fn a_caller_that_leaves_ends_the_work_behind_it_and_is_logged() {
+    on_one_thread(async {
+        let never = |_, _| std::future::pending::<Response<Full<Bytes>>>();
+        let (frontend, orders, application) = pair(MESH, never).await;
+        for http2 in [false, true] {
+            let asked = request("GET", "orders", "/", "");
+            let begun = application.seen.borrow().len();
+            let arrived = until("the request at the application", || application.seen.borrow().len() > begun);
+            tokio::select! {
+                _ = async { if http2 { call_http2(frontend.outbound, asked).await } else { call(frontend.outbound, asked).await } } => unreachable!(),
+                () = arrived => {}
+            }
+        }
+        for sidecar in [&frontend, &orders] {
+            for line in sidecar.log(2).await {
+                assert_eq!((line["reason"].as_str(), line["response_code"].as_u64()), (Some("client_gone"), Some(0)), "{line}");
+            }
+        }
+    });
+}

@@ -1,0 +1,298 @@
+//! Retries, timeouts, breakers, limits and lost connections, over real sockets to applications that misbehave.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::harness::*;
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}
+spec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}
+";
+
+fn route(rule: &str) -> String {
+    format!(
+        "{SERVICE}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: orders, namespace: shop}}
+spec: {{parentRefs: [{{group: '', kind: Service, name: orders}}], rules: [{{backendRefs: [{{name: orders, port: 80}}], {rule}}}]}}
+"
+    )
+}
+
+fn traffic(yaml: &str, spec: &str) -> String {
+    format!(
+        "{yaml}
+---
+apiVersion: equerry.dev/v1
+kind: TrafficPolicy
+metadata: {{name: orders, namespace: shop}}
+spec: {{targetRefs: [{{kind: Service, name: orders}}], {spec}}}
+"
+    )
+}
+
+/// A caller's sidecar that reaches `orders` in plain text at these addresses.
+async fn caller(yaml: &str, at: &[SocketAddr]) -> Sidecar {
+    let at = at.iter().map(|address| At::Plain(80, *address)).collect();
+    World::new(yaml).sidecar("shop/frontend", &[("app", "frontend")], &[], &[("shop/orders", at)]).await
+}
+
+/// Fails the first so many requests with 503.
+async fn failing(first: usize) -> Application {
+    application(move |number, _| async move { if number < first { says(503, "not now") } else { says(200, "now") } }).await
+}
+
+fn outcome(sidecar: &Sidecar, word: &str) -> Vec<String> {
+    sidecar.metrics(&format!("equerry_retries_total{{outcome=\"{word}\"}}"))
+}
+
+#[test]
+fn a_get_that_fails_is_retried_and_a_post_is_not() {
+    on_one_thread(async {
+        let application = failing(2).await;
+        let sidecar = caller(&route("retry: {codes: [503], attempts: 3, backoff: 1ms}"), &[application.address]).await;
+        assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 200);
+        assert_eq!(application.seen.borrow().len(), 3);
+        assert_eq!(application.connections.borrow().len(), 1, "a short answer is read to its end, and its connection kept");
+        let line = sidecar.log(1).await.remove(0);
+        assert!(line["upstream_request_attempt_count"] == 3 && line.to_string().contains("succeeded"), "{line}");
+        assert!(outcome(&sidecar, "sent")[0].ends_with(" 2") && outcome(&sidecar, "succeeded")[0].ends_with(" 1"));
+
+        let application = failing(1).await;
+        let sidecar = caller(&route("retry: {codes: [503], attempts: 3, backoff: 1ms}"), &[application.address]).await;
+        assert_eq!(call(sidecar.outbound, request("POST", "orders", "/", "x")).await.status(), 503);
+        assert_eq!(application.seen.borrow().len(), 1);
+        assert!(outcome(&sidecar, "skipped_method")[0].ends_with(" 1"));
+    });
+}
+
+#[test]
+fn a_rule_that_names_post_retries_it_with_its_body_up_to_the_held_size() {
+    on_one_thread(async {
+        let sizes: Rc<Cell<usize>> = Rc::default();
+        let total = Rc::clone(&sizes);
+        let application = application(move |number, request: Request<Incoming>| {
+            let total = Rc::clone(&total);
+            async move {
+                let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+                total.set(total.get() + body.len());
+                if number % 2 == 0 { says(503, "") } else { says(200, "") }
+            }
+        })
+        .await;
+        let yaml = route("matches: [{method: POST}], retry: {codes: [503], attempts: 1, backoff: 1ms}");
+        let sidecar = caller(&yaml, &[application.address]).await;
+        assert_eq!(call(sidecar.outbound, request("POST", "orders", "/", vec![1; 1000])).await.status(), 200);
+        assert_eq!(sizes.get(), 2000, "the whole body, twice");
+        assert_eq!(call(sidecar.outbound, request("POST", "orders", "/", vec![1; 70_000])).await.status(), 503);
+        assert_eq!(sizes.get(), 72_000);
+        assert!(outcome(&sidecar, "skipped_body")[0].ends_with(" 1"));
+    });
+}
+
+#[test]
+fn retries_stop_when_the_budget_is_spent() {
+    on_one_thread(async {
+        let application = failing(1000).await;
+        let yaml = route("retry: {codes: [503], attempts: 1, backoff: 1ms}");
+        let sidecar = caller(&traffic(&yaml, "retryBudget: {percent: 20, minPerSecond: 0}"), &[application.address]).await;
+        for _ in 0..10 {
+            assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 503);
+        }
+        assert_eq!(application.seen.borrow().len(), 12, "20% of ten");
+        assert!(outcome(&sidecar, "skipped_budget")[0].ends_with(" 8"), "{:?}", outcome(&sidecar, "skipped_budget"));
+    });
+}
+
+#[test]
+fn another_endpoint_is_tried_when_one_refuses_connections() {
+    on_one_thread(async {
+        let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let application = failing(0).await;
+        let sidecar = caller(&route("retry: {attempts: 1, backoff: 1ms}"), &[nobody, application.address]).await;
+        for _ in 0..10 {
+            assert_eq!(call(sidecar.outbound, request("POST", "orders", "/", "unsent, so safe")).await.status(), 200);
+        }
+        let sidecar = caller(SERVICE, &[nobody]).await;
+        let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
+        assert_eq!(answered.headers()["proxy-status"], "equerry; error=connection_refused; details=\"connect_failed\"");
+        assert_eq!(answered.status(), 503);
+    });
+}
+
+#[test]
+fn a_try_and_the_whole_exchange_end_in_time_and_say_which() {
+    on_one_thread(async {
+        let slow = || application(|_, _| std::future::pending::<Response<Full<Bytes>>>());
+        for (rule, reason, tries) in [
+            ("timeouts: {request: 50ms}", "request_timeout", 1),
+            ("timeouts: {request: 2s, backendRequest: 20ms}", "try_timeout", 1),
+            ("timeouts: {request: 2s, backendRequest: 20ms}, retry: {codes: [504], attempts: 2, backoff: 1ms}", "try_timeout", 3),
+        ] {
+            let application = slow().await;
+            let sidecar = caller(&route(rule), &[application.address]).await;
+            let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
+            assert_eq!(answered.status(), 504, "{rule}");
+            let line = sidecar.log(1).await.remove(0);
+            assert_eq!((line["reason"].as_str(), line["upstream_request_attempt_count"].as_u64()), (Some(reason), Some(tries)), "{rule}: {line}");
+        }
+    });
+}
+
+#[test]
+fn a_breaker_keeps_traffic_away_and_one_probe_brings_it_back() {
+    on_one_thread(async {
+        let broken: Rc<Cell<bool>> = Rc::new(Cell::new(true));
+        let is_broken = Rc::clone(&broken);
+        let bad = application(move |_, _| {
+            let is_broken = Rc::clone(&is_broken);
+            async move { if is_broken.get() { says(500, "") } else { says(200, "") } }
+        })
+        .await;
+        let good = failing(0).await;
+        let spec = "breaker: {consecutiveFailures: 3, penalty: {min: 200ms, max: 200ms}}";
+        let sidecar = caller(&traffic(SERVICE, spec), &[bad.address, good.address]).await;
+        let mut failed = 0;
+        for _ in 0..60 {
+            failed += usize::from(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status() == 500);
+        }
+        assert_eq!(failed, bad.seen.borrow().len());
+        assert!((3..=5).contains(&failed), "three failures, and a probe or two if this was slow: {failed}");
+        assert!(sidecar.metrics("equerry_breaker_state{")[0].ends_with(" 2"), "open");
+        assert!(sidecar.metrics("equerry_endpoint_ejections_total{reason=\"consecutive_failures\"}")[0].ends_with(" 1"));
+        broken.set(false);
+        let back = async {
+            while !sidecar.metrics("equerry_breaker_state{")[0].ends_with(" 0") {
+                assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 200);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), back).await.expect("the breaker closes");
+
+        let sidecar = caller(&traffic(SERVICE, "breaker: {consecutiveFailures: 1, penalty: {min: 9s, max: 9s}}"), &[failing(9).await.address]).await;
+        assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 503);
+        let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
+        assert!(answered.headers()["proxy-status"].to_str().unwrap().contains("breaker_open"));
+    });
+}
+
+#[test]
+fn no_more_requests_are_in_flight_than_the_limit_allows() {
+    on_one_thread(async {
+        let release = Rc::new(tokio::sync::Notify::new());
+        let waiting = Rc::clone(&release);
+        let application = application(move |_, _| {
+            let waiting = Rc::clone(&waiting);
+            async move {
+                waiting.notified().await;
+                says(200, "")
+            }
+        })
+        .await;
+        let sidecar = caller(&traffic(SERVICE, "limits: {requests: 1}"), &[application.address]).await;
+        let first = tokio::task::spawn_local(call(sidecar.outbound, request("GET", "orders", "/", "")));
+        until("the first request", || !application.seen.borrow().is_empty()).await;
+        let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
+        assert_eq!(answered.headers()["proxy-status"], "equerry; error=connection_limit_reached; details=\"limit_pending\"");
+        release.notify_one();
+        assert_eq!(first.await.unwrap().status(), 200);
+        release.notify_one();
+        assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 200, "the place was given back");
+    });
+}
+
+#[test]
+fn connections_are_limited_and_an_idle_one_makes_place_for_another_endpoint() {
+    on_one_thread(async {
+        let (one, two) = (failing(0).await, failing(0).await);
+        let sidecar = caller(&traffic(SERVICE, "limits: {connections: 1}"), &[one.address, two.address]).await;
+        for _ in 0..20 {
+            assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 200);
+        }
+        assert!(!one.seen.borrow().is_empty() && !two.seen.borrow().is_empty());
+        let never = application(|_, _| std::future::pending::<Response<Full<Bytes>>>()).await;
+        let sidecar = caller(&traffic(SERVICE, "limits: {connections: 1}"), &[never.address]).await;
+        let outbound = sidecar.outbound;
+        let _first = tokio::task::spawn_local(async move { call(outbound, request("GET", "orders", "/", "")).await });
+        until("the first request", || !never.seen.borrow().is_empty()).await;
+        let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
+        assert!(answered.headers()["proxy-status"].to_str().unwrap().contains("limit_connections"), "{answered:?}");
+    });
+}
+
+/// Answers one request on each connection, then closes it without having said so, as soon as `close` says.
+async fn closing(close: Rc<tokio::sync::Notify>) -> (SocketAddr, Rc<Cell<usize>>) {
+    let answered: Rc<Cell<usize>> = Rc::default();
+    let count = Rc::clone(&answered);
+    let (address, _) = listen(move |mut stream, _| {
+        let (close, count) = (Rc::clone(&close), Rc::clone(&count));
+        async move {
+            let mut head = [0_u8; 4096];
+            if stream.read(&mut head).await.unwrap_or(0) > 0 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                count.set(count.get() + 1);
+                close.notified().await;
+            }
+        }
+    })
+    .await;
+    (address, answered)
+}
+
+#[test]
+fn a_request_that_meets_a_closing_connection_goes_out_once_more_whatever_its_method() {
+    on_one_thread(async {
+        let close = Rc::new(tokio::sync::Notify::new());
+        let (address, answered) = closing(Rc::clone(&close)).await;
+        let sidecar = caller(SERVICE, &[address]).await;
+        for number in 1..=5 {
+            let method = if number % 2 == 0 { "GET" } else { "POST" };
+            let said = call(sidecar.outbound, request(method, "orders", "/", "body")).await;
+            assert_eq!((said.status().as_u16(), answered.get()), (200, number), "{method} {number}");
+            close.notify_one();
+        }
+        assert!(sidecar.metrics("equerry_retries_total{outcome=\"sent\"}").iter().all(|line| line.ends_with(" 0")), "no retry of policy");
+    });
+}
+
+#[test]
+fn a_response_that_breaks_off_is_not_passed_on_as_whole() {
+    on_one_thread(async {
+        let (address, _) = listen(|mut stream, _| async move {
+            let mut head = [0_u8; 4096];
+            let _ = stream.read(&mut head).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+        })
+        .await;
+        let sidecar = caller(SERVICE, &[address]).await;
+        let stream = tokio::net::TcpStream::connect(sidecar.outbound).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        write.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await.unwrap();
+        let mut said = Vec::new();
+        let _ = read.read_to_end(&mut said).await;
+        assert!(said.ends_with(b"half"), "and then the connection ends");
+        let line = sidecar.log(1).await.remove(0);
+        assert_eq!((line["reason"].as_str(), line["response_code"].as_u64()), (Some("upstream_reset"), Some(200)), "{line}");
+
+        let (address, _) = listen(|mut stream, _| async move {
+            let _ = stream.read(&mut [0_u8; 4096]).await;
+        })
+        .await;
+        let sidecar = caller(SERVICE, &[address]).await;
+        let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
+        assert_eq!(answered.headers()["proxy-status"], "equerry; error=connection_terminated; details=\"upstream_reset\"");
+        assert_eq!(answered.status(), 502);
+    });
+}
