@@ -14,6 +14,8 @@ mod explain;
 mod failure;
 mod files;
 mod get;
+#[cfg(test)]
+mod online_tests;
 mod out;
 mod status;
 mod token;

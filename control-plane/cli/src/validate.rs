@@ -27,7 +27,7 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<(), Failure> {
         Output::Yaml => out::data(out::yaml(&Vec::<Complaint>::new())),
         Output::Name => documents.iter().for_each(|document| out::data(document.key())),
         Output::Table => {
-            out::data(format_args!("{}: {}", out::styled(out::GOOD, "valid"), contents(&documents, files.len())))
+            out::data(format_args!("{}: {}", out::styled(out::GOOD, "valid"), contents(&documents, files.len())));
         }
     }
     Ok(())

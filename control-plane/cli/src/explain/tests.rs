@@ -117,6 +117,14 @@ fn every_backend_of_a_split_is_asked_the_likeliest_first() {
 }
 
 #[test]
+fn a_callee_of_an_account_that_its_service_does_not_list_is_not_believed() {
+    let line = ["http://orders/", "--from", "shop/frontend", "--to-account", "shop/intruder"];
+    let explanation = explained(&line, &[("shop.yaml", SHOP)]);
+    assert_eq!(explanation["verdict"]["reason"], "identity_mismatch", "{explanation:#}");
+    assert!(explanation["verdict"]["detail"].as_str().unwrap().contains("sa/intruder"));
+}
+
+#[test]
 fn a_missing_token_is_refused_where_it_is_required() {
     let explanation = of_example("tokens.yaml", &["http://orders/", "--from", "shop/frontend"]);
     assert_eq!(

@@ -280,11 +280,7 @@ fn inbound(
     sent: &Parts,
 ) -> Result<Callee, Vec<Complaint>> {
     let service = target.service;
-    let account = question
-        .to
-        .clone()
-        .filter(|account| service.accounts.contains(account))
-        .or_else(|| service.accounts.first().cloned());
+    let account = service.accounts.first().map(|first| question.to.clone().unwrap_or_else(|| first.clone()));
     let mut callee = Callee {
         service: service.name.to_string(),
         port: target.port.target_port,
@@ -311,6 +307,14 @@ fn inbound(
         SpiffeId::new(domain.clone(), account.namespace.clone(), account.name.clone())
     };
     let (peer, own) = (identity(&question.from, &trust_domain), identity(&account, &trust_domain));
+    if !service.accounts.contains(&account) {
+        let expected = service.accounts.iter().map(|account| identity(account, &trust_domain)).collect();
+        let refusal = Refusal::IdentityMismatch { expected, found: Some(Box::new(own)) };
+        let refused = step("mutual TLS", Outcome::Decided, refusal.to_string(), &service.origin);
+        callee.stages.push(stage("mtls", vec![refused]));
+        callee.verdict = Verdict::refused(&refusal);
+        return Ok(callee);
+    }
     let mode = if workload.mtls(callee.port) == MtlsMode::Strict { "STRICT" } else { "PERMISSIVE" };
     let because = format!("{mode} on port {}; between sidecars always mutual TLS: {peer} calls {own}", callee.port);
     callee

@@ -1,0 +1,146 @@
+//! The commands that talk to a control plane, against a real one in this process: real TLS, real store.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use clap::Parser;
+use equerry_control_plane::authority::Authority;
+use equerry_control_plane::control::ControlPlane;
+use equerry_control_plane::serve::{Face, serve_admin};
+use equerry_control_plane::store::{Store, StoreOptions};
+use equerry_policies::names::TrustDomain;
+use tokio::net::TcpListener;
+
+use crate::args::{Arguments, Command};
+use crate::client::Client;
+use crate::context::Connection;
+use crate::failure::{Code, Failure};
+use crate::{apply, delete, get, status, token};
+
+const SHOP: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}\nspec: {selector: {app: orders}, ports: [{port: 80}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: orders, namespace: shop}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules: [{backendRefs: [{name: orders, port: 80}]}]\n";
+
+struct Mesh {
+    control: ControlPlane,
+    connection: Connection,
+    folder: tempfile::TempDir,
+}
+
+impl Mesh {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let domain = TrustDomain::parse("equerry.local").unwrap();
+        let now = SystemTime::now();
+        let authority = Arc::new(Authority::open(folder.path(), &domain, Duration::from_secs(3600), now).unwrap());
+        let store = Store::open(&folder.path().join("equerry.db"), &StoreOptions::default()).unwrap();
+        let control = ControlPlane::restore(store, Arc::clone(&authority)).await.unwrap();
+        let (face, _) = Face::new(&authority, &[], now).unwrap();
+        // On every address, so that one its certificate does not name reaches it too.
+        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(serve_admin(control.clone(), Arc::new(face), listener));
+        let ca_path = folder.path().join("ca.pem");
+        let ca_pem = std::fs::read(&ca_path).unwrap();
+        let token = Some(control.create_admin_token("test").await.unwrap());
+        Self { control, connection: Connection { host: "127.0.0.1".to_owned(), port, ca_pem, ca_path, token }, folder }
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    async fn run(&self, line: &[&str]) -> Result<(), Failure> {
+        run(self.connection.clone(), line).await
+    }
+}
+
+async fn run(connection: Connection, line: &[&str]) -> Result<(), Failure> {
+    let arguments = Arguments::try_parse_from(["equerry"].iter().chain(line)).unwrap_or_else(|error| panic!("{error}"));
+    let mut client = Client::new(connection)?;
+    match arguments.command {
+        Command::Apply(args) => apply::run(&args, &mut client).await,
+        Command::Get(args) => get::run(&args, &mut client).await,
+        Command::Delete(args) => delete::run(&args, &mut client).await,
+        Command::Status { output } => status::run(output.output, &mut client).await,
+        Command::Token { command } => token::run(&command, &mut client).await,
+        other => panic!("{other:?} needs no control plane"),
+    }
+}
+
+#[tokio::test]
+async fn documents_are_applied_shown_and_deleted_over_tls() {
+    let mesh = Mesh::new().await;
+    let shop = mesh.file("shop.yaml", SHOP);
+    mesh.run(&["apply", "-f", &shop, "--dry-run"]).await.unwrap();
+    assert_eq!(mesh.control.epoch(), 0, "a dry run changes nothing");
+    mesh.run(&["apply", "-f", &shop, "--wait"]).await.unwrap();
+    assert_eq!(mesh.control.epoch(), 1);
+    for line in [
+        &["get", "services", "-A"][..],
+        &["get", "svc", "orders", "-n", "shop"],
+        &["get", "HTTPRoute", "orders", "-n", "shop", "-o", "yaml"],
+        &["get", "all", "-A", "-o", "json"],
+        &["get", "proxies"],
+        &["get", "epoch", "1"],
+        &["status"],
+        &["token", "create", "join", "-n", "shop", "-a", "orders", "--ttl", "1s"],
+        &["token", "list"],
+    ] {
+        mesh.run(line).await.unwrap_or_else(|failure| panic!("{line:?}: {}", failure.message));
+    }
+    mesh.run(&["delete", "-f", &shop]).await.unwrap();
+    assert_eq!(mesh.control.epoch(), 2, "what goes together is one epoch");
+    assert!(mesh.control.truth().documents.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_wrong_missing_or_still_needed_ends_with_1_and_changes_nothing() {
+    let mesh = Mesh::new().await;
+    let (shop, wrong) = (mesh.file("shop.yaml", SHOP), mesh.file("wrong.yaml", "kind: Servce\n"));
+    mesh.run(&["apply", "-f", &shop]).await.unwrap();
+    for line in [
+        &["apply", "-f", &wrong][..],
+        &["get", "svc", "nobody", "-n", "shop"],
+        &["get", "epoch", "99"],
+        &["get", "proxies", "nobody"],
+        &["delete", "svc", "nobody", "-n", "shop"],
+    ] {
+        assert_eq!(mesh.run(line).await.unwrap_err().code, Code::Refused, "{line:?}");
+    }
+    let needed = mesh.run(&["delete", "svc", "orders", "-n", "shop"]).await.unwrap_err();
+    assert!(needed.message.contains("HTTPRoute shop/orders names \"orders\" at spec."), "{}", needed.message);
+    assert_eq!(mesh.run(&["get", "gizmos"]).await.unwrap_err().code, Code::Usage);
+    assert_eq!(mesh.run(&["delete", "svc", "nobody", "-n", "shop", "--ignore-not-found"]).await, Ok(()));
+    assert_eq!(mesh.control.epoch(), 1);
+}
+
+#[tokio::test]
+async fn a_control_plane_that_does_not_prove_itself_is_told_nothing() {
+    let (mesh, other) = (Mesh::new().await, Mesh::new().await);
+    let connection = Connection { ca_pem: other.connection.ca_pem.clone(), ..mesh.connection.clone() };
+    let failure = run(connection, &["status"]).await.unwrap_err();
+    assert_eq!(failure.code, Code::Unreachable);
+    assert!(failure.message.contains("does not prove"), "{}", failure.message);
+
+    let named = Connection { host: "127.0.0.2".to_owned(), ..mesh.connection.clone() };
+    let failure = run(named, &["status"]).await.unwrap_err();
+    assert_eq!(failure.code, Code::Unreachable);
+    assert!(failure.hint.unwrap().contains("--advertise 127.0.0.2"), "{}", failure.message);
+
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let nobody = Connection { port: free, ..mesh.connection.clone() };
+    assert_eq!(run(nobody, &["status"]).await.unwrap_err().code, Code::Unreachable);
+    let empty = Connection { ca_pem: b"nothing".to_vec(), ..mesh.connection };
+    assert_eq!(run(empty, &["status"]).await.unwrap_err().code, Code::Usage);
+}
+
+#[tokio::test]
+async fn without_a_token_the_command_says_where_one_is_found() {
+    let mesh = Mesh::new().await;
+    let failure = run(Connection { token: None, ..mesh.connection.clone() }, &["status"]).await.unwrap_err();
+    assert_eq!(failure.code, Code::Refused);
+    assert!(failure.hint.unwrap().contains("admin.token"));
+    let stranger = Connection { token: Some("eqa1.0.0".to_owned()), ..mesh.connection.clone() };
+    assert_eq!(run(stranger, &["status"]).await.unwrap_err().code, Code::Refused);
+}
