@@ -447,3 +447,21 @@ async fn the_description_is_openapi_3_1_and_names_every_route() {
         }
     }
 }
+
+#[tokio::test]
+async fn whoever_comes_when_all_hands_are_busy_is_told_to_come_back() {
+    let place = Place::new().await;
+    for (error, reason) in [
+        (axum::BoxError::from(tower::load_shed::error::Overloaded::new()), "overload"),
+        (axum::BoxError::from(tower::timeout::error::Elapsed::new()), "timeout"),
+    ] {
+        let response = door::beyond_limits(State(place.control.clone()), error).await.into_response();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().to_vec();
+        let answer = Answer { status: head.status, headers: head.headers, body };
+        answer.is_a_problem(StatusCode::SERVICE_UNAVAILABLE, reason);
+        assert!(answer.headers.contains_key(header::RETRY_AFTER));
+    }
+    let text = String::from_utf8(place.send(bare("/metrics")).await.body).unwrap();
+    assert!(text.contains("equerry_control_plane_admin_refused_total{reason=\"overload\"} 1"), "{text}");
+}
