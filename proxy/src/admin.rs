@@ -77,6 +77,9 @@ impl Window {
     fn answer<B>(&self, side: Side, request: &Request<B>) -> Response<Full<Bytes>> {
         match (side, request.method(), request.uri().path()) {
             (Side::Telemetry, &Method::GET, "/metrics") => {
+                if let Some(shared) = self.shared.get() {
+                    self.observe.config_generations(shared.live.generations());
+                }
                 reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.observe.render())
             }
             (Side::Telemetry, &Method::GET, "/healthz/live") => text(StatusCode::OK, "alive\n"),

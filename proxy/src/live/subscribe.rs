@@ -230,7 +230,7 @@ impl Subscriber {
         }
         let epoch = live.epoch;
         self.live.publish(live);
-        self.observe.config_applied(epoch, self.live.generations());
+        self.observe.config_applied(epoch);
     }
 
     /// A request named a Service.

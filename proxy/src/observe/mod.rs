@@ -197,8 +197,12 @@ impl Observer {
     }
 
     /// A configuration is in force.
-    pub fn config_applied(&self, epoch: u64, generations: usize) {
+    pub fn config_applied(&self, epoch: u64) {
         self.metrics.config_epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+    }
+
+    /// So many generations of configuration are held by exchanges, the one in force included.
+    pub fn config_generations(&self, generations: usize) {
         self.metrics.config_generations.set(i64::try_from(generations).unwrap_or(i64::MAX));
     }
 
