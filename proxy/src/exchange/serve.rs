@@ -43,19 +43,26 @@ pub(crate) async fn outbound(at: &Outbound, peer: SocketAddr, request: Request<I
     let working = at.shared.drain.guard();
     let (mut head, body) = request.into_parts();
     let mut record = Record::open(facts::describe(Direction::Outbound, &mut head, peer), &at.shared.observe);
-    let detail = error_detail(&at.shared.live.load());
-    let style = Style::of(&head.method, &head.headers, head.version, detail, false);
-    match leave(at, head, body, &mut record).await {
+    let live = at.shared.live.load();
+    record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
+    let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
+    match leave(at, live, head, body, &mut record).await {
         Ok((answered, held)) => reply::answer(answered, (Some(held), Some(working)), &style, record),
         Err(refusal) => reply::refuse(&refusal, &style, record),
     }
 }
 
-async fn leave(at: &Outbound, mut head: Parts, body: Incoming, record: &mut Record) -> Result<(Answered, live::Held), Refusal> {
+async fn leave(
+    at: &Outbound,
+    live: Arc<Live>,
+    mut head: Parts,
+    body: Incoming,
+    record: &mut Record,
+) -> Result<(Answered, live::Held), Refusal> {
     let normal = normalize(&mut head, normalize::Direction::Outbound)?;
     record.note(|exchange| (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned()));
-    let (live, named) = resolve(at, &normal).await?;
-    record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
+    let (live, named) = resolve(at, live, &normal).await?;
+    record.note(|exchange| exchange.epoch = live.epoch);
     let (may_leave, destination) = may_leave(&live, &named)?;
     record.note(|exchange| exchange.destination = Some(may_leave.service().clone()));
     let choice = tries::with_randomness(|rng| route::route(&may_leave, &destination.compiled, &head, rng))?;
@@ -85,8 +92,7 @@ async fn leave(at: &Outbound, mut head: Parts, body: Incoming, record: &mut Reco
 }
 
 /// Which Service is meant, and the configuration that knows it: at most a second later, the first time it is named.
-async fn resolve(at: &Outbound, normal: &Normal) -> Result<(Arc<Live>, (Authority, Found)), Refusal> {
-    let live = at.shared.live.load();
+async fn resolve(at: &Outbound, live: Arc<Live>, normal: &Normal) -> Result<(Arc<Live>, (Authority, Found)), Refusal> {
     let authority = Authority::parse(normal.authority(), &live.own.namespace)
         .map_err(|_| Refusal::NoService { name: normal.authority().to_owned(), nearest: None })?;
     if live.destination(&authority.service).is_some() {
@@ -120,8 +126,10 @@ fn may_leave<'a>(live: &'a Live, named: &(Authority, Found)) -> Result<(MayLeave
     Ok((may_leave, destination))
 }
 
+/// A backend need not be one that callers may name yet: its own routes are not asked.
 fn backend<'a>(live: &'a Live, choice: &Choice) -> Result<&'a Backend, Refusal> {
-    live.destination(&choice.backend)
+    live.destinations
+        .get(&choice.backend)
         .map(|destination| &*destination.backend)
         .ok_or_else(|| Refusal::ConfigUnavailable { service: choice.backend.clone() })
 }

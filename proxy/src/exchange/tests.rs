@@ -221,3 +221,94 @@ fn a_caller_that_leaves_ends_the_work_behind_it_and_is_logged() {
         }
     });
 }
+
+#[test]
+fn exchanges_at_once_share_one_http2_connection_between_sidecars() {
+    on_one_thread(async {
+        let (frontend, orders, application) = pair(MESH, |_, _| async { says(200, "hello") }).await;
+        let all: Vec<_> = (0..20).map(|_| tokio::task::spawn_local(call_http2(frontend.outbound, request("POST", "orders", "/", "x")))).collect();
+        for one in all {
+            assert_eq!(one.await.unwrap().status(), 200);
+        }
+        assert_eq!(application.seen.borrow().len(), 20);
+        let open = orders.metrics("equerry_connections{direction=\"inbound\",tls=\"mutual\"}");
+        assert!(open[0].ends_with(" 1"), "{open:?}");
+    });
+}
+
+#[test]
+fn a_renewed_identity_is_used_for_new_exchanges_and_an_idle_connection_is_closed_in_time() {
+    on_one_thread(async {
+        let idle = "
+---
+apiVersion: equerry.dev/v1
+kind: TrafficPolicy
+metadata: {name: orders, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: orders}], timeouts: {idle: 1s}}
+";
+        let (frontend, orders, _application) = pair(&format!("{MESH}{idle}"), |_, _| async { says(200, "") }).await;
+        let open = || orders.metrics("equerry_connections{direction=\"inbound\",tls=\"mutual\"}")[0].clone();
+        assert_eq!(call(frontend.outbound, request("GET", "orders", "/", "")).await.status(), 200);
+        assert!(open().ends_with(" 1"), "{}", open());
+        let before = frontend.shared.identity.current().unwrap();
+        frontend.shared.identity.put(crate::live::TlsIdentity {
+            id: before.id.clone(),
+            not_after: before.not_after,
+            generation: before.generation + 1,
+            bundle: before.bundle.clone(),
+            identity: before.identity.clone(),
+            server: std::sync::Arc::clone(&before.server),
+        });
+        assert_eq!(call(frontend.outbound, request("GET", "orders", "/", "")).await.status(), 200);
+        assert!(open().ends_with(" 2"), "a connection of its own: {}", open());
+        until("both to be closed when idle", || open().ends_with(" 0")).await;
+    });
+}
+
+#[test]
+fn a_missing_token_and_a_spent_quota_are_answered_with_what_their_clients_understand() {
+    const POLICY: &str = r#"
+---
+apiVersion: equerry.dev/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec:
+  selector: {matchLabels: {app: orders}}
+  jwtRules:
+  - issuer: https://login.example.com
+    required: REQUIRED
+    jwks: '{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"k","x":"WKn-ZIGevcwGIyyrzFoZNBdaq9_TsqzGl96oc0CWuis","y":"y77t-RvAHRKTsSGdIYUfweuOvwrvDD-Q3Hv5J0fSKbE"}]}'
+---
+apiVersion: equerry.dev/v1
+kind: Tenant
+metadata: {name: acme}
+spec:
+  match: [{header: {name: x-tenant, value: acme, trustedFrom: [shop/frontend]}}]
+  quotas: [{services: [shop/orders], requests: 10, window: 5s}]
+"#;
+    on_one_thread(async {
+        let with = |required| format!("{MESH}{}", POLICY.replace("REQUIRED", required));
+        let (frontend, _orders, application) = pair(&with("true"), |_, _| async { says(200, "") }).await;
+        let answered = call(frontend.outbound, request("GET", "orders", "/", "")).await;
+        assert_eq!((answered.status().as_u16(), answered.headers()["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
+        let mut asked = request("GET", "orders", "/", "");
+        asked.headers_mut().insert("authorization", "Bearer nonsense".parse().unwrap());
+        let answered = call(frontend.outbound, asked).await;
+        let expected = "Bearer error=\"invalid_token\", error_description=\"token_invalid\"";
+        assert_eq!((answered.status().as_u16(), answered.headers()["www-authenticate"].to_str().unwrap()), (401, expected));
+        assert!(application.seen.borrow().is_empty());
+
+        let (frontend, orders, application) = pair(&with("false"), |_, _| async { says(200, "") }).await;
+        orders.shared.quotas.configure(orders.shared.live.load().workload.as_ref().unwrap());
+        let mut asked = request("GET", "orders", "/", "");
+        asked.headers_mut().insert("x-tenant", "acme".parse().unwrap());
+        let answered = call(frontend.outbound, asked).await;
+        assert_eq!(answered.status(), 429, "no slice, no admission");
+        let seconds = |name: &str| answered.headers()[name].to_str().unwrap().parse::<u64>().unwrap();
+        assert!((1..=5).contains(&seconds("retry-after")));
+        assert!(answered.headers()["ratelimit"].to_str().unwrap().starts_with("\"acme\";r=0;t="), "{:?}", answered.headers());
+        assert_eq!(answered.headers()["ratelimit-policy"], "\"acme\";q=0;w=5");
+        assert!(application.seen.borrow().is_empty());
+        assert_eq!(call(frontend.outbound, request("GET", "orders", "/", "")).await.status(), 200, "nobody's request");
+    });
+}

@@ -156,7 +156,12 @@ impl Pool {
             Some(coming) => coming,
             None => self.start_http2(key, target)?,
         };
-        let arrived = coming.await.unwrap_or_else(|_| Err(ConnectFailure::Failed("the attempt was given up".to_owned())))?;
+        let Ok(arrived) = coming.await else {
+            // The task that was to connect is gone without a word: the next exchange starts another.
+            self.http2.borrow_mut().remove(key);
+            return Err(ConnectFailure::Failed("the attempt was given up".to_owned()));
+        };
+        let arrived = arrived?;
         if accepted(&arrived.connection.facts, target.whom) {
             Ok((arrived, false))
         } else {
