@@ -1,1 +1,142 @@
-//! x
+//! The harness of the promises: towns of real processes, made and ended by tests, and clients for what the public
+//! commands do not reach.
+//!
+//! A town is what `equerry demo` starts, with the residents and policies a test asks for. Towns share two cores with each
+//! other, so only a few live at once.
+
+pub mod api;
+pub mod grpc;
+pub mod peers;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use equerry::demo::documents::Policies;
+use equerry::demo::issuer::Issuer;
+use equerry::demo::process::{Said, run_to_end};
+use equerry::demo::town::{Resident, Town};
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// How much may live at once: a town with sidecars weighs 2, a control plane alone 1.
+static ROOM: Semaphore = Semaphore::const_new(2);
+
+/// A town of a test: its processes end and its directory goes when this is dropped.
+pub struct Mesh {
+    /// Who lives where.
+    pub town: Town,
+    /// Its policy files.
+    pub policies: Policies,
+    /// Its token issuer.
+    pub issuer: Issuer,
+    dir: TempDir,
+    _room: SemaphorePermit<'static>,
+}
+
+impl Mesh {
+    /// Chooses ports and writes the demo's policy files; starts nothing.
+    ///
+    /// # Errors
+    /// When a directory or port cannot be had.
+    pub async fn plan(program: &Path, residents: &[Resident]) -> Result<Self> {
+        let room = ROOM.acquire_many(if residents.is_empty() { 1 } else { 2 }).await.context("waiting for room")?;
+        let dir = tempfile::Builder::new().prefix("equerry-test-").tempdir().context("making a directory")?;
+        let issuer = Issuer::create(&dir.path().join("issuer.key"))?;
+        let policies = Policies::built_in().with_keys(&issuer.key_set())?;
+        let town = Town::plan(program, dir.path(), residents)?;
+        policies.write(&town.policies())?;
+        Ok(Self { town, policies, issuer, dir, _room: room })
+    }
+
+    /// A town with everything up and ready.
+    ///
+    /// # Errors
+    /// When something does not come up.
+    pub async fn up(program: &Path, residents: &[Resident]) -> Result<Self> {
+        let mesh = Self::plan(program, residents).await?;
+        mesh.town.bring_up().await?;
+        Ok(mesh)
+    }
+
+    /// A good token of nobody's tenant, as an `authorization` header.
+    ///
+    /// # Errors
+    /// When the policies are not the demo's.
+    pub fn bearer(&self) -> Result<String> {
+        Ok(format!("Bearer {}", self.issuer.mint(&self.policies.facts()?.token())))
+    }
+
+    /// A file in the town's directory with this text.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn file(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Applies documents given as text and waits until every proxy has them.
+    ///
+    /// # Errors
+    /// When they are refused.
+    pub async fn apply(&self, text: &str) -> Result<String> {
+        let path = self.file("applied.yaml", text)?;
+        Ok(self.town.equerry(&["apply", "--wait", "-f", &path.display().to_string()]).await?.succeeded()?.out)
+    }
+
+    /// What `equerry status -o json` says.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub async fn status(&self) -> Result<serde_json::Value> {
+        let said = self.town.equerry(&["status", "-o", "json"]).await?.succeeded()?;
+        serde_json::from_str(&said.out).context("reading the status")
+    }
+
+    /// The store's epoch.
+    ///
+    /// # Errors
+    /// When the control plane does not say.
+    pub async fn epoch(&self) -> Result<u64> {
+        let status = self.status().await?;
+        status.pointer("/controlPlane/epoch").and_then(serde_json::Value::as_u64).with_context(|| format!("no epoch in {status}"))
+    }
+}
+
+/// Runs a program to its end with no settings of this town.
+///
+/// # Errors
+/// When it does not end in time.
+pub async fn run(program: &Path, args: &[&str], at_most: Duration) -> Result<Said> {
+    let args: Vec<_> = args.iter().map(std::ffi::OsString::from).collect();
+    run_to_end(program, &args, &[], at_most).await
+}
+
+/// Asks again and again until the answer is `Some`.
+///
+/// # Errors
+/// When time is up.
+pub async fn eventually<T>(limit: Duration, what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let last = match ask().await {
+            Ok(Some(seen)) => return Ok(seen),
+            Ok(None) => "not yet".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        if Instant::now() > deadline {
+            bail!("waited {limit:?} in vain for {what}: {last}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Room for something as heavy as the whole demo: nothing else lives meanwhile.
+///
+/// # Errors
+/// Never; the semaphore is not closed.
+pub async fn whole_machine() -> Result<SemaphorePermit<'static>> {
+    ROOM.acquire_many(2).await.context("waiting for room")
+}

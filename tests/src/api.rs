@@ -1,0 +1,41 @@
+//! The admin API as any HTTPS client sees it, for what the `equerry` command would never send.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use equerry::demo::town::Town;
+use equerry_certs::pem::read_certificates;
+use equerry_certs::tls::https_client_config;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Sends one request to the town's admin API with its admin token, and reads the answer.
+///
+/// # Errors
+/// When no whole answer comes back.
+pub async fn ask(town: &Town, method: &str, path: &str, body: Bytes) -> Result<(StatusCode, String)> {
+    let state = town.control_plane_state();
+    let roots = read_certificates(&std::fs::read_to_string(state.join("ca.pem")).context("reading ca.pem")?)?;
+    let token = std::fs::read_to_string(state.join("admin.token")).context("reading admin.token")?;
+    let config = https_client_config(&roots, &[b"http/1.1"])?;
+    let stream = TcpStream::connect(town.admin.address()).await.context("connecting")?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost")?, stream).await.context("speaking TLS")?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost")
+        .header("authorization", format!("Bearer {}", token.trim()))
+        .header("content-type", "application/json")
+        .body(Full::new(body))?;
+    let response = sender.send_request(request).await.context("sending")?;
+    let status = response.status();
+    let body = response.into_body().collect().await.context("reading the answer")?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}

@@ -1,0 +1,48 @@
+//! `apply --wait` never says more than is true.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use equerry_tests::{Mesh, eventually};
+
+use crate::{PAIR, program};
+
+#[tokio::test]
+async fn apply_waits_for_a_proxy_that_sleeps_and_names_it() -> Result<()> {
+    let mesh = Mesh::up(program(), &PAIR).await?;
+    let orders = mesh.town.home("orders")?;
+    mesh.town.signal_sidecar(orders, rustix::process::Signal::STOP).await;
+    let even = mesh.town.story("even-split.yaml").display().to_string();
+    let said = mesh.town.equerry(&["apply", "--wait", "--timeout", "2s", "-f", &even]).await?;
+    mesh.town.signal_sidecar(orders, rustix::process::Signal::CONT).await;
+    ensure!(said.code == Some(3), "apply --wait ended with {:?}: {}", said.code, said.everything());
+    ensure!(said.everything().contains("orders"), "the sleeping proxy is not named: {}", said.everything());
+    let epoch = mesh.epoch().await?;
+    eventually(Duration::from_secs(15), "the proxy to catch up", async || {
+        #[expect(clippy::cast_precision_loss, reason = "a handful of epochs")]
+        let enough = orders.scrape().await?.sum("equerry_config_epoch", &[]) >= epoch as f64;
+        Ok(enough.then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_change_and_changes_nothing() -> Result<()> {
+    let mesh = Mesh::up(program(), &[]).await?;
+    let before = mesh.epoch().await?;
+    let even = mesh.town.story("even-split.yaml").display().to_string();
+    let said = mesh.town.equerry(&["apply", "--dry-run", "-f", &even]).await?.succeeded()?;
+    ensure!(said.out.contains("inventory"), "{}", said.out);
+    ensure!(mesh.epoch().await? == before, "a dry run moved the epoch");
+    Ok(())
+}
+
+#[tokio::test]
+async fn applying_the_same_again_makes_no_new_epoch() -> Result<()> {
+    let mesh = Mesh::up(program(), &[]).await?;
+    let before = mesh.epoch().await?;
+    let set = mesh.town.policies().display().to_string();
+    mesh.town.equerry(&["apply", "--wait", "-f", &set]).await?.succeeded().context("applying the set again")?;
+    ensure!(mesh.epoch().await? == before, "nothing changed, but the epoch did");
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! What Equerry promises, each proved from outside over real sockets between real processes: one module per promise, all
+//! in one binary.
+
+mod apply_with_proof;
+mod authorization;
+mod bad_days;
+mod breaker;
+mod demo_story;
+mod identity;
+mod jwt;
+mod metrics;
+mod mtls;
+mod outage;
+mod peers;
+mod quota;
+mod retries;
+
+use std::path::Path;
+
+use equerry::demo::town::Resident;
+
+/// The `equerry` command of this build.
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_equerry-under-test"))
+}
+
+/// The smallest mesh with a caller and two instances of one Service: enough for most promises.
+const PAIR: [Resident; 3] = {
+    let [_, orders, v1, v2] = equerry::demo::town::SHOP;
+    [orders, v1, v2]
+};
