@@ -98,6 +98,7 @@ impl Inbound {
             async move { serve::inbound(&this, &via, request).await }
         };
         if let Err(error) = connection::serve(stream, speaks, time_to_go, respond).await {
+            connection::bad_head(&error).inspect(|word| self.shared.observe.handshake_failed(Direction::Inbound, word));
             tracing::debug!(%error, peer = %address, "an inbound connection ended badly");
         }
     }

@@ -5,19 +5,33 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks};
 use crate::app::Shared;
-use crate::exchange::{connection, serve};
+use crate::exchange::connection::{self, Quiet};
+use crate::exchange::serve;
 use crate::observe::Direction;
 use crate::upstream::Pool;
+
+/// An application that has called nobody for so long is taken to have finished; idle connections it keeps do not count.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// The outbound side of one worker.
 pub struct Outbound {
     pub(crate) shared: Shared,
     pub(crate) pool: Rc<Pool>,
+}
+
+/// How a request came out of the application.
+#[derive(Debug)]
+pub(crate) struct Via {
+    /// The application's address.
+    pub(crate) address: SocketAddr,
+    /// Whether its connection is in use.
+    pub(crate) quiet: Rc<Quiet>,
 }
 
 impl Outbound {
@@ -27,23 +41,36 @@ impl Outbound {
     }
 
     /// Serves one connection of the application until it ends.
-    pub async fn serve(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+    pub async fn serve(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let observe = &self.shared.observe;
         let _open = observe.connection(Direction::Outbound, false);
         let (speaks, stream) = match detect::detect(stream).await {
             Ok((Speaks::Tls, _)) => return observe.handshake_failed(Direction::Outbound, "tls_not_spoken_here"),
             Ok(spoken) => spoken,
-            Err(error) => return tracing::debug!(%error, %peer, "an outbound connection said nothing"),
+            Err(error) => return tracing::debug!(%error, peer = %address, "an outbound connection said nothing"),
         };
-        let this = Rc::clone(self);
+        let via = Rc::new(Via { address, quiet: Quiet::new() });
+        let (this, from) = (Rc::clone(self), Rc::clone(&via));
         let respond = move |request| {
-            let this = Rc::clone(&this);
-            async move { serve::outbound(&this, peer, request).await }
+            let (this, from) = (Rc::clone(&this), Rc::clone(&from));
+            async move { serve::outbound(&this, &from, request).await }
         };
-        // While this process leaves, the application still needs its way out: each exchange holds the drain, not the
-        // connection.
-        if let Err(error) = connection::serve(stream, speaks, std::future::pending(), respond).await {
-            tracing::debug!(%error, %peer, "an outbound connection ended badly");
+        tokio::select! {
+            served = connection::serve(stream, speaks, std::future::pending(), respond) => if let Err(error) = served {
+                connection::bad_head(&error).inspect(|word| observe.handshake_failed(Direction::Outbound, word));
+                tracing::debug!(%error, peer = %address, "an outbound connection ended badly");
+            },
+            () = self.hold_the_process(&via) => {}
         }
+    }
+
+    /// While the process leaves, its application still needs a way out: it is waited for until it has been quiet for a
+    /// while. The connection itself is never closed by us.
+    async fn hold_the_process(&self, via: &Via) {
+        let working = self.shared.drain.guard();
+        self.shared.drain.wait_begun().await;
+        via.quiet.for_so_long(QUIET).await;
+        drop(working);
+        std::future::pending::<()>().await;
     }
 }

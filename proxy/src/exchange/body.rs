@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use super::connection::Busy;
 use super::facts::Record;
 use crate::upstream::{Lease, RequestBody};
 
@@ -83,8 +84,8 @@ pub(crate) struct Answer {
     record: Record,
 }
 
-/// What must last as long as an exchange: its place among the requests in flight, and its hold on the drain.
-pub(crate) type Held = (Option<crate::live::Held>, Option<crate::drain::Working>);
+/// What must last as long as an exchange: its place among the requests in flight, and that its connection is not quiet.
+pub(crate) type Held = (Option<crate::live::Held>, Option<Busy>);
 
 enum Content {
     Ours(Option<Bytes>),

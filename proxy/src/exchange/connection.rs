@@ -3,9 +3,11 @@
 //! When it is time to go, HTTP/2 callers are told at once (GOAWAY loses nothing). Over HTTP/1.1 closing an idle connection
 //! can cross a request already under way, so answers say `Connection: close` and the idle ones follow a little later.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
@@ -14,6 +16,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use super::body::Answer;
 use crate::accept::detect::Speaks;
@@ -79,6 +82,60 @@ where
     }
 }
 
+/// Why a connection ended in the middle of a request's head, in a word for metrics; `None`: it did not. hyper has answered
+/// such a head itself, with 400 or 431.
+pub(crate) fn bad_head(error: &hyper::Error) -> Option<&'static str> {
+    if error.is_parse_too_large() {
+        Some("head_too_large")
+    } else if error.is_parse() {
+        Some("malformed_head")
+    } else {
+        None
+    }
+}
+
+/// Whether exchanges are under way on a connection, and since when not.
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    exchanges: Cell<usize>,
+    since: Cell<Instant>,
+}
+
+/// An exchange under way; over when dropped.
+#[derive(Debug)]
+pub(crate) struct Busy(Rc<Quiet>);
+
+impl Quiet {
+    /// Nothing is under way yet.
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self { exchanges: Cell::new(0), since: Cell::new(Instant::now()) })
+    }
+
+    /// An exchange begins.
+    pub(crate) fn begin(self: &Rc<Self>) -> Busy {
+        self.exchanges.set(self.exchanges.get() + 1);
+        Busy(Rc::clone(self))
+    }
+
+    /// Waits until nothing was under way for `long`.
+    pub(crate) async fn for_so_long(&self, long: Duration) {
+        loop {
+            let until = if self.exchanges.get() > 0 { Instant::now() + long } else { self.since.get() + long };
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.exchanges.set(self.0.exchanges.get() - 1);
+        self.0.since.set(Instant::now());
+    }
+}
+
 /// When the mesh's side of a connection ends: this process leaves, or the peer's certificate is over at `not_after`.
 pub(crate) async fn time_to_go(speaks: Speaks, drain: &Drain, not_after: Option<SystemTime>) {
     let expired = async {
@@ -90,5 +147,44 @@ pub(crate) async fn time_to_go(speaks: Speaks, drain: &Drain, not_after: Option<
     tokio::select! {
         () = expired => {}
         () = drain.wait_begun() => if speaks != Speaks::Http2 { tokio::time::sleep(LINGER).await },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_quiet_only_so_long_after_its_last_exchange() {
+        let quiet = Quiet::new();
+        let begun = Instant::now();
+        let busy = quiet.begin();
+        let waiting = async {
+            quiet.for_so_long(100 * MS).await;
+            begun.elapsed()
+        };
+        let working = async {
+            tokio::time::sleep(250 * MS).await;
+            drop(busy);
+        };
+        let (after, ()) = tokio::join!(waiting, working);
+        assert!((350 * MS..=400 * MS).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_time_to_go_when_the_peers_certificate_ends_or_we_leave() {
+        let drain = Drain::new();
+        let begun = Instant::now();
+        let soon = SystemTime::now() + 1000 * MS;
+        time_to_go(Speaks::Http2, &drain, Some(soon)).await;
+        assert!((900 * MS..=1100 * MS).contains(&begun.elapsed()));
+        drain.begin();
+        let left = Instant::now();
+        time_to_go(Speaks::Http2, &drain, None).await;
+        assert!(left.elapsed() < MS, "GOAWAY loses nothing");
+        time_to_go(Speaks::Http1, &drain, None).await;
+        assert!(left.elapsed() >= LINGER);
     }
 }

@@ -212,6 +212,23 @@ fn leaving_ends_connections_after_what_is_under_way_and_says_so() {
     });
 }
 
+#[test]
+fn a_head_that_cannot_be_read_is_answered_and_counted() {
+    on_one_thread(async {
+        let (orders, application) = orders(&World::new(&format!("{MESH}{PERMISSIVE}"))).await;
+        let large = format!("GET / HTTP/1.1\r\nhost: orders\r\nx: {}\r\n\r\n", "x".repeat(70_000));
+        for (head, status) in [("GET / HTTP/9.9\r\n\r\n", "400"), (large.as_str(), "431")] {
+            let mut stream = TcpStream::connect(orders.inbound).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut said = [0_u8; 12];
+            stream.read_exact(&mut said).await.unwrap();
+            assert_eq!(String::from_utf8_lossy(&said), format!("HTTP/1.1 {status}"));
+        }
+        until("both counted", || orders.metrics("equerry_handshake_failures_total{").len() == 2).await;
+        assert!(application.seen.borrow().is_empty());
+    });
+}
+
 /// The size of the future that a function of three arguments makes.
 fn size_made<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
     size_of::<F>()

@@ -28,7 +28,7 @@ use super::now;
 use crate::inbound::{Inbound, Via};
 use crate::live::{self, Backend, Destination, Live, NotThere};
 use crate::observe::Direction;
-use crate::outbound::Outbound;
+use crate::outbound::{self, Outbound};
 use crate::upstream::{Protocol, Target};
 
 /// Where `--app-port` says the application listens; it must be there, so a connection takes no time.
@@ -39,15 +39,15 @@ const APPLICATION_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// An exchange that the application begins.
-pub(crate) async fn outbound(at: &Outbound, peer: SocketAddr, request: Request<Incoming>) -> Response<Answer> {
-    let working = at.shared.drain.guard();
+pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Request<Incoming>) -> Response<Answer> {
+    let busy = from.quiet.begin();
     let (mut head, body) = request.into_parts();
-    let mut record = Record::open(facts::describe(Direction::Outbound, &mut head, peer), &at.shared.observe);
+    let mut record = Record::open(facts::describe(Direction::Outbound, &mut head, from.address), &at.shared.observe);
     let live = at.shared.live.load();
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
     match leave(at, live, head, body, &mut record).await {
-        Ok((answered, held)) => reply::answer(answered, (Some(held), Some(working)), &style, record),
+        Ok((answered, held)) => reply::answer(answered, (Some(held), Some(busy)), &style, record),
         Err(refusal) => reply::refuse(&refusal, &style, record),
     }
 }

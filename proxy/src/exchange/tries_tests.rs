@@ -163,16 +163,21 @@ fn a_breaker_keeps_traffic_away_and_one_probe_brings_it_back() {
         })
         .await;
         let good = failing(0).await;
-        let spec = "breaker: {consecutiveFailures: 3, penalty: {min: 200ms, max: 200ms}}";
+        let spec = "breaker: {consecutiveFailures: 1, penalty: {min: 300ms, max: 300ms}}";
         let sidecar = caller(&traffic(SERVICE, spec), &[bad.address, good.address]).await;
-        let mut failed = 0;
-        for _ in 0..60 {
-            failed += usize::from(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status() == 500);
+        let mut answers = Vec::new();
+        while answers.last() != Some(&500) {
+            answers.push(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status().as_u16());
         }
-        assert_eq!(failed, bad.seen.borrow().len());
-        assert!((3..=5).contains(&failed), "three failures, and a probe or two if this was slow: {failed}");
         assert!(sidecar.metrics("equerry_breaker_state{")[0].ends_with(" 2"), "open");
         assert!(sidecar.metrics("equerry_endpoint_ejections_total{reason=\"consecutive_failures\"}")[0].ends_with(" 1"));
+        let opened = tokio::time::Instant::now();
+        for _ in 0..40 {
+            call(sidecar.outbound, request("GET", "orders", "/", "")).await;
+        }
+        let probes = bad.seen.borrow().len() - 1;
+        let penalties = opened.elapsed().as_millis() / 300;
+        assert!(probes as u128 <= penalties, "one probe for each penalty: {probes} in {:?}", opened.elapsed());
         broken.set(false);
         let back = async {
             while !sidecar.metrics("equerry_breaker_state{")[0].ends_with(" 0") {
@@ -181,10 +186,15 @@ fn a_breaker_keeps_traffic_away_and_one_probe_brings_it_back() {
         };
         tokio::time::timeout(Duration::from_secs(5), back).await.expect("the breaker closes");
 
-        let sidecar = caller(&traffic(SERVICE, "breaker: {consecutiveFailures: 1, penalty: {min: 9s, max: 9s}}"), &[failing(9).await.address]).await;
-        assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 503);
+        let alone = failing(9).await;
+        let spec = "breaker: {consecutiveFailures: 3, penalty: {min: 9s, max: 9s}}";
+        let sidecar = caller(&traffic(SERVICE, spec), &[alone.address]).await;
+        for _ in 0..3 {
+            assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 503);
+        }
         let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
         assert!(answered.headers()["proxy-status"].to_str().unwrap().contains("breaker_open"));
+        assert_eq!(alone.seen.borrow().len(), 3);
     });
 }
 
