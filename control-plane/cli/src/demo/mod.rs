@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use documents::Policies;
 use issuer::Issuer;
@@ -131,7 +131,10 @@ async fn demo(args: &DemoArgs) -> Result<()> {
     let outcome = tokio::select! {
         played = bring_up_and_play(args, &town, &policies, &issuer) => played,
         crash = town.first_crash() => Err(crash),
-        signal = stop_signal() => signal.map(|()| say("stopping")),
+        signal = stop_signal() => match signal {
+            Ok(()) if args.check => Err(anyhow!("stopped before the story's end")),
+            signal => signal.map(|()| say("stopping")),
+        },
     };
     town.stop().await;
     if args.keep || (outcome.is_err() && std::env::var_os("EQUERRY_DEMO_KEEP").is_some()) {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use equerry_certs::Leaf;
+use serde_json::Value;
 
 use super::{Story, knock};
 use crate::demo::ports::HeldPort;
@@ -17,6 +18,7 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let expiring = story.town.join_token("orders", "1s").await?;
     let made = tokio::time::Instant::now();
     let certificates = certificates(story).await?;
+    own_tokens(story).await?;
 
     let used = std::fs::read_to_string(story.town.dir().join("orders").join("join-token")).context("reading the token orders joined with")?;
     let used = refused(story, "used", &used, &["used"]).await?;
@@ -40,7 +42,24 @@ async fn certificates(story: &Story<'_>) -> Result<String> {
         different.insert(certificate.as_ref().to_vec());
     }
     ensure!(different.len() == story.town.homes.len(), "sidecars share certificates");
-    Ok(format!("{} certificates for {}", different.len(), ids.into_iter().collect::<Vec<_>>().join(", ")))
+    Ok(format!("{} certificates, each against its own token, for {}", different.len(), ids.into_iter().collect::<Vec<_>>().join(", ")))
+}
+
+/// Each sidecar joined with a token of its own, which the control plane knows as used.
+async fn own_tokens(story: &Story<'_>) -> Result<()> {
+    let listed: Value = serde_json::from_str(&story.admin_api("/api/v1/tokens", true).await?).context("reading the list of join tokens")?;
+    let listed = listed["items"].as_array().cloned().unwrap_or_default();
+    let mut ids = BTreeSet::new();
+    for home in &story.town.homes {
+        let token = std::fs::read_to_string(story.town.dir().join(home.resident.name).join("join-token")).context("reading a join token")?;
+        let id = token.split('.').nth(1).unwrap_or_default().to_owned();
+        let known = listed.iter().find(|one| one["id"] == id.as_str()).with_context(|| format!("the control plane does not list token {id}"))?;
+        let account = format!("shop/{}", home.resident.account);
+        ensure!(known["state"] == "used" && known["account"] == account.as_str(), "the token {} joined with is listed as {known}", home.resident.name);
+        ids.insert(id);
+    }
+    ensure!(ids.len() == story.town.homes.len(), "sidecars shared a token");
+    Ok(())
 }
 
 /// Starts a sidecar with a token that must not let it in; gives the line in which it says so.

@@ -8,8 +8,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::{Story, within};
-use crate::client::Client;
-use crate::context::Connection;
 use crate::demo::driver;
 use crate::demo::scrape::Scrape;
 
@@ -35,7 +33,7 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     story.restore().await?;
     ensure!(sent > 0.0, "no retry was sent, so nothing was proved");
 
-    let mut texts = vec![("the control plane".to_owned(), control_plane_metrics(story).await?)];
+    let mut texts = vec![("the control plane".to_owned(), story.admin_api("/metrics", false).await?)];
     for home in &story.town.homes {
         texts.push((format!("{}'s sidecar", home.resident.name), home.scrape().await?.text));
     }
@@ -52,16 +50,6 @@ async fn totals(story: &Story<'_>) -> Result<(f64, f64)> {
         totals.1 += scrape.sum("equerry_retries_total", &[("outcome", "sent")]);
     }
     Ok(totals)
-}
-
-async fn control_plane_metrics(story: &Story<'_>) -> Result<String> {
-    let ca_path = story.town.control_plane_state().join("ca.pem");
-    let ca_pem = std::fs::read(&ca_path).context("reading the control plane's ca.pem")?;
-    let connection = Connection { host: "127.0.0.1".to_owned(), port: story.town.admin.number(), ca_path, ca_pem, token: None };
-    let fault = |failure: crate::failure::Failure| anyhow::anyhow!("{}", failure.message);
-    let answer = Client::new(connection).map_err(fault)?.ask(http::Method::GET, "/metrics", None::<&()>).await.map_err(fault)?;
-    ensure!(answer.status == 200, "the control plane's /metrics answered {}", answer.status);
-    Ok(String::from_utf8_lossy(&answer.body).into_owned())
 }
 
 /// Gives each text to `promtool check metrics`, where that is installed; otherwise reads it with our own eyes only.

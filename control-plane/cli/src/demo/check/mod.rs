@@ -16,7 +16,7 @@ mod retries;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use super::documents::{Facts, Policies};
@@ -24,6 +24,9 @@ use super::issuer::Issuer;
 use super::town::{Home, Town};
 use super::web::Answer;
 use super::{say, say_error};
+use crate::client::Client;
+use crate::context::Connection;
+use crate::failure::Failure;
 
 /// The steps, in the order they are played.
 pub const STEPS: [&str; 11] =
@@ -60,7 +63,7 @@ pub async fn play(story: &Story<'_>, only: &[String]) -> Result<()> {
             Ok(seen) => told(step, started, &seen),
             Err(error) => {
                 say_error(&format!("FAILED  {step}: {error:#}"));
-                bail!("step {step} did not hold");
+                bail!("step {step} did not hold (--keep leaves logs and state behind, --step {step} plays it alone)");
             }
         }
     }
@@ -167,6 +170,24 @@ impl Story<'_> {
             self.town.equerry(&["delete", "trafficpolicy", "inventory", "-n", "shop"]).await?;
         }
         Ok(())
+    }
+
+    /// Asks the admin API, with the administrator's token or without any; the answer is the body.
+    ///
+    /// # Errors
+    /// When it does not answer 200.
+    pub async fn admin_api(&self, path: &str, with_token: bool) -> Result<String> {
+        let state = self.town.control_plane_state();
+        let read = |name: &str| std::fs::read(state.join(name)).with_context(|| format!("reading the control plane's {name}"));
+        let token = with_token.then(|| read("admin.token")).transpose()?.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
+        let connection =
+            Connection { host: "127.0.0.1".to_owned(), port: self.town.admin.number(), ca_path: state.join("ca.pem"), ca_pem: read("ca.pem")?, token };
+        let fault = |failure: Failure| anyhow!("{}", failure.message);
+        let answer = Client::new(connection).map_err(fault)?.ask(http::Method::GET, path, None::<&()>).await.map_err(fault)?;
+        if answer.status != 200 {
+            bail!("{path} of the control plane answered {}", answer.status);
+        }
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
     }
 
     /// What `equerry status -o json` says.
