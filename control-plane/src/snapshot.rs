@@ -166,3 +166,90 @@ pub fn difference(held: &BTreeMap<ResourceKey, String>, snapshot: &Snapshot) -> 
         removed: held.keys().filter(|key| snapshot.unknown.contains_key(key)).cloned().collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use equerry_policies::document::read;
+    use equerry_policies::interpret::interpret;
+    use equerry_policies::names::{AccountName, InstanceId};
+
+    use super::*;
+    use crate::registry::Registration;
+
+    const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}
+spec: {selector: {app: orders}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: inventory, namespace: shop, annotations: {equerry.dev/accounts: inventory}}
+spec: {selector: {app: inventory}, ports: [{port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: orders, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: orders}]
+  rules: [{backendRefs: [{name: inventory, port: 80}]}]
+";
+
+    fn registration(id: &str, app: &str) -> Registration {
+        Registration {
+            id: InstanceId::parse(id).unwrap(),
+            account: AccountName::parse(&format!("shop/{app}")).unwrap(),
+            generation: 1,
+            labels: [("app".to_owned(), app.to_owned())].into_iter().collect(),
+            inbound: "127.0.0.1:15006".parse().unwrap(),
+            ports: vec![80],
+            healthy: true,
+            health_detail: String::new(),
+            lease: Duration::from_secs(15),
+        }
+    }
+
+    fn bytes(order: &[&str], cache: &mut Cache) -> Vec<Vec<u8>> {
+        let meaning = interpret(&read("test.yaml", SHOP).unwrap()).unwrap();
+        let registry = Registry::restore(order.iter().map(|id| registration(id, "inventory")).collect(), Instant::now());
+        let namespace = Namespace::parse("shop").unwrap();
+        let workload = registration("orders-1", "orders").workload();
+        let interests = [ResourceKey::Workload, ResourceKey::Destination(ServiceName::parse("shop/orders").unwrap())].into();
+        let sources = Sources { epoch: 1, meaning: &meaning, registry: &registry };
+        let snapshot = snapshot(&sources, &Reader { namespace: &namespace, workload: Some(&workload) }, &interests, cache);
+        snapshot.resources.values().map(|resource| resource.body.clone()).collect()
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_bytes_in_whatever_order_it_came() {
+        let mut cache = Cache::default();
+        let first = bytes(&["a", "b", "c"], &mut cache);
+        assert_eq!(first.len(), 5, "itself, and destination and endpoints of the Service and of its backend");
+        assert_eq!(first, bytes(&["c", "a", "b"], &mut Cache::default()));
+        assert_eq!(first, bytes(&["a", "b", "c"], &mut cache), "and from the cache");
+    }
+
+    #[test]
+    fn the_cache_never_answers_for_another_state() {
+        let mut cache = Cache::default();
+        let some = bytes(&["a"], &mut cache);
+        assert_ne!(some, bytes(&["a", "b"], &mut cache));
+    }
+
+    #[test]
+    fn a_difference_names_what_is_new_and_what_is_gone() {
+        let key = |name: &str| ResourceKey::Endpoints(ServiceName::parse(name).unwrap());
+        let resource = |version: &str| Arc::new(proto::Resource { version: version.into(), ..Default::default() });
+        let snapshot = Snapshot {
+            resources: [(key("shop/a"), resource("1")), (key("shop/b"), resource("2"))].into(),
+            unknown: [(key("shop/c"), None), (key("shop/d"), None)].into(),
+            withheld: BTreeSet::new(),
+        };
+        let held = [(key("shop/a"), "1".to_owned()), (key("shop/b"), "1".to_owned()), (key("shop/c"), "1".to_owned())].into();
+        let difference = difference(&held, &snapshot);
+        assert_eq!(difference.resources.iter().map(|r| r.version.as_str()).collect::<Vec<_>>(), ["2"]);
+        assert_eq!(difference.removed, [key("shop/c")]);
+    }
+}
