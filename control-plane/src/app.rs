@@ -207,3 +207,27 @@ async fn keep_face(control: ControlPlane, face: Arc<Face>, names: Vec<String>, m
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_start_on_one_state_directory_is_refused_naming_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock_state_dir(dir.path()).unwrap();
+        let error = format!("{:#}", lock_state_dir(dir.path()).unwrap_err());
+        assert!(error.contains(&format!("process {}", std::process::id())) && error.contains("--state-dir"), "{error}");
+        drop(held);
+        lock_state_dir(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_state_directory_that_cannot_be_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = format!("{:#}", lock_state_dir(&file.join("state")).unwrap_err());
+        assert!(error.contains("file/state") && error.contains("--state-dir"), "{error}");
+    }
+}

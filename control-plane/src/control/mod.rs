@@ -433,7 +433,7 @@ impl ControlPlane {
 
     /// What a tenant has spent and who holds the rest; `None` when there is no such tenant.
     pub fn tenant_usage(&self, tenant: &TenantName) -> Option<TenantUsage> {
-        locked(&self.0.books).usage(tenant, SystemTime::now())
+        self.meaning().tenants.contains_key(tenant).then(|| locked(&self.0.books).usage(tenant, SystemTime::now()))
     }
 
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {

@@ -329,11 +329,11 @@ impl Books {
         tellings
     }
 
-    /// What a tenant spends; `None` when there is no such tenant or it has no quota.
-    pub fn usage(&self, tenant: &TenantName, now: SystemTime) -> Option<TenantUsage> {
+    /// What a tenant spends; nothing when it has no quota.
+    pub fn usage(&self, tenant: &TenantName, now: SystemTime) -> TenantUsage {
         let now_ms = unix_ms(now);
-        let quotas: Vec<QuotaUsage> = self.books.values().filter(|book| book.tenant == *tenant).map(|book| book.usage(now_ms)).collect();
-        (!quotas.is_empty()).then(|| TenantUsage { tenant: tenant.clone(), quotas })
+        let quotas = self.books.values().filter(|book| book.tenant == *tenant).map(|book| book.usage(now_ms)).collect();
+        TenantUsage { tenant: tenant.clone(), quotas }
     }
 
     /// For each quota the oldest window that is still kept: older grants may be forgotten on disk.
