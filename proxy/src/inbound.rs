@@ -61,7 +61,11 @@ impl Inbound {
         }
     }
 
-    async fn serve_secured<S: AsyncRead + AsyncWrite + Unpin + 'static>(self: &Rc<Self>, stream: S, address: SocketAddr) {
+    async fn serve_secured<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+        self: &Rc<Self>,
+        stream: S,
+        address: SocketAddr,
+    ) {
         let observe = &self.shared.observe;
         let Some(identity) = self.shared.identity.current() else {
             // The exchange with nobody's certificate would prove nothing to the caller.

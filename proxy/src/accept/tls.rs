@@ -65,7 +65,10 @@ where
         Some(tls::ALPN_H2) => Speaks::Http2,
         other => {
             let offered = String::from_utf8_lossy(other.unwrap_or_default()).into_owned();
-            return Err(Unsecured { word: "protocol", detail: format!("ALPN {offered:?} is not supported by this version") });
+            return Err(Unsecured {
+                word: "protocol",
+                detail: format!("ALPN {offered:?} is not supported by this version"),
+            });
         }
     };
     let server_name: Box<str> = session.server_name().unwrap_or_default().into();
@@ -115,7 +118,15 @@ mod tests {
     #[test]
     fn a_server_name_of_the_mesh_names_the_port() {
         assert_eq!(port_named_by("p8080.orders.shop.mesh"), Some(8080));
-        for bad in ["", "orders.shop.mesh", "p.orders.shop.mesh", "p0.orders.shop.mesh", "p8080.mesh", "p70000.orders.shop.mesh", "p8080.orders.shop"] {
+        for bad in [
+            "",
+            "orders.shop.mesh",
+            "p.orders.shop.mesh",
+            "p0.orders.shop.mesh",
+            "p8080.mesh",
+            "p70000.orders.shop.mesh",
+            "p8080.orders.shop",
+        ] {
             assert_eq!(port_named_by(bad), None, "{bad}");
         }
     }

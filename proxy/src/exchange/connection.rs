@@ -35,7 +35,12 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 
 /// Serves the exchanges of one connection with `respond`. Once it is `time_to_go`, what is under way is finished and
 /// nothing more is taken.
-pub(crate) async fn serve<S, R, F>(stream: S, speaks: Speaks, time_to_go: impl Future<Output = ()>, respond: R) -> hyper::Result<()>
+pub(crate) async fn serve<S, R, F>(
+    stream: S,
+    speaks: Speaks,
+    time_to_go: impl Future<Output = ()>,
+    respond: R,
+) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     R: Fn(Request<Incoming>) -> F,

@@ -35,14 +35,24 @@ async fn orders(world: &World) -> (Sidecar, Application) {
 }
 
 /// What a client that shows `from`'s certificate (or none) gets to read after one request.
-async fn speak(to: &Sidecar, believed: &World, from: Option<&World>, server_name: &str, alpn: &'static [u8]) -> Result<String, String> {
+async fn speak(
+    to: &Sidecar,
+    believed: &World,
+    from: Option<&World>,
+    server_name: &str,
+    alpn: &'static [u8],
+) -> Result<String, String> {
     let shown = from.map(|world| world.identity("shop/frontend").0);
     let (_, bundle) = believed.identity("shop/orders");
     let config = tls::client_config(shown.as_ref(), &bundle, vec![believed.id("shop/orders")], &[alpn]).unwrap();
     let stream = TcpStream::connect(to.inbound).await.unwrap();
     let name = ServerName::try_from(server_name.to_owned()).unwrap();
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())?;
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n").await.map_err(|error| error.to_string())?;
+    let mut stream =
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n")
+        .await
+        .map_err(|error| error.to_string())?;
     let mut said = Vec::new();
     stream.read_to_end(&mut said).await.map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&said).into_owned())
@@ -60,7 +70,8 @@ fn a_stranger_is_refused_in_the_handshake_and_counted() {
             let refused = speak(&orders, &world, from, NAME, alpn).await.unwrap_err();
             assert!(refused.contains("alert"), "{refused}");
         }
-        let counted = || orders.metrics("equerry_handshake_failures_total{").iter().filter(|line| line.ends_with(" 1")).count();
+        let counted =
+            || orders.metrics("equerry_handshake_failures_total{").iter().filter(|line| line.ends_with(" 1")).count();
         until("three kinds of refusal counted", || counted() == 3).await;
         assert_eq!(application.seen.borrow().len(), 1);
     });
@@ -90,10 +101,15 @@ fn plain_text_is_answered_with_the_reason_under_strict_and_passes_under_permissi
         assert!(application.seen.borrow().is_empty());
 
         let (permissive, application) = orders(&World::new(&format!("{MESH}{PERMISSIVE}"))).await;
-        asked.headers_mut().insert("x-forwarded-client-cert", "URI=spiffe://equerry.local/ns/shop/sa/admin".parse().unwrap());
+        asked
+            .headers_mut()
+            .insert("x-forwarded-client-cert", "URI=spiffe://equerry.local/ns/shop/sa/admin".parse().unwrap());
         assert_eq!(call(permissive.inbound, asked.clone()).await.status(), 200);
         assert_eq!(call_http2(permissive.inbound, asked).await.status(), 200);
-        assert!(application.seen.borrow().iter().all(|head| !head.headers.contains_key("x-forwarded-client-cert")), "a forged introduction");
+        assert!(
+            application.seen.borrow().iter().all(|head| !head.headers.contains_key("x-forwarded-client-cert")),
+            "a forged introduction"
+        );
         let line = permissive.log(1).await.remove(0);
         assert!(line["reason"] == "ok" && !line.to_string().contains("sa/frontend"), "{line}");
     });
@@ -104,11 +120,15 @@ fn without_policy_nothing_passes_and_without_identity_nobody_is_spoken_to() {
     on_one_thread(async {
         let world = World::new(&format!("{MESH}{PERMISSIVE}"));
         let (orders, application) = orders(&world).await;
-        let frontend = world.sidecar("shop/frontend", &[], &[], &[("shop/orders", vec![At::Mesh(orders.inbound)])]).await;
+        let frontend =
+            world.sidecar("shop/frontend", &[], &[], &[("shop/orders", vec![At::Mesh(orders.inbound)])]).await;
         let own = world.id("shop/orders");
         orders.shared.live.publish(crate::live::Live::nothing(own));
         let answered = call(orders.inbound, request("GET", "orders", "/", "")).await;
-        assert!(answered.status() == 503 && answered.headers()["proxy-status"].to_str().unwrap().contains("policy_unavailable"));
+        assert!(
+            answered.status() == 503
+                && answered.headers()["proxy-status"].to_str().unwrap().contains("policy_unavailable")
+        );
         assert!(application.seen.borrow().is_empty());
 
         let expired = frontend.shared.identity.current().unwrap();
@@ -132,11 +152,16 @@ fn whoever_answers_with_an_identity_not_listed_gets_no_request() {
         let world = World::new(MESH);
         let application = application(|_, _| async { says(200, "") }).await;
         let impostor = world.sidecar("shop/impostor", &[("app", "orders")], &[(8080, application.address)], &[]).await;
-        let frontend = world.sidecar("shop/frontend", &[], &[], &[("shop/orders", vec![At::Mesh(impostor.inbound)])]).await;
+        let frontend =
+            world.sidecar("shop/frontend", &[], &[], &[("shop/orders", vec![At::Mesh(impostor.inbound)])]).await;
         for http2 in [false, true] {
             let asked = request("POST", "orders", "/", "secret");
-            let answered = if http2 { call_http2(frontend.outbound, asked).await } else { call(frontend.outbound, asked).await };
-            assert_eq!(answered.headers()["proxy-status"], "equerry; error=tls_certificate_error; details=\"identity_mismatch\"");
+            let answered =
+                if http2 { call_http2(frontend.outbound, asked).await } else { call(frontend.outbound, asked).await };
+            assert_eq!(
+                answered.headers()["proxy-status"],
+                "equerry; error=tls_certificate_error; details=\"identity_mismatch\""
+            );
         }
         assert!(application.seen.borrow().is_empty());
     });
@@ -163,7 +188,11 @@ fn a_server_that_refuses_our_certificate_is_a_failed_connection_also_with_a_body
         for (method, body) in [("GET", ""), ("POST", "body")] {
             for http2 in [false, true] {
                 let asked = request(method, "orders", "/", body);
-                let answered = if http2 { call_http2(frontend.outbound, asked).await } else { call(frontend.outbound, asked).await };
+                let answered = if http2 {
+                    call_http2(frontend.outbound, asked).await
+                } else {
+                    call(frontend.outbound, asked).await
+                };
                 let status = answered.headers()["proxy-status"].to_str().unwrap();
                 assert!(status.contains("connect_failed"), "{method} http2={http2}: {status}");
             }
@@ -187,7 +216,8 @@ fn leaving_ends_connections_after_what_is_under_way_and_says_so() {
         .await;
         let orders = world.sidecar("shop/orders", &[("app", "orders")], &[(8080, application.address)], &[]).await;
         let stream = TcpStream::connect(orders.inbound).await.unwrap();
-        let (mut send, connection) = hyper::client::conn::http1::handshake::<_, Full<bytes::Bytes>>(TokioIo::new(stream)).await.unwrap();
+        let (mut send, connection) =
+            hyper::client::conn::http1::handshake::<_, Full<bytes::Bytes>>(TokioIo::new(stream)).await.unwrap();
         let ended = tokio::task::spawn_local(connection);
         let second = tokio::task::spawn_local(call_http2(orders.inbound, request("GET", "orders", "/", "")));
         let first = send.send_request(request("GET", "orders", "/", ""));

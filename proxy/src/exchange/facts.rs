@@ -172,7 +172,9 @@ fn trace_id(headers: &mut HeaderMap) -> String {
 
 /// `VERSION-TRACE-SPAN-FLAGS` in lower-case hex, neither id all zeros (W3C Trace Context section 3.2.2).
 fn read_traceparent(text: &str) -> Option<&str> {
-    let hex = |part: &str, length| part.len() == length && part.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+    let hex = |part: &str, length| {
+        part.len() == length && part.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
+    };
     let zeros = |part: &str| part.bytes().all(|c| c == b'0');
     let mut parts = text.splitn(4, '-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

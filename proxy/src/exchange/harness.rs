@@ -110,10 +110,18 @@ impl World {
 
     /// A sidecar of `account` whose application listens on `ports` (as the mesh knows them, and where), and which knows
     /// these endpoints of Services.
-    pub(crate) async fn sidecar(&self, account: &str, labels: &[(&str, &str)], ports: &[(u16, SocketAddr)], endpoints: &[(&str, Vec<At>)]) -> Sidecar {
+    pub(crate) async fn sidecar(
+        &self,
+        account: &str,
+        labels: &[(&str, &str)],
+        ports: &[(u16, SocketAddr)],
+        endpoints: &[(&str, Vec<At>)],
+    ) -> Sidecar {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("access.log");
-        let observe = Observer::new(ObserverOptions { access_log: AccessLogTarget::File(log.clone()), series_cap: SERIES_CAP }).unwrap();
+        let observe =
+            Observer::new(ObserverOptions { access_log: AccessLogTarget::File(log.clone()), series_cap: SERIES_CAP })
+                .unwrap();
         let (live, wants) = LiveHandle::new(self.live(account, labels, ports, endpoints));
         let identity = IdentityHandle::default();
         let (key, bundle) = self.identity(account);
@@ -144,10 +152,17 @@ impl World {
         Sidecar { outbound: outbound_at.0, inbound: inbound_at.0, shared, log, _directory: directory, _wants: wants }
     }
 
-    fn live(&self, account: &str, labels: &[(&str, &str)], ports: &[(u16, SocketAddr)], endpoints: &[(&str, Vec<At>)]) -> Live {
+    fn live(
+        &self,
+        account: &str,
+        labels: &[(&str, &str)],
+        ports: &[(u16, SocketAddr)],
+        endpoints: &[(&str, Vec<At>)],
+    ) -> Live {
         let account = AccountName::parse(account).unwrap();
         let labels: Labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let facts = WorkloadFacts { account: account.clone(), labels, ports: ports.iter().map(|(port, _)| *port).collect() };
+        let facts =
+            WorkloadFacts { account: account.clone(), labels, ports: ports.iter().map(|(port, _)| *port).collect() };
         let own = self.id(&account.to_string());
         let workload = compile::workload(&view::workload(&self.meaning, &facts)).unwrap();
         let destinations = self.meaning.services.keys().map(|name| {
@@ -180,7 +195,13 @@ impl World {
             endpoints: endpoints.collect(),
             limits: Arc::default(),
         };
-        Destination { compiled: Arc::new(compiled), complete: true, budget: Arc::default(), backend: Arc::new(backend), used: Arc::default() }
+        Destination {
+            compiled: Arc::new(compiled),
+            complete: true,
+            budget: Arc::default(),
+            backend: Arc::new(backend),
+            used: Arc::default(),
+        }
     }
 }
 
@@ -194,7 +215,13 @@ impl Sidecar {
 
     /// The metrics in which `word` occurs.
     pub(crate) fn metrics(&self, word: &str) -> Vec<String> {
-        self.shared.observe.render().lines().filter(|line| !line.starts_with('#') && line.contains(word)).map(str::to_owned).collect()
+        self.shared
+            .observe
+            .render()
+            .lines()
+            .filter(|line| !line.starts_with('#') && line.contains(word))
+            .map(str::to_owned)
+            .collect()
     }
 }
 
@@ -224,7 +251,9 @@ fn settings(instance: &InstanceId, ports: &[(u16, SocketAddr)]) -> Settings {
 type Connections = Rc<RefCell<Vec<JoinHandle<()>>>>;
 
 /// Accepts on a port of its own; the connections' tasks can be ended from outside.
-pub(crate) async fn listen<F: Future<Output = ()> + 'static>(serve: impl Fn(TcpStream, SocketAddr) -> F + 'static) -> (SocketAddr, Connections) {
+pub(crate) async fn listen<F: Future<Output = ()> + 'static>(
+    serve: impl Fn(TcpStream, SocketAddr) -> F + 'static,
+) -> (SocketAddr, Connections) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let connections = Connections::default();
@@ -238,9 +267,11 @@ pub(crate) async fn listen<F: Future<Output = ()> + 'static>(serve: impl Fn(TcpS
 }
 
 /// An application that answers each request as `answer` says, over HTTP/1.1 or HTTP/2.
-pub(crate) async fn application<F>(answer: impl Fn(usize, Request<Incoming>) -> F + 'static) -> Application
+pub(crate) async fn application<F, B>(answer: impl Fn(usize, Request<Incoming>) -> F + 'static) -> Application
 where
-    F: Future<Output = Response<Full<Bytes>>> + 'static,
+    F: Future<Output = Response<B>> + 'static,
+    B: hyper::body::Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let seen: Rc<RefCell<Vec<http::request::Parts>>> = Rc::default();
     let (answer, heads) = (Rc::new(answer), Rc::clone(&seen));
@@ -285,7 +316,8 @@ pub(crate) async fn call(to: SocketAddr, request: Request<Full<Bytes>>) -> Respo
 /// Sends one request over a connection of its own, in HTTP/2 with prior knowledge.
 pub(crate) async fn call_http2(to: SocketAddr, mut request: Request<Full<Bytes>>) -> Response<Bytes> {
     let stream = TcpStream::connect(to).await.unwrap();
-    let (mut send, connection) = hyper::client::conn::http2::handshake(OnThisThread, TokioIo::new(stream)).await.unwrap();
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake(OnThisThread, TokioIo::new(stream)).await.unwrap();
     spawn_local(connection);
     let host = request.headers_mut().remove("host").unwrap();
     let target = format!("http://{}{}", host.to_str().unwrap(), request.uri());

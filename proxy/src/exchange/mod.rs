@@ -12,9 +12,9 @@ pub(crate) mod serve;
 pub(crate) mod tries;
 
 #[cfg(test)]
-mod harness;
-#[cfg(test)]
 mod door_tests;
+#[cfg(test)]
+mod harness;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -11,7 +11,10 @@ use equerry_policies::names::TenantName;
 use equerry_policies::policy::ErrorDetail;
 use equerry_traffic::quota::Share;
 use equerry_traffic::{Reason, Refusal};
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
 use http::{Method, Response, StatusCode, Version};
 use serde::Serialize;
 
@@ -42,7 +45,13 @@ pub(crate) struct Style {
 
 impl Style {
     /// The form for a request with this method and these headers.
-    pub(crate) fn of(method: &Method, headers: &HeaderMap, version: Version, detail: ErrorDetail, leaving: bool) -> Self {
+    pub(crate) fn of(
+        method: &Method,
+        headers: &HeaderMap,
+        version: Version,
+        detail: ErrorDetail,
+        leaving: bool,
+    ) -> Self {
         let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         Self { grpc: is_grpc(kind), method: method.clone(), detail, close: leaving && version < Version::HTTP_2 }
     }
@@ -176,7 +185,9 @@ fn grpc(refusal: &Refusal, style: &Style, record: Record) -> Response<Answer> {
 /// The sentence for the caller. A policy's name is in it only when all may be told.
 fn said(refusal: &Refusal, detail: ErrorDetail) -> String {
     match refusal {
-        Refusal::Authz(_) if detail == ErrorDetail::Reason => "the policy of this workload does not allow it".to_owned(),
+        Refusal::Authz(_) if detail == ErrorDetail::Reason => {
+            "the policy of this workload does not allow it".to_owned()
+        }
         other => other.to_string(),
     }
 }
@@ -184,9 +195,7 @@ fn said(refusal: &Refusal, detail: ErrorDetail) -> String {
 fn policies(refusal: &Refusal) -> Option<String> {
     match refusal {
         Refusal::Authz(denied) if denied.policies.is_empty() => None,
-        Refusal::Authz(denied) => {
-            Some(denied.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
-        }
+        Refusal::Authz(denied) => Some(denied.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
         Refusal::Token(fault) => fault.policy.as_deref().map(str::to_owned),
         _ => None,
     }

@@ -23,14 +23,21 @@ spec: {selector: {app: two}, ports: [{name: a, port: 80}, {name: b, port: 81}]}
 ";
 
 /// frontend → orders, orders' application answering as `answer` says.
-async fn pair<F>(yaml: &str, answer: impl Fn(usize, Request<Incoming>) -> F + 'static) -> (Sidecar, Sidecar, Application)
+async fn pair<F, B>(
+    yaml: &str,
+    answer: impl Fn(usize, Request<Incoming>) -> F + 'static,
+) -> (Sidecar, Sidecar, Application)
 where
-    F: Future<Output = Response<Full<Bytes>>> + 'static,
+    F: Future<Output = Response<B>> + 'static,
+    B: hyper::body::Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let world = World::new(yaml);
     let application = application(answer).await;
     let orders = world.sidecar("shop/orders", &[("app", "orders")], &[(8080, application.address)], &[]).await;
-    let frontend = world.sidecar("shop/frontend", &[("app", "frontend")], &[], &[("shop/orders", vec![At::Mesh(orders.inbound)])]).await;
+    let frontend = world
+        .sidecar("shop/frontend", &[("app", "frontend")], &[], &[("shop/orders", vec![At::Mesh(orders.inbound)])])
+        .await;
     (frontend, orders, application)
 }
 
@@ -54,11 +61,18 @@ fn a_request_goes_through_both_sidecars_and_each_knows_who_speaks() {
         assert!(seen.headers["traceparent"].to_str().unwrap().contains(into["trace_id"].as_str().unwrap()));
         for line in [&out, &into] {
             let text = line.to_string();
-            assert!(text.contains("spiffe://equerry.local/ns/shop/sa/frontend") && text.contains("spiffe://equerry.local/ns/shop/sa/orders"), "{text}");
+            assert!(
+                text.contains("spiffe://equerry.local/ns/shop/sa/frontend")
+                    && text.contains("spiffe://equerry.local/ns/shop/sa/orders"),
+                "{text}"
+            );
         }
         for sidecar in [&frontend, &orders] {
             let counted = sidecar.metrics("equerry_requests_total{");
-            assert!(counted.len() == 1 && counted[0].contains("reason=\"ok\"") && counted[0].contains("tls=\"mutual\""), "{counted:?}");
+            assert!(
+                counted.len() == 1 && counted[0].contains("reason=\"ok\"") && counted[0].contains("tls=\"mutual\""),
+                "{counted:?}"
+            );
         }
     });
 }
@@ -104,6 +118,41 @@ fn an_application_that_speaks_http2_gets_it() {
 }
 
 #[test]
+fn a_call_that_streams_both_ways_passes_message_by_message_with_its_trailers() {
+    on_one_thread(async {
+        let yaml = MESH.replace("targetPort: 8080}", "targetPort: 8080, appProtocol: grpc}");
+        // The echo begins to answer before the request has ended, and ends with what the request ended with.
+        let echo = |_, request: Request<Incoming>| async { Response::new(request.into_body()) };
+        let (frontend, orders, _application) = pair(&yaml, echo).await;
+        let (say, said) = tokio::sync::mpsc::channel::<Result<http_body::Frame<Bytes>, std::convert::Infallible>>(1);
+        let body = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(said));
+        let stream = tokio::net::TcpStream::connect(frontend.outbound).await.unwrap();
+        let stream = hyper_util::rt::TokioIo::new(stream);
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(crate::upstream::OnThisThread, stream).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let asked = Request::post("http://orders/shop.Orders/Watch").header("te", "trailers").body(body).unwrap();
+        let mut answered = send.send_request(asked).await.unwrap();
+        for message in ["one", "two", "three"] {
+            say.send(Ok(http_body::Frame::data(Bytes::from(message)))).await.unwrap();
+            let frame = answered.body_mut().frame().await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap(), message);
+        }
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        say.send(Ok(http_body::Frame::trailers(trailers))).await.unwrap();
+        drop(say);
+        let last = answered.body_mut().frame().await.unwrap().unwrap();
+        assert_eq!(last.into_trailers().unwrap()["grpc-status"], "0");
+        assert!(answered.body_mut().frame().await.is_none());
+        for sidecar in [&frontend, &orders] {
+            let line = sidecar.log(1).await.remove(0);
+            assert_eq!((line["reason"].as_str(), line["bytes_sent"].as_u64()), (Some("ok"), Some(11)), "{line}");
+        }
+    });
+}
+
+#[test]
 fn a_large_body_passes_both_ways_and_is_counted() {
     const SIZE: usize = 5 << 20;
     on_one_thread(async {
@@ -113,11 +162,16 @@ fn a_large_body_passes_both_ways_and_is_counted() {
         let (frontend, orders, _application) = pair(MESH, echo).await;
         for call_it in [true, false] {
             let asked = request("POST", "orders", "/", vec![7_u8; SIZE]);
-            let answered = if call_it { call(frontend.outbound, asked).await } else { call_http2(frontend.outbound, asked).await };
+            let answered =
+                if call_it { call(frontend.outbound, asked).await } else { call_http2(frontend.outbound, asked).await };
             assert!(answered.body().len() == SIZE && answered.body().iter().all(|byte| *byte == 7));
         }
         for line in orders.log(2).await {
-            assert_eq!((line["bytes_received"].as_u64(), line["bytes_sent"].as_u64()), (Some(SIZE as u64), Some(SIZE as u64)), "{line}");
+            assert_eq!(
+                (line["bytes_received"].as_u64(), line["bytes_sent"].as_u64()),
+                (Some(SIZE as u64), Some(SIZE as u64)),
+                "{line}"
+            );
         }
     });
 }
@@ -166,7 +220,10 @@ spec: {selector: {matchLabels: {app: orders}}, action: ALLOW, rules: [{from: [{s
         let (frontend, orders, application) = pair(&format!("{MESH}{DENIED}"), |_, _| async { says(200, "") }).await;
         let answered = call(frontend.outbound, request("GET", "orders", "/", "")).await;
         let problem: Value = serde_json::from_slice(answered.body()).unwrap();
-        assert_eq!((answered.status().as_u16(), problem["rule"].as_str()), (403, Some("no rule of shop/callers matched")));
+        assert_eq!(
+            (answered.status().as_u16(), problem["rule"].as_str()),
+            (403, Some("no rule of shop/callers matched"))
+        );
         assert_eq!(problem["policy"], "shop/callers");
         let mut asked = request("POST", "orders", "/", "");
         asked.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
@@ -216,7 +273,11 @@ fn a_caller_that_leaves_ends_the_work_behind_it_and_is_logged() {
         }
         for sidecar in [&frontend, &orders] {
             for line in sidecar.log(2).await {
-                assert_eq!((line["reason"].as_str(), line["response_code"].as_u64()), (Some("client_gone"), Some(0)), "{line}");
+                assert_eq!(
+                    (line["reason"].as_str(), line["response_code"].as_u64()),
+                    (Some("client_gone"), Some(0)),
+                    "{line}"
+                );
             }
         }
     });
@@ -226,7 +287,9 @@ fn a_caller_that_leaves_ends_the_work_behind_it_and_is_logged() {
 fn exchanges_at_once_share_one_http2_connection_between_sidecars() {
     on_one_thread(async {
         let (frontend, orders, application) = pair(MESH, |_, _| async { says(200, "hello") }).await;
-        let all: Vec<_> = (0..20).map(|_| tokio::task::spawn_local(call_http2(frontend.outbound, request("POST", "orders", "/", "x")))).collect();
+        let all: Vec<_> = (0..20)
+            .map(|_| tokio::task::spawn_local(call_http2(frontend.outbound, request("POST", "orders", "/", "x"))))
+            .collect();
         for one in all {
             assert_eq!(one.await.unwrap().status(), 200);
         }
@@ -290,12 +353,18 @@ spec:
         let with = |required| format!("{MESH}{}", POLICY.replace("REQUIRED", required));
         let (frontend, _orders, application) = pair(&with("true"), |_, _| async { says(200, "") }).await;
         let answered = call(frontend.outbound, request("GET", "orders", "/", "")).await;
-        assert_eq!((answered.status().as_u16(), answered.headers()["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
+        assert_eq!(
+            (answered.status().as_u16(), answered.headers()["www-authenticate"].to_str().unwrap()),
+            (401, "Bearer")
+        );
         let mut asked = request("GET", "orders", "/", "");
         asked.headers_mut().insert("authorization", "Bearer nonsense".parse().unwrap());
         let answered = call(frontend.outbound, asked).await;
         let expected = "Bearer error=\"invalid_token\", error_description=\"token_invalid\"";
-        assert_eq!((answered.status().as_u16(), answered.headers()["www-authenticate"].to_str().unwrap()), (401, expected));
+        assert_eq!(
+            (answered.status().as_u16(), answered.headers()["www-authenticate"].to_str().unwrap()),
+            (401, expected)
+        );
         assert!(application.seen.borrow().is_empty());
 
         let (frontend, orders, application) = pair(&with("false"), |_, _| async { says(200, "") }).await;
@@ -306,7 +375,11 @@ spec:
         assert_eq!(answered.status(), 429, "no slice, no admission");
         let seconds = |name: &str| answered.headers()[name].to_str().unwrap().parse::<u64>().unwrap();
         assert!((1..=5).contains(&seconds("retry-after")));
-        assert!(answered.headers()["ratelimit"].to_str().unwrap().starts_with("\"acme\";r=0;t="), "{:?}", answered.headers());
+        assert!(
+            answered.headers()["ratelimit"].to_str().unwrap().starts_with("\"acme\";r=0;t="),
+            "{:?}",
+            answered.headers()
+        );
         assert_eq!(answered.headers()["ratelimit-policy"], "\"acme\";q=0;w=5");
         assert!(application.seen.borrow().is_empty());
         assert_eq!(call(frontend.outbound, request("GET", "orders", "/", "")).await.status(), 200, "nobody's request");

@@ -268,7 +268,10 @@ pub(super) async fn http2(target: &Target<'_>, session: Option<&Session>) -> Res
     .await
 }
 
-async fn in_time<T>(limit: Duration, connecting: impl Future<Output = Result<T, ConnectFailure>>) -> Result<T, ConnectFailure> {
+async fn in_time<T>(
+    limit: Duration,
+    connecting: impl Future<Output = Result<T, ConnectFailure>>,
+) -> Result<T, ConnectFailure> {
     tokio::time::timeout(limit, connecting)
         .await
         .unwrap_or_else(|_| Err(ConnectFailure::Failed(format!("no connection within {limit:?}"))))
@@ -381,7 +384,11 @@ impl AsyncWrite for Wire {
         }
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Mesh { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),

@@ -20,8 +20,8 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::connect::{self, ConnectFailure, Connected, Http1, Http2, Places, Protocol, Session, Target, Whom};
 use super::RequestBody;
+use super::connect::{self, ConnectFailure, Connected, Http1, Http2, Places, Protocol, Session, Target, Whom};
 use crate::live::{LimitState, TlsIdentity};
 
 /// How often idle connections are looked at.
@@ -118,7 +118,13 @@ impl Pool {
                         Box::pin(connect::http1(target, session.as_deref())).await?
                     }
                 };
-                Ok(Lease(Kind::Http1 { connection, reused, home: Rc::downgrade(self), key, idle_timeout: target.idle_timeout }))
+                Ok(Lease(Kind::Http1 {
+                    connection,
+                    reused,
+                    home: Rc::downgrade(self),
+                    key,
+                    idle_timeout: target.idle_timeout,
+                }))
             }
             Protocol::Http2 => {
                 let (connection, reused) = self.shared_http2(&key, target, fresh).await?;
@@ -171,7 +177,9 @@ impl Pool {
 
     fn kept_http2(&self, key: &Key, whom: Option<Whom<'_>>) -> Option<Rc<SharedHttp2>> {
         match self.http2.borrow().get(key) {
-            Some(Slot::Here(here)) if here.is_usable() && accepted(&here.connection.facts, whom) => Some(Rc::clone(here)),
+            Some(Slot::Here(here)) if here.is_usable() && accepted(&here.connection.facts, whom) => {
+                Some(Rc::clone(here))
+            }
             _ => None,
         }
     }
@@ -218,8 +226,9 @@ impl Pool {
         }
         let expected = whom.accounts.to_vec();
         let identity = whom.identity;
-        let config = tls::client_config(Some(&identity.identity), &identity.bundle, expected, &[target.protocol.alpn()])
-            .map_err(|fault| ConnectFailure::Failed(fault.to_string()))?;
+        let config =
+            tls::client_config(Some(&identity.identity), &identity.bundle, expected, &[target.protocol.alpn()])
+                .map_err(|fault| ConnectFailure::Failed(fault.to_string()))?;
         let session = Rc::new(Session { config, tickets: TicketWatch::sessions(TICKETS) });
         let (accounts, generation) = (Arc::clone(whom.accounts), identity.generation);
         sessions.retain(|_, kept| kept.generation == generation);
@@ -319,7 +328,12 @@ impl OwnedTarget {
 
     fn target(&self) -> Target<'_> {
         let Self { address, protocol, ref whom, connect_timeout, idle_timeout, ref places } = *self;
-        let whom = whom.as_ref().map(|OwnedWhom { service, port, accounts, identity }| Whom { service, port: *port, accounts, identity });
+        let whom = whom.as_ref().map(|OwnedWhom { service, port, accounts, identity }| Whom {
+            service,
+            port: *port,
+            accounts,
+            identity,
+        });
         let places = places.as_ref().map(|OwnedPlaces { service, state, connections, pending }| Places {
             service,
             state,
