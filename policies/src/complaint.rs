@@ -73,6 +73,11 @@ impl Complaint {
         self
     }
 
+    /// Whether both are about the same key of one document.
+    pub(crate) fn same_place(&self, other: &Self) -> bool {
+        (&self.file, &self.key) == (&other.file, &other.key)
+    }
+
     /// Whether the thing found is known, and only not built yet.
     pub fn is_unsupported(&self) -> bool {
         self.expected.starts_with(NOT_SUPPORTED)

@@ -308,7 +308,7 @@ impl Authority {
     }
 }
 
-/// The nearest of `known` to `given`, if one is near enough to be a slip of the pen (Levenshtein distance, at most a
+/// The nearest of `known` to `given`, if one is near enough to be a slip of the pen (edits, at most a
 /// third of the length and never more than three).
 pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (given.chars().count() / 3).clamp(1, 3);
@@ -320,19 +320,24 @@ pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, k)| k)
 }
 
+/// Edits between two texts: a letter put in, left out, changed, or swapped with its neighbour (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(!ca.eq_ignore_ascii_case(cb));
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+    let fold = |text: &str| text.chars().map(|c| c.to_ascii_lowercase()).collect::<Vec<char>>();
+    let (a, b) = (fold(a), fold(b));
+    let (mut before, mut above): (Vec<usize>, Vec<usize>) = (Vec::new(), (0..=b.len()).collect());
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let changed = above[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = changed.min(above[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(before[j - 2] + 1);
+            }
+            row.push(best);
         }
+        before = std::mem::replace(&mut above, row);
     }
-    row[b.len()]
+    above[b.len()]
 }
 
 #[cfg(test)]
@@ -378,6 +383,7 @@ mod tests {
     #[test]
     fn the_nearest_spelling_is_offered_only_when_near() {
         assert_eq!(nearest("inventry", ["inventory", "orders"]), Some("inventory"));
+        assert_eq!(nearest("prots", ["ports", "type"]), Some("ports"));
         assert_eq!(nearest("x", ["inventory", "orders"]), None);
     }
 }

@@ -219,16 +219,35 @@ impl Document {
         complaint.in_document(&self.key)
     }
 
-    /// Reads kind and name of a document; what else it says is read by [`crate::interpret`].
+    /// Reads kind and name of a document; what else it says is read by [`crate::interpret`], or here when the document is
+    /// refused already, so that its mistakes need not be found one by one.
     fn from_node(root: Node, source: Option<Arc<Source>>, namespace: &Namespace) -> Result<Self, Vec<Complaint>> {
         let mut envelope = Envelope { root: &root, source: source.as_deref(), complaints: Vec::new() };
-        let key = envelope.read(namespace);
-        let complaints = envelope.complaints;
-        match key {
-            Some(key) if complaints.is_empty() => Ok(Self { key, root: Arc::new(root), source }),
-            _ => Err(complaints),
+        let (kind, key) = envelope.read(namespace);
+        let mut complaints = envelope.complaints;
+        match (kind, key) {
+            (_, Some(key)) if complaints.is_empty() => Ok(Self { key, root: Arc::new(root), source }),
+            (Some(kind), key) => {
+                let key = key.unwrap_or_else(|| nameless(kind, namespace));
+                let within = crate::interpret::complaints_within(&[Self { key, root: Arc::new(root), source }]);
+                let said = |new: &Complaint, old: &[Complaint]| old.iter().any(|old| old.same_place(new));
+                for mut complaint in within {
+                    if !said(&complaint, &complaints) {
+                        complaint.document = None;
+                        complaints.push(complaint);
+                    }
+                }
+                Err(complaints)
+            }
+            (None, _) => Err(complaints),
         }
     }
+}
+
+/// Stands in for the key of a document that has none, while the rest of it is read for mistakes.
+fn nameless(kind: Kind, namespace: &Namespace) -> DocumentKey {
+    let name = ResourceName::parse("nameless").expect("`nameless` is a label");
+    DocumentKey { kind, namespace: kind.namespaced().then(|| namespace.clone()), name }
 }
 
 /// The part of a document that all kinds share.
@@ -239,7 +258,8 @@ struct Envelope<'d> {
 }
 
 impl Envelope<'_> {
-    fn read(&mut self, default: &Namespace) -> Option<DocumentKey> {
+    /// The kind, and the key, as far as each can be read.
+    fn read(&mut self, default: &Namespace) -> (Option<Kind>, Option<DocumentKey>) {
         if !matches!(self.root.value, Value::Map(_)) {
             self.complain(
                 self.root,
@@ -247,11 +267,12 @@ impl Envelope<'_> {
                 self.root.in_words(),
                 "a document: a map with apiVersion, kind, metadata and spec",
             );
-            return None;
+            return (None, None);
         }
         let kind = self.kind();
         let (name, namespace) = (self.name(), self.namespace(kind, default));
-        Some(DocumentKey { kind: kind?, namespace: namespace?, name: name? })
+        let key = kind.zip(namespace).zip(name).map(|((kind, namespace), name)| DocumentKey { kind, namespace, name });
+        (kind, key)
     }
 
     fn kind(&mut self) -> Option<Kind> {
