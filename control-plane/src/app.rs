@@ -19,7 +19,7 @@ use crate::authority::{Authority, CA_FILE};
 use crate::config::{Command, CommandLine, Settings};
 use crate::control::ControlPlane;
 use crate::serve::{self, Face};
-use crate::store::{Store, StoreOptions, grants};
+use crate::store::{Store, StoreOptions};
 
 /// Leases are looked through this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
@@ -180,17 +180,14 @@ async fn keep_quotas(control: ControlPlane) {
     let mut followed = None;
     loop {
         every.tick().await;
-        if control.books().is_empty() {
-            followed = None;
-            continue;
-        }
-        control.settle_quotas(&mut followed).await;
         if Instant::now() >= forget_at {
             forget_at = Instant::now() + FORGET_EVERY;
-            let oldest = control.books().oldest_kept(SystemTime::now());
-            if let Err(error) = grants::forget_before(control.store(), oldest).await {
-                tracing::warn!(%error, "old quota grants stay in the store");
-            }
+            control.forget_old_grants().await;
+        }
+        if control.books().is_empty() {
+            followed = None;
+        } else {
+            control.settle_quotas(&mut followed).await;
         }
     }
 }

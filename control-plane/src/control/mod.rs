@@ -5,27 +5,28 @@
 //! disk is `async`.
 
 mod proxies;
+mod quotas;
+mod tokens;
 mod truth;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use equerry_certs::{AdminToken, SecretHash};
+use equerry_certs::SecretHash;
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey, Kind};
-use equerry_policies::names::{AccountName, Namespace, ResourceName, ServiceName, TenantName};
+use equerry_policies::names::{Namespace, ResourceName, ServiceName};
 use equerry_policies::policy::Meaning;
 use equerry_policies::view::{self, NotListed};
 use tokio::sync::watch;
 
 use crate::authority::Authority;
 use crate::metrics::Metrics;
-use crate::quota::{Books, TenantUsage};
+use crate::quota::Books;
 use crate::registry::{Instance, InstanceKey, Refused, Registration, Registry, Step};
 use crate::snapshot::Cache;
 use crate::store::instances::InstanceRow;
-use crate::store::tokens::{self, JoinTokenStatus, TokenError};
 use crate::store::{Store, StoreError, documents, grants, instances};
 
 pub use proxies::{
@@ -157,7 +158,7 @@ impl ControlPlane {
         let registrations = instances::read_all(&store).await?.iter().filter_map(read_registration).collect();
         let registry = Registry::restore(registrations, Instant::now());
         let books = Books::restore(truth.meaning.tenants.values(), grants::read_all(&store).await?, SystemTime::now());
-        let admins = tokens::admin_hashes(&store).await?;
+        let admins = crate::store::tokens::admin_hashes(&store).await?;
         Ok(Self(Arc::new(Inner {
             store,
             authority,
@@ -427,94 +428,6 @@ impl ControlPlane {
 
     pub(crate) fn cache(&self) -> MutexGuard<'_, Cache> {
         locked(&self.0.cache)
-    }
-
-    // Quotas.
-
-    /// What a tenant has spent and who holds the rest; `None` when there is no such tenant.
-    pub fn tenant_usage(&self, tenant: &TenantName) -> Option<TenantUsage> {
-        self.meaning().tenants.contains_key(tenant).then(|| locked(&self.0.books).usage(tenant, SystemTime::now()))
-    }
-
-    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
-        locked(&self.0.books)
-    }
-
-    /// Writes what was promised, then lets it be told: a grant that is not on disk is never sent.
-    pub(crate) async fn keep_grants(&self) {
-        let promised = locked(&self.0.books).promised();
-        if !promised.is_empty() {
-            match grants::write(&self.0.store, promised.clone()).await {
-                Ok(()) => {
-                    let tokens = locked(&self.0.books).confirm(&promised);
-                    self.0.metrics.quota_granted(tokens);
-                }
-                Err(error) => tracing::error!(%error, "quota grants are withheld"),
-            }
-        }
-        self.0.granted.send_modify(|count| *count = count.wrapping_add(1));
-    }
-
-    /// Follows who is registered (`followed` remembers what was followed last), does what is due now, and lets it be told.
-    pub(crate) async fn settle_quotas(&self, followed: &mut Option<(u64, u64)>) {
-        let present = (self.epoch(), locked(&self.0.registry).changes());
-        if *followed != Some(present) {
-            let members = self.all_memberships();
-            locked(&self.0.books).set_members(&members);
-            *followed = Some(present);
-        }
-        let due = {
-            let mut books = locked(&self.0.books);
-            books.settle(SystemTime::now()) || books.has_promised()
-        };
-        if due {
-            self.keep_grants().await;
-        }
-    }
-
-    fn all_memberships(&self) -> Vec<(InstanceKey, Arc<[ServiceName]>)> {
-        let truth = self.0.truth.load();
-        let mut registry = locked(&self.0.registry);
-        let keys: Vec<InstanceKey> = registry.all().map(|instance| instance.registration.key()).collect();
-        keys.into_iter().map(|key| (key.clone(), memberships_in(&mut registry, &truth, &key))).collect()
-    }
-
-    // Tokens.
-
-    /// Makes a token with which one workload may join once, as this account. The text is shown once and not kept.
-    ///
-    /// # Errors
-    /// When randomness or the store fails.
-    pub async fn create_join_token(&self, account: AccountName, ttl: Duration) -> Result<String, TokenError> {
-        tokens::create_join(&self.0.store, self.0.authority.pin(), &account, ttl, SystemTime::now()).await
-    }
-
-    /// Every join token that is kept, without its secret.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn join_tokens(&self) -> Result<Vec<JoinTokenStatus>, StoreError> {
-        tokens::list_join(&self.0.store, SystemTime::now()).await
-    }
-
-    /// Makes a token for a person or program that operates the mesh. The text is shown once and not kept.
-    ///
-    /// # Errors
-    /// When randomness or the store fails.
-    pub async fn create_admin_token(&self, name: &str) -> Result<String, TokenError> {
-        let text = tokens::create_admin(&self.0.store, name, SystemTime::now()).await?;
-        if let Ok(token) = AdminToken::parse(&text) {
-            self.0.admins.write().unwrap_or_else(PoisonError::into_inner).push(token.secret_hash());
-        }
-        Ok(text)
-    }
-
-    /// Whether this is an admin token. Touches no disk, and takes as long for a wrong token as for a right one.
-    pub fn check_admin_token(&self, text: &str) -> bool {
-        let Ok(token) = AdminToken::parse(text) else { return false };
-        let hash = token.secret_hash();
-        let known = self.0.admins.read().unwrap_or_else(PoisonError::into_inner);
-        known.iter().fold(false, |found, known| found | known.matches(&hash))
     }
 }
 

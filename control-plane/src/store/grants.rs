@@ -50,13 +50,16 @@ pub async fn write(store: &Store, rows: Vec<GrantRow>) -> Result<(), StoreError>
         .await
 }
 
-/// Forgets the windows of one quota before `window`.
+/// Keeps only what is named: for each quota its windows from a number on.
 ///
 /// # Errors
 /// When the store failed.
-pub async fn forget_before(store: &Store, oldest: Vec<(String, u64)>) -> Result<(), StoreError> {
+pub async fn keep_from(store: &Store, oldest: Vec<(String, u64)>) -> Result<(), StoreError> {
     store
         .transact(move |db| {
+            let kept: Vec<&str> = oldest.iter().map(|(quota, _)| quota.as_str()).collect();
+            let kept = serde_json::json!(kept).to_string();
+            db.execute("DELETE FROM grants WHERE quota NOT IN (SELECT value FROM json_each(?1))", [kept])?;
             let mut delete = db.prepare_cached("DELETE FROM grants WHERE quota = ?1 AND window < ?2")?;
             for (quota, window) in &oldest {
                 delete.execute((quota, window))?;
@@ -80,4 +83,24 @@ pub async fn read_all(store: &Store) -> Result<Vec<GrantRow>, StoreError> {
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreOptions;
+
+    #[tokio::test]
+    async fn a_grant_never_shrinks_and_goes_with_its_window_or_quota() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions::default()).unwrap();
+        let row = |quota: &str, window, granted| GrantRow { quota: quota.into(), window, namespace: "shop".into(), instance: "a".into(), granted };
+        write(&store, vec![row("acme/0", 7, 5), row("acme/0", 8, 5), row("gone/0", 8, 5)]).await.unwrap();
+        write(&store, vec![row("acme/0", 8, 9)]).await.unwrap();
+        write(&store, vec![row("acme/0", 8, 3)]).await.unwrap();
+        keep_from(&store, vec![("acme/0".into(), 8)]).await.unwrap();
+        assert_eq!(read_all(&store).await.unwrap(), [row("acme/0", 8, 9)]);
+        keep_from(&store, vec![]).await.unwrap();
+        assert_eq!(read_all(&store).await.unwrap(), []);
+    }
 }
