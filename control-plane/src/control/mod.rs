@@ -303,14 +303,10 @@ impl ControlPlane {
     async fn try_put_instance(&self, registration: Registration) -> Result<Arc<[ServiceName]>, LeaseError> {
         let key = registration.key();
         let step = locked(&self.0.registry).step(&registration, Instant::now())?;
-        let outcome = match step {
-            Step::Renewed => "renewed",
-            Step::New => {
-                view::services_of(&self.meaning(), &registration.workload())?;
-                "registered"
-            }
-            Step::Changed => "renewed",
-        };
+        // Services that came after an instance leave it out; one that comes as somebody else is told.
+        if step == Step::New || self.instance(&key).is_some_and(|known| known.labels != registration.labels) {
+            view::services_of(&self.meaning(), &registration.workload())?;
+        }
         if step != Step::Renewed {
             instances::write(&self.0.store, vec![row_of(&registration)]).await?;
             let mut registry = locked(&self.0.registry);
@@ -322,7 +318,7 @@ impl ControlPlane {
                 self.tell();
             }
         }
-        self.0.metrics.lease(outcome);
+        self.0.metrics.lease(if step == Step::New { "registered" } else { "renewed" });
         Ok(self.memberships(&key))
     }
 

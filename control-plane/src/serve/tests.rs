@@ -387,6 +387,11 @@ async fn a_service_that_does_not_list_the_account_is_named() {
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("shop/inventory") && refused.message().contains("shop/thief"), "{refused}");
     assert!(house.control.instances().is_empty());
+    thief.lease("thief-1").await;
+    let labels = [("app".to_owned(), "inventory".to_owned())].into_iter().collect();
+    let disguised = proto::LeaseRequest { labels, ..thief.lease_request("thief-1", 1) };
+    let refused = RegistryClient::new(thief.channel.clone()).lease(disguised).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "nor by changing its labels afterwards: {refused}");
 }
 
 #[tokio::test]
