@@ -206,6 +206,9 @@ fn not_answered(failure: SendFailure, outgoing: &mut Outgoing) -> Failed {
     if let Some(request) = unsent {
         outgoing.take_back(request);
     }
+    if let Some(refusal) = outgoing.body.broke_off() {
+        return Failed { refusal, unprocessed: false };
+    }
     if not_connected {
         Failed::unprocessed(Refusal::ConnectFailed { detail })
     } else if refused {

@@ -3,18 +3,21 @@
 //! When the last byte of a response has passed, its connection is given back and its record closed; when the body is
 //! dropped before, the connection is closed, which also ends the work upstream.
 
+use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use equerry_traffic::Reason;
+use equerry_traffic::{Reason, Refusal};
+use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::connection::Busy;
 use super::facts::Record;
-use crate::upstream::{Lease, RequestBody};
+use crate::upstream::{BrokeOff, Lease, RequestBody};
 
 /// A body up to this size is held so that the request can be sent again (Linkerd's limit).
 pub(crate) const LARGEST_HELD: u64 = 64 * 1024;
@@ -25,23 +28,36 @@ pub(crate) enum ToSend {
     /// As often as needed.
     Held(Bytes),
     /// Once; `None` when it is gone.
-    Once(Option<RequestBody>),
+    Once {
+        /// The body.
+        body: Option<RequestBody>,
+        /// Whether it ended early.
+        broke_off: Rc<Cell<Option<BrokeOff>>>,
+    },
 }
 
 impl ToSend {
+    /// Takes the caller's body to be sent as it comes; trailers that are `withheld` stay here.
+    pub(crate) fn streaming(from: Incoming, withheld: Box<[HeaderName]>, record: &Record) -> Self {
+        if from.is_end_stream() {
+            return Self::Held(Bytes::new());
+        }
+        let broke_off = Rc::default();
+        let body =
+            RequestBody::Streaming { from, passed: record.received(), broke_off: Rc::clone(&broke_off), withheld };
+        Self::Once { body: Some(body), broke_off }
+    }
+
     /// Takes the caller's body: held in memory when it may be needed again and is known to be small.
     ///
     /// # Errors
     /// When the caller breaks off while the body is being read.
-    pub(crate) async fn take(from: Incoming, may_repeat: bool, record: &Record) -> Result<Self, hyper::Error> {
-        if from.is_end_stream() {
-            return Ok(Self::Held(Bytes::new()));
-        }
+    pub(crate) async fn take(from: Incoming, may_repeat: bool, record: &Record) -> Result<Self, Refusal> {
         let small = from.size_hint().exact().is_some_and(|length| length <= LARGEST_HELD);
-        if !(may_repeat && small) {
-            return Ok(Self::Once(Some(RequestBody::Streaming { from, passed: record.received() })));
+        if !(may_repeat && small) || from.is_end_stream() {
+            return Ok(Self::streaming(from, Box::default(), record));
         }
-        let held = from.collect().await?.to_bytes();
+        let held = from.collect().await.map_err(|error| broken_off(BrokeOff::of(&error)))?.to_bytes();
         record.received().set(held.len() as u64);
         Ok(Self::Held(held))
     }
@@ -53,7 +69,7 @@ impl ToSend {
 
     /// Whether it can be sent now, or again.
     pub(crate) fn is_left(&self) -> bool {
-        !matches!(self, Self::Once(None))
+        !matches!(self, Self::Once { body: None, .. })
     }
 
     /// The body for the next try; `None` when it is gone.
@@ -61,15 +77,30 @@ impl ToSend {
         match self {
             Self::Held(bytes) if bytes.is_empty() => Some(RequestBody::Empty),
             Self::Held(bytes) => Some(RequestBody::Whole(Some(bytes.clone()))),
-            Self::Once(body) => body.take(),
+            Self::Once { body, .. } => body.take(),
         }
     }
 
     /// Takes back a body of which nothing was sent.
     pub(crate) fn unsent(&mut self, body: RequestBody) {
-        if let Self::Once(gone) = self {
+        if let Self::Once { body: gone, .. } = self {
             *gone = Some(body);
         }
+    }
+
+    /// Why the caller did not send all of it, if so: then it is not the upstream that failed.
+    pub(crate) fn broke_off(&self) -> Option<Refusal> {
+        match self {
+            Self::Once { broke_off, .. } => broke_off.get().map(broken_off),
+            Self::Held(_) => None,
+        }
+    }
+}
+
+fn broken_off(how: BrokeOff) -> Refusal {
+    match how {
+        BrokeOff::Gone => Refusal::ClientGone,
+        BrokeOff::Unreadable => Refusal::bad_request("the body of the request cannot be read: its framing is broken"),
     }
 }
 

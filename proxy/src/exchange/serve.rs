@@ -22,9 +22,9 @@ use hyper::body::Incoming;
 use super::attempt::{self, Answered, Outgoing};
 use super::body::{Answer, ToSend};
 use super::facts::{self, Record};
+use super::now;
 use super::reply::{self, Style};
 use super::tries::{self, Errand};
-use super::now;
 use crate::inbound::{Inbound, Via};
 use crate::live::{self, Backend, Destination, Live, NotThere};
 use crate::observe::Direction;
@@ -60,7 +60,9 @@ async fn leave(
     record: &mut Record,
 ) -> Result<(Answered, live::Held), Refusal> {
     let normal = normalize(&mut head, normalize::Direction::Outbound)?;
-    record.note(|exchange| (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned()));
+    record.note(|exchange| {
+        (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned());
+    });
     let (live, named) = resolve(at, live, &normal).await?;
     record.note(|exchange| exchange.epoch = live.epoch);
     let (may_leave, destination) = may_leave(&live, &named)?;
@@ -157,13 +159,12 @@ fn take_place(backend: &Backend) -> Result<live::Held, Refusal> {
 }
 
 /// Holding a body for retries is part of the exchange's time.
-async fn in_time(deadline: Deadline, taking: impl Future<Output = Result<ToSend, hyper::Error>>) -> Result<ToSend, Refusal> {
+async fn in_time(deadline: Deadline, taking: impl Future<Output = Result<ToSend, Refusal>>) -> Result<ToSend, Refusal> {
     let until = deadline.for_try(now(), None);
-    let taken = match until.at {
+    match until.at {
         Some(at) => tokio::time::timeout_at(at.into(), taking).await.map_err(|_| until.passed())?,
         None => taking.await,
-    };
-    taken.map_err(|error| Refusal::bad_request(format!("the body of the request broke off: {error}")))
+    }
 }
 
 /// An exchange that somebody begins with our application.
@@ -200,7 +201,9 @@ async fn enter(
     record: &mut Record,
 ) -> Result<(Answered, Counted), Refusal> {
     let normal = normalize(&mut head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some() })?;
-    record.note(|exchange| (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned()));
+    record.note(|exchange| {
+        (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned());
+    });
     let workload = live.workload.as_deref().ok_or(Refusal::PolicyUnavailable)?;
     let door = door(at, workload, via, &normal)?;
     record.note(|exchange| exchange.destination = door.service.clone());
@@ -217,7 +220,7 @@ async fn enter(
     record.note(|exchange| exchange.tenant = tenant.map(|tenant| tenant.name.clone()));
     let counted = count(at, tenant, door.port)?;
     introduce(&mut head.headers, via, live);
-    let body = ToSend::take(body, false, record).await.map_err(|_| Refusal::bad_request("the body broke off"))?;
+    let body = ToSend::streaming(body, workload.tokens.claim_headers().into(), record);
     let answered = forward(&permit, at, &door, Outgoing::new(head, &normal, body), record).await?;
     record.broke(Reason::Ok);
     Ok((answered, counted))
@@ -259,8 +262,14 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -
     let local = settings.local_port(port).unwrap_or(port);
     let called = via.server_name.as_deref();
     let serving = |service: &&(ServiceName, Vec<ServicePort>)| service.1.iter().any(|known| known.target_port == port);
-    let service = workload.services.iter().filter(serving).max_by_key(|(name, _)| called.is_some_and(|called| is_called(name, called)));
-    let app_protocol = service.and_then(|(_, ports)| ports.iter().find(|known| known.target_port == port)).map(|known| known.app_protocol);
+    let service = workload
+        .services
+        .iter()
+        .filter(serving)
+        .max_by_key(|(name, _)| called.is_some_and(|called| is_called(name, called)));
+    let app_protocol = service
+        .and_then(|(_, ports)| ports.iter().find(|known| known.target_port == port))
+        .map(|known| known.app_protocol);
     Ok(Door {
         port,
         local: (Ipv4Addr::LOCALHOST, local).into(),
@@ -272,7 +281,8 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -
 /// Whether `p<port>.<service>.<namespace>.mesh` names the Service.
 fn is_called(service: &ServiceName, server_name: &str) -> bool {
     let rest = server_name.split_once('.').and_then(|(_, rest)| rest.strip_suffix(".mesh"));
-    let namespace = rest.and_then(|rest| rest.strip_prefix(service.name.as_str())).and_then(|rest| rest.strip_prefix('.'));
+    let namespace =
+        rest.and_then(|rest| rest.strip_prefix(service.name.as_str())).and_then(|rest| rest.strip_prefix('.'));
     namespace == Some(service.namespace.as_str())
 }
 
@@ -294,7 +304,8 @@ fn count(at: &Inbound, tenant: Option<&Tenant>, port: u16) -> Result<Counted, Re
 
 /// Tells the application who called, in place of whatever the caller said about that.
 fn introduce(headers: &mut HeaderMap, via: &Via, live: &Live) {
-    let introduction = via.peer.as_ref().and_then(|peer| HeaderValue::from_str(&format!("By={};URI={peer}", live.own)).ok());
+    let introduction =
+        via.peer.as_ref().and_then(|peer| HeaderValue::from_str(&format!("By={};URI={peer}", live.own)).ok());
     match introduction {
         Some(introduction) => headers.insert(CLIENT_CERT, introduction),
         None => headers.remove(CLIENT_CERT),

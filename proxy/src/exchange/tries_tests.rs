@@ -52,7 +52,8 @@ async fn caller(yaml: &str, at: &[SocketAddr]) -> Sidecar {
 
 /// Fails the first so many requests with 503.
 async fn failing(first: usize) -> Application {
-    application(move |number, _| async move { if number < first { says(503, "not now") } else { says(200, "now") } }).await
+    application(move |number, _| async move { if number < first { says(503, "not now") } else { says(200, "now") } })
+        .await
 }
 
 fn outcome(sidecar: &Sidecar, word: &str) -> Vec<String> {
@@ -66,7 +67,11 @@ fn a_get_that_fails_is_retried_and_a_post_is_not() {
         let sidecar = caller(&route("retry: {codes: [503], attempts: 3, backoff: 1ms}"), &[application.address]).await;
         assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 200);
         assert_eq!(application.seen.borrow().len(), 3);
-        assert_eq!(application.connections.borrow().len(), 1, "a short answer is read to its end, and its connection kept");
+        assert_eq!(
+            application.connections.borrow().len(),
+            1,
+            "a short answer is read to its end, and its connection kept"
+        );
         let line = sidecar.log(1).await.remove(0);
         assert!(line["upstream_request_attempt_count"] == 3 && line.to_string().contains("succeeded"), "{line}");
         assert!(outcome(&sidecar, "sent")[0].ends_with(" 2") && outcome(&sidecar, "succeeded")[0].ends_with(" 1"));
@@ -108,7 +113,8 @@ fn retries_stop_when_the_budget_is_spent() {
     on_one_thread(async {
         let application = failing(1000).await;
         let yaml = route("retry: {codes: [503], attempts: 1, backoff: 1ms}");
-        let sidecar = caller(&traffic(&yaml, "retryBudget: {percent: 20, minPerSecond: 0}"), &[application.address]).await;
+        let sidecar =
+            caller(&traffic(&yaml, "retryBudget: {percent: 20, minPerSecond: 0}"), &[application.address]).await;
         for _ in 0..10 {
             assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 503);
         }
@@ -140,14 +146,22 @@ fn a_try_and_the_whole_exchange_end_in_time_and_say_which() {
         for (rule, reason, tries) in [
             ("timeouts: {request: 50ms}", "request_timeout", 1),
             ("timeouts: {request: 2s, backendRequest: 20ms}", "try_timeout", 1),
-            ("timeouts: {request: 2s, backendRequest: 20ms}, retry: {codes: [504], attempts: 2, backoff: 1ms}", "try_timeout", 3),
+            (
+                "timeouts: {request: 2s, backendRequest: 20ms}, retry: {codes: [504], attempts: 2, backoff: 1ms}",
+                "try_timeout",
+                3,
+            ),
         ] {
             let application = slow().await;
             let sidecar = caller(&route(rule), &[application.address]).await;
             let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
             assert_eq!(answered.status(), 504, "{rule}");
             let line = sidecar.log(1).await.remove(0);
-            assert_eq!((line["reason"].as_str(), line["upstream_request_attempt_count"].as_u64()), (Some(reason), Some(tries)), "{rule}: {line}");
+            assert_eq!(
+                (line["reason"].as_str(), line["upstream_request_attempt_count"].as_u64()),
+                (Some(reason), Some(tries)),
+                "{rule}: {line}"
+            );
         }
     });
 }
@@ -170,7 +184,9 @@ fn a_breaker_keeps_traffic_away_and_one_probe_brings_it_back() {
             answers.push(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status().as_u16());
         }
         assert!(sidecar.metrics("equerry_breaker_state{")[0].ends_with(" 2"), "open");
-        assert!(sidecar.metrics("equerry_endpoint_ejections_total{reason=\"consecutive_failures\"}")[0].ends_with(" 1"));
+        assert!(
+            sidecar.metrics("equerry_endpoint_ejections_total{reason=\"consecutive_failures\"}")[0].ends_with(" 1")
+        );
         let opened = tokio::time::Instant::now();
         for _ in 0..40 {
             call(sidecar.outbound, request("GET", "orders", "/", "")).await;
@@ -215,11 +231,18 @@ fn no_more_requests_are_in_flight_than_the_limit_allows() {
         let first = tokio::task::spawn_local(call(sidecar.outbound, request("GET", "orders", "/", "")));
         until("the first request", || !application.seen.borrow().is_empty()).await;
         let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
-        assert_eq!(answered.headers()["proxy-status"], "equerry; error=connection_limit_reached; details=\"limit_pending\"");
+        assert_eq!(
+            answered.headers()["proxy-status"],
+            "equerry; error=connection_limit_reached; details=\"limit_pending\""
+        );
         release.notify_one();
         assert_eq!(first.await.unwrap().status(), 200);
         release.notify_one();
-        assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 200, "the place was given back");
+        assert_eq!(
+            call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(),
+            200,
+            "the place was given back"
+        );
     });
 }
 
@@ -239,6 +262,33 @@ fn connections_are_limited_and_an_idle_one_makes_place_for_another_endpoint() {
         until("the first request", || !never.seen.borrow().is_empty()).await;
         let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
         assert!(answered.headers()["proxy-status"].to_str().unwrap().contains("limit_connections"), "{answered:?}");
+    });
+}
+
+#[test]
+fn connecting_ends_in_time_tls_included_and_only_so_many_requests_wait_for_it() {
+    on_one_thread(async {
+        let (silent, _) = listen(|stream, _| async move {
+            let _open = stream;
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let yaml = traffic(SERVICE, "timeouts: {connect: 300ms}, limits: {pending: 1}");
+        let world = World::new(&yaml);
+        for http2 in [false, true] {
+            let sidecar = world.sidecar("shop/frontend", &[], &[], &[("shop/orders", vec![At::Mesh(silent)])]).await;
+            let outbound = sidecar.outbound;
+            let ask = move || async move {
+                let asked = request("GET", "orders", "/", "");
+                let answered = if http2 { call_http2(outbound, asked).await } else { call(outbound, asked).await };
+                answered.headers()["proxy-status"].to_str().unwrap().to_owned()
+            };
+            let (one, other) = tokio::join!(ask(), ask());
+            let refused = |reason| one.contains(reason) || other.contains(reason);
+            assert!(refused("limit_pending") && refused("connect_failed"), "{one} {other}");
+            let details: Vec<String> = sidecar.log(2).await.iter().map(ToString::to_string).collect();
+            assert!(details.iter().any(|line| line.contains("no connection within 300ms")), "{details:?}");
+        }
     });
 }
 
@@ -273,7 +323,10 @@ fn a_request_that_meets_a_closing_connection_goes_out_once_more_whatever_its_met
             assert_eq!((said.status().as_u16(), answered.get()), (200, number), "{method} {number}");
             close.notify_one();
         }
-        assert!(sidecar.metrics("equerry_retries_total{outcome=\"sent\"}").iter().all(|line| line.ends_with(" 0")), "no retry of policy");
+        assert!(
+            sidecar.metrics("equerry_retries_total{outcome=\"sent\"}").iter().all(|line| line.ends_with(" 0")),
+            "no retry of policy"
+        );
     });
 }
 
@@ -294,7 +347,11 @@ fn a_response_that_breaks_off_is_not_passed_on_as_whole() {
         let _ = read.read_to_end(&mut said).await;
         assert!(said.ends_with(b"half"), "and then the connection ends");
         let line = sidecar.log(1).await.remove(0);
-        assert_eq!((line["reason"].as_str(), line["response_code"].as_u64()), (Some("upstream_reset"), Some(200)), "{line}");
+        assert_eq!(
+            (line["reason"].as_str(), line["response_code"].as_u64()),
+            (Some("upstream_reset"), Some(200)),
+            "{line}"
+        );
 
         let (address, _) = listen(|mut stream, _| async move {
             let _ = stream.read(&mut [0_u8; 4096]).await;
@@ -302,7 +359,37 @@ fn a_response_that_breaks_off_is_not_passed_on_as_whole() {
         .await;
         let sidecar = caller(SERVICE, &[address]).await;
         let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
-        assert_eq!(answered.headers()["proxy-status"], "equerry; error=connection_terminated; details=\"upstream_reset\"");
+        assert_eq!(
+            answered.headers()["proxy-status"],
+            "equerry; error=connection_terminated; details=\"upstream_reset\""
+        );
         assert_eq!(answered.status(), 502);
+    });
+}
+
+#[test]
+fn a_caller_that_breaks_off_its_body_does_not_make_the_endpoint_look_bad() {
+    on_one_thread(async {
+        let application = application(|_, request: Request<Incoming>| async move {
+            let read = http_body_util::BodyExt::collect(request.into_body()).await;
+            says(if read.is_ok() { 200 } else { 500 }, "")
+        })
+        .await;
+        let yaml = traffic(SERVICE, "breaker: {consecutiveFailures: 1, penalty: {min: 60s, max: 60s}}");
+        let sidecar = caller(&yaml, &[application.address]).await;
+        let head = "POST / HTTP/1.1\r\nhost: orders\r\n";
+        let rests = [("content-length: 9\r\n\r\nhalf", "client_gone"), ("transfer-encoding: chunked\r\n\r\n2\r\nhi\r\nzz\r\n", "bad_request")];
+        for (number, (rest, reason)) in rests.into_iter().enumerate() {
+            let mut stream = tokio::net::TcpStream::connect(sidecar.outbound).await.unwrap();
+            stream.write_all(format!("{head}{rest}").as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut said = String::new();
+            let _ = stream.read_to_string(&mut said).await;
+            assert!(said.is_empty() || said.starts_with("HTTP/1.1 4"), "{said}");
+            let line = sidecar.log(number + 1).await.remove(number);
+            assert_eq!(line["reason"], reason, "{line}");
+        }
+        assert_eq!(call(sidecar.outbound, request("POST", "orders", "/", "whole")).await.status(), 200);
+        assert!(sidecar.metrics("equerry_endpoint_ejections_total{").is_empty());
     });
 }

@@ -8,7 +8,7 @@ mod connect;
 mod endpoints;
 mod pool;
 
-pub(crate) use body::RequestBody;
+pub(crate) use body::{BrokeOff, RequestBody};
 pub(crate) use connect::{ConnectFailure, Places, Protocol, Target, Whom};
 pub(crate) use endpoints::{Chosen, choose};
 pub(crate) use pool::{Lease, Pool, SendFailure};

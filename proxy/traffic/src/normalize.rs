@@ -85,6 +85,12 @@ pub fn normalize(parts: &mut Parts, direction: Direction) -> Result<Normal, Refu
     Ok(Normal { authority, target })
 }
 
+/// Takes away the trailers of a request that could pass for headers that were judged or set before its body came, and
+/// those named in `more`: the headers that carry verified claims.
+pub fn trailers(trailers: &mut http::HeaderMap, more: &[http::header::HeaderName]) {
+    headers::strip_trailers(trailers, more);
+}
+
 /// The authority in its normal form, from the request's target or its `Host`; where both are, they must agree.
 fn authority(parts: &Parts) -> Result<HeaderValue, Refusal> {
     if parts.version < Version::HTTP_2 && parts.uri.scheme_str().is_some_and(|scheme| scheme != "http") {

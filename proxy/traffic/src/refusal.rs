@@ -305,6 +305,9 @@ pub enum Refusal {
         /// What happened.
         detail: String,
     },
+    /// The caller went away before it had sent all of its request.
+    #[error("the caller left before the end of its request")]
+    ClientGone,
     /// The request's framing, headers or path are not acceptable.
     #[error("{detail}")]
     BadRequest {
@@ -383,6 +386,7 @@ impl Refusal {
             Self::LimitPending { .. } => Reason::LimitPending,
             Self::BreakerOpen { .. } => Reason::BreakerOpen,
             Self::UpstreamReset { .. } => Reason::UpstreamReset,
+            Self::ClientGone => Reason::ClientGone,
             Self::BadRequest { .. } => Reason::BadRequest,
             Self::BodyTooLarge { .. } | Self::HeadTooLarge { .. } => Reason::TooLarge,
             Self::Draining => Reason::Draining,

@@ -4,8 +4,8 @@
 //! because taking that header away could take away what a policy decides by.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderValue, Version};
@@ -143,5 +143,26 @@ pub(super) fn strip_reserved(headers: &mut HeaderMap, direction: Direction) {
         for name in taken {
             headers.remove(name);
         }
+    }
+}
+
+/// Takes away the trailers that some servers would read as headers which were judged, or set, before the body came:
+/// framing, routing, credentials (RFC 9110 section 6.5.1), who called, and `more`.
+pub(super) fn strip_trailers(trailers: &mut HeaderMap, more: &[HeaderName]) {
+    const EXACT: [HeaderName; 10] =
+        [AUTHORIZATION, COOKIE, HOST, FORWARDED, TE, TRAILER, TRANSFER_ENCODING, CONNECTION, UPGRADE, EXPECT];
+    const FAMILIES: [&str; 6] = [RESERVED, ENVOY, "x-forwarded-", "content-", "proxy-", "if-"];
+    const TRACE: [&str; 3] = ["x-request-id", "traceparent", "tracestate"];
+    let taken = |name: &HeaderName| {
+        let text = name.as_str();
+        text.contains('_')
+            || EXACT.contains(name)
+            || TRACE.contains(&text)
+            || FAMILIES.iter().any(|family| text.starts_with(family))
+            || more.contains(name)
+    };
+    let taken: Vec<HeaderName> = trailers.keys().filter(|name| taken(name)).cloned().collect();
+    for name in taken {
+        trailers.remove(name);
     }
 }
