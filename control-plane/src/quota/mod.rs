@@ -185,6 +185,7 @@ impl Book {
             }
             let Some(window) = self.windows.get_mut(&number) else { continue };
             let first = self.quota.requests / (2 * self.members.len().max(1) as u64);
+            window.ask_back_excess(self.quota.requests);
             let mut granted = window.grant_first(&self.members, first, self.quota.requests);
             if number == present {
                 granted.extend(window.serve_wanting(self.quota.requests, now_ms));

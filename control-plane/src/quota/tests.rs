@@ -257,6 +257,21 @@ fn what_was_spent_while_disconnected_counts() {
 }
 
 #[test]
+fn a_first_slice_granted_before_offline_spending_was_heard_of_is_asked_back() {
+    let mut world = World::new(8, 60, 1);
+    let window = START_MS / WINDOW_MS;
+    world.step(None, true);
+    let offline = Report { window, granted: 0, spent: 60, returned: 0, spent_offline: 60, wants_more: true };
+    world.books.report(&key(0), "acme/0", &offline, at(world.now_ms)).unwrap();
+    let told = world.books.tell(&key(0), &mut Heard::new(), at(world.now_ms));
+    assert_eq!((told[0].told.granted, told[0].told.give_back), (30, 30), "all 60 are spent already");
+    let returned = Report { granted: 30, returned: 30, ..offline };
+    world.books.report(&key(0), "acme/0", &returned, at(world.now_ms)).unwrap();
+    let told = world.books.tell(&key(0), &mut Heard::new(), at(world.now_ms));
+    assert_eq!(told[0].told.granted, 30, "and nothing more is granted in this window");
+}
+
+#[test]
 fn after_a_start_nothing_new_is_granted_until_everybody_has_reported() {
     let mut world = World::new(9, 100, 2);
     world.step(None, true);

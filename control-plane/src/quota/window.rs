@@ -160,6 +160,18 @@ impl Window {
         granted
     }
 
+    /// First slices are granted before it is heard what was spent offline in their window: what is too much then is asked
+    /// back at once, from those who spent it.
+    pub(super) fn ask_back_excess(&mut self, quota: u64) {
+        let committed = self.shares.values().fold(0_u64, |sum, share| sum.saturating_add(share.committed()));
+        let mut excess = committed.saturating_sub(quota);
+        for share in self.shares.values_mut().filter(|share| share.offline > 0) {
+            let back = share.unspent().min(excess);
+            share.asked = share.asked.max(share.returned.saturating_add(back));
+            excess -= back;
+        }
+    }
+
     /// Asks the sidecars with the most unspent tokens for half of them.
     fn ask_back(&mut self, wanting: &InstanceKey, now_ms: u64) {
         let mine = self.shares.get(wanting).map_or(0, Share::unspent);

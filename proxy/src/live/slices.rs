@@ -58,6 +58,7 @@ async fn talk(quotas: &Quotas, link: &Link, backoff: &mut Backoff) -> Result<(),
             grant = grants.message() => {
                 let Some(grant) = grant? else { return Err(tonic::Status::unavailable("the control plane ended the stream")) };
                 backoff.reset();
+                tracing::trace!(quota = grant.quota, window = grant.window, granted = grant.granted, give_back = grant.give_back, exhausted = grant.exhausted, "granted");
                 quotas.grant(&grant, SystemTime::now());
                 told.urgent(quotas);
             }
@@ -95,6 +96,7 @@ impl Told {
     fn report_if(&mut self, quotas: &Quotas, news: impl Fn(&Report, &Report) -> bool) {
         for (quota, report) in quotas.reports(SystemTime::now()) {
             if self.last.get(&quota).is_none_or(|last| news(last, &report)) {
+                tracing::trace!(quota, ?report, "reported");
                 self.last.insert(quota.clone(), report);
                 // The receiving end is gone only when the stream is, which its reader then says.
                 let _ = self.reports.send(quotas.message(quota, report));
