@@ -145,7 +145,11 @@ fn a_call_that_streams_both_ways_passes_message_by_message_with_its_trailers() {
         drop(say);
         let last = answered.body_mut().frame().await.unwrap().unwrap();
         let last = last.into_trailers().unwrap();
-        assert_eq!((last.len(), &last["grpc-status"]), (1, &http::HeaderValue::from_static("0")), "a forged introduction passed");
+        assert_eq!(
+            (last.len(), &last["grpc-status"]),
+            (1, &http::HeaderValue::from_static("0")),
+            "a forged introduction passed"
+        );
         assert!(answered.body_mut().frame().await.is_none());
         for sidecar in [&frontend, &orders] {
             let line = sidecar.log(1).await.remove(0);

@@ -378,7 +378,10 @@ fn a_caller_that_breaks_off_its_body_does_not_make_the_endpoint_look_bad() {
         let yaml = traffic(SERVICE, "breaker: {consecutiveFailures: 1, penalty: {min: 60s, max: 60s}}");
         let sidecar = caller(&yaml, &[application.address]).await;
         let head = "POST / HTTP/1.1\r\nhost: orders\r\n";
-        let rests = [("content-length: 9\r\n\r\nhalf", "client_gone"), ("transfer-encoding: chunked\r\n\r\n2\r\nhi\r\nzz\r\n", "bad_request")];
+        let rests = [
+            ("content-length: 9\r\n\r\nhalf", "client_gone"),
+            ("transfer-encoding: chunked\r\n\r\n2\r\nhi\r\nzz\r\n", "bad_request"),
+        ];
         for (number, (rest, reason)) in rests.into_iter().enumerate() {
             let mut stream = tokio::net::TcpStream::connect(sidecar.outbound).await.unwrap();
             stream.write_all(format!("{head}{rest}").as_bytes()).await.unwrap();
