@@ -30,7 +30,7 @@ const IDLE: Duration = Duration::from_secs(300);
 const IDLE_LOOK: Duration = Duration::from_secs(30);
 /// An update waits at most this long for the backends that its routes name anew.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Changes are saved at most this often.
+/// Changes of what is held already are saved at most this often; what is newly held is saved at once.
 const SAVE: Duration = Duration::from_secs(1);
 /// Names an application may have this proxy ask for.
 const MOST_NAMES: usize = 4_096;
@@ -59,6 +59,8 @@ pub(crate) struct Subscriber {
     save_at: Option<Instant>,
     /// When the last save ended; `None`: nothing was saved by this process yet.
     saved_at: Option<Instant>,
+    /// How many resources the last save held.
+    size_saved: usize,
     shares_saved: Vec<(String, u64)>,
 }
 
@@ -110,6 +112,7 @@ impl Subscriber {
             named,
             save_at: None,
             saved_at: None,
+            size_saved: 0,
             shares_saved: Vec::new(),
         };
         subscriber.publish();
@@ -272,9 +275,13 @@ impl Subscriber {
         }
     }
 
-    /// Has what is held saved: at once, or when the last save is long enough ago.
+    /// Has what is held saved: at once when some of it is new, so that a cold start knows every name ever answered, else
+    /// when the last save is long enough ago.
     fn save_soon(&mut self) {
         let now = Instant::now();
+        if self.swap.size() > self.size_saved {
+            self.save_at = Some(now);
+        }
         self.save_at.get_or_insert(self.saved_at.map_or(now, |saved| now.max(saved + SAVE)));
     }
 
@@ -286,6 +293,7 @@ impl Subscriber {
             return;
         }
         self.shares_saved = self.quotas.shares();
+        self.size_saved = self.swap.size();
         let saved = self.swap.saved(self.shares_saved.clone());
         let last_good = Arc::clone(&self.last_good);
         let saving = tokio::task::spawn_blocking(move || last_good.lock().unwrap_or_else(PoisonError::into_inner).save_config(&saved));

@@ -152,6 +152,11 @@ impl Swap {
         self.unknown.clear();
     }
 
+    /// How many resources are held.
+    pub(crate) fn size(&self) -> usize {
+        self.held.len()
+    }
+
     /// What is held, so that only differences are sent.
     pub(crate) fn held(&self) -> Vec<proto::Held> {
         self.held
