@@ -21,7 +21,7 @@ use super::link::Link;
 use super::status::Status;
 use super::swap::Swap;
 use super::{LiveHandle, Quotas};
-use crate::drain::Drain;
+use crate::drain::{Drain, Working};
 use crate::observe::Observer;
 
 /// A name nobody has called for this long is let go.
@@ -59,6 +59,8 @@ pub(crate) struct Subscriber {
     save_at: Option<Instant>,
     /// When the last save ended; `None`: nothing was saved by this process yet.
     saved_at: Option<Instant>,
+    /// Held while something is to be saved, so that the process does not leave without it.
+    unsaved: Option<Working>,
     /// How many resources the last save held.
     size_saved: usize,
     shares_saved: Vec<(String, u64)>,
@@ -112,6 +114,7 @@ impl Subscriber {
             named,
             save_at: None,
             saved_at: None,
+            unsaved: None,
             size_saved: 0,
             shares_saved: Vec::new(),
         };
@@ -161,7 +164,13 @@ impl Subscriber {
         }));
         self.interest(&mut session);
         let mut client = ConfigClient::new(self.link.channel()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
-        let mut updates = client.subscribe(UnboundedReceiverStream::new(messages)).await?.into_inner();
+        let mut opening = std::pin::pin!(client.subscribe(UnboundedReceiverStream::new(messages)));
+        let mut updates = loop {
+            tokio::select! {
+                opened = &mut opening => break opened?.into_inner(),
+                () = due(self.save_at, &self.drain) => self.save().await,
+            }
+        };
         tracing::info!(epoch = self.swap.epoch(), "the configuration stream stands");
         self.observe.control_plane_connected(true);
         self.status.stream(None);
@@ -279,6 +288,7 @@ impl Subscriber {
     /// when the last save is long enough ago.
     fn save_soon(&mut self) {
         let now = Instant::now();
+        self.unsaved.get_or_insert_with(|| self.drain.guard());
         if self.swap.size() > self.size_saved {
             self.save_at = Some(now);
         }
@@ -288,6 +298,7 @@ impl Subscriber {
     /// Saves what is held, off this thread.
     async fn save(&mut self) {
         self.save_at = None;
+        let _until_done = self.unsaved.take();
         // Without a workload there is nothing to start from: what was saved before is better.
         if !self.swap.has_workload() {
             return;

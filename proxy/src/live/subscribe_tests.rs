@@ -381,6 +381,24 @@ async fn a_cold_start_without_a_control_plane_serves_what_was_last_good() {
     drop(cold);
 }
 
+#[tokio::test]
+async fn a_process_that_leaves_waits_for_its_last_save() {
+    let mut world = World::begin().await;
+    let mut talk = world.talk().await;
+    talk.greeting().await;
+    talk.say(1, 1, &[workload()]);
+    assert!(matches!(talk.hear().await, Message::Ack(_)));
+    talk.say(2, 2, &[workload()]);
+    assert!(matches!(talk.hear().await, Message::Ack(_)));
+    world.server.abort();
+    world.drain.begin();
+    assert!(world.drain.all_gone(Duration::from_secs(10)).await);
+    world.subscriber.abort();
+    let _ = (&mut world.subscriber).await;
+    let (live, _cold) = subscriber(world.dir.path(), world.address, &world.observe, &Drain::new());
+    assert_eq!(live.load().epoch, 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_name_nobody_calls_any_more_is_let_go_and_one_in_use_is_kept() {
     let dir = tempfile::tempdir().unwrap();
