@@ -56,7 +56,24 @@ impl Mesh {
     pub async fn up(program: &Path, residents: &[Resident]) -> Result<Self> {
         let mesh = Self::plan(program, residents).await?;
         mesh.town.bring_up().await?;
+        mesh.settle().await?;
         Ok(mesh)
+    }
+
+    /// Waits until every application that calls a Service reaches it: a sidecar is ready before others know of it.
+    ///
+    /// # Errors
+    /// When one does not in time.
+    pub async fn settle(&self) -> Result<()> {
+        for home in &self.town.homes {
+            let Some(service) = home.resident.calls.filter(|_| self.town.homes.len() > 1) else { continue };
+            eventually(Duration::from_secs(15), &format!("{} to reach {service}", home.resident.name), async || {
+                let answer = home.through_sidecar().get(service, "/", &[]).await?;
+                if answer.status < 500 { Ok(Some(())) } else { bail!("{}", answer.shown()) }
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// A good token of nobody's tenant, as an `authorization` header.

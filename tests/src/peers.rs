@@ -13,6 +13,20 @@ use equerry::demo::process::Said;
 /// When it is not installed and `EQUERRY_REQUIRE_PEERS=1`.
 pub fn installed(program: &str, install_with: &str) -> Result<bool> {
     let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    usable(found, program, install_with)
+}
+
+/// Whether `python3` is there and can import a module; says how to get it when not.
+///
+/// # Errors
+/// When it cannot and `EQUERRY_REQUIRE_PEERS=1`.
+pub fn python_has(module: &str, install_with: &str) -> Result<bool> {
+    let import = format!("import {module}");
+    let found = std::process::Command::new("python3").args(["-c", &import]).output().is_ok_and(|output| output.status.success());
+    usable(found, &format!("python3 with module {module}"), install_with)
+}
+
+fn usable(found: bool, program: &str, install_with: &str) -> Result<bool> {
     if !found {
         if std::env::var_os("EQUERRY_REQUIRE_PEERS").is_some_and(|value| value == "1") {
             bail!("{program} is required (EQUERRY_REQUIRE_PEERS=1) and not installed: {install_with}");

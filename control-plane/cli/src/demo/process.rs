@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 /// Set for children: exit when stdin ends.
 const LEASH: &str = "EQUERRY_EXIT_WITH_STDIN";
@@ -34,6 +34,8 @@ pub fn exit_with_stdin_if_asked() {
 pub struct Process {
     name: String,
     child: Child,
+    /// Apart from the child, which would let go of it when waited for: a child asked to end is to end in its own time.
+    _leash: Option<ChildStdin>,
     log: PathBuf,
 }
 
@@ -52,8 +54,9 @@ impl Process {
         strangers_settings().for_each(|name| {
             command.env_remove(name);
         });
-        let child = command.env(LEASH, "1").spawn().with_context(|| format!("starting {name} ({})", program.display()))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        let mut child = command.env(LEASH, "1").spawn().with_context(|| format!("starting {name} ({})", program.display()))?;
+        let leash = child.stdin.take();
+        Ok(Self { name: name.to_owned(), child, _leash: leash, log: log.to_owned() })
     }
 
     /// The operating system's number for it, while it runs.
