@@ -63,7 +63,8 @@ fn serve_until_stopped(settings: &Settings) -> Result<()> {
 }
 
 fn log_to_stderr(filter: &str) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter"))?;
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter"))?;
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
     // Somebody who runs several mains in one process may have set one already.
@@ -73,10 +74,19 @@ fn log_to_stderr(filter: &str) -> Result<()> {
 
 /// Makes the state directory (0700) and locks it, so that two control planes never write one store.
 fn lock_state_dir(dir: &Path) -> Result<File> {
-    let said = || format!("the state directory {} cannot be used (--state-dir); it must be writable by this user", dir.display());
+    let said = || {
+        format!("the state directory {} cannot be used (--state-dir); it must be writable by this user", dir.display())
+    };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(said)?;
     let path = dir.join("lock");
-    let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(said)?;
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(said)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -115,7 +125,8 @@ async fn start_and_serve(settings: &Settings) -> Result<()> {
     let grpc = serve::listen("--grpc", settings.grpc).await?;
     let admin = serve::listen("--admin", settings.admin).await?;
     let store = Store::open(&settings.store, &StoreOptions { max_pages: settings.max_pages })?;
-    let authority = Authority::open(&settings.state_dir, &settings.trust_domain, settings.certificate_lifetime, SystemTime::now())?;
+    let authority =
+        Authority::open(&settings.state_dir, &settings.trust_domain, settings.certificate_lifetime, SystemTime::now())?;
     let control = ControlPlane::restore(store, Arc::new(authority)).await?;
     let (face, renew_at) = Face::new(control.authority(), &settings.advertise, SystemTime::now())?;
     let face = Arc::new(face);
@@ -149,7 +160,10 @@ async fn first_admin_token(control: &ControlPlane, dir: &Path) -> Result<PathBuf
     let new = dir.join(format!(".{ADMIN_TOKEN}.new"));
     let _ = fs::remove_file(&new);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).with_context(said)?;
-    file.write_all(token.as_bytes()).and_then(|()| file.write_all(b"\n")).and_then(|()| file.sync_all()).with_context(said)?;
+    file.write_all(token.as_bytes())
+        .and_then(|()| file.write_all(b"\n"))
+        .and_then(|()| file.sync_all())
+        .with_context(said)?;
     fs::rename(&new, &path).with_context(said)?;
     Ok(path)
 }
@@ -160,7 +174,11 @@ fn say_ready(settings: &Settings, token: &Path, grpc: std::net::SocketAddr, admi
     let _ = writeln!(stderr, "authority {}", ca.display());
     let _ = writeln!(stderr, "admin token {}", token.display());
     let _ = writeln!(stderr, "store {}", settings.store.display());
-    let _ = writeln!(stderr, "ready grpc={grpc} admin=https://{admin} trust-domain={} epoch={epoch}", settings.trust_domain);
+    let _ = writeln!(
+        stderr,
+        "ready grpc={grpc} admin=https://{admin} trust-domain={} epoch={epoch}",
+        settings.trust_domain
+    );
 }
 
 async fn keep_leases(control: ControlPlane) {

@@ -34,8 +34,10 @@ pub(crate) enum Command {
     /// The first start makes a certificate authority, an admin token and a store in the state directory, and prints where
     /// they are. Let people in with `equerry context add URL --ca STATE/ca.pem --token-file STATE/admin.token`, and
     /// workloads with `equerry token create join --namespace NS --account A`.
-    #[command(after_help = "Every setting is also a variable EQUERRY_NAME_WITH_UNDERSCORES and a key of the --config file; \
-        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT stop; sidecars go on with what they know.")]
+    #[command(
+        after_help = "Every setting is also a variable EQUERRY_NAME_WITH_UNDERSCORES and a key of the --config file; \
+        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT stop; sidecars go on with what they know."
+    )]
     Serve(Box<Given>),
 }
 
@@ -161,7 +163,8 @@ fn read_file(path: &Path) -> Result<Given, BadSettings> {
 }
 
 fn lifetime_of(text: &str) -> Result<Duration, BadSettings> {
-    let lifetime = duration(text).ok_or_else(|| bad(format!("--certificate-lifetime {text:?}: expected a duration such as 24h, 90m or 7d")))?;
+    let lifetime = duration(text)
+        .ok_or_else(|| bad(format!("--certificate-lifetime {text:?}: expected a duration such as 24h, 90m or 7d")))?;
     if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&lifetime) {
         return Err(bad(format!("--certificate-lifetime {text:?}: expected 1m to 30d")));
     }
@@ -203,7 +206,8 @@ mod tests {
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("serve.yaml");
-        std::fs::write(&file, "grpc: 127.0.0.1:1\nadmin: 127.0.0.1:2\nadvertise: [mesh.example.com, 10.0.0.1]\n").unwrap();
+        std::fs::write(&file, "grpc: 127.0.0.1:1\nadmin: 127.0.0.1:2\nadvertise: [mesh.example.com, 10.0.0.1]\n")
+            .unwrap();
         let settings = complete(&["--config", file.to_str().unwrap(), "--grpc", "127.0.0.1:3"]).unwrap();
         assert_eq!((settings.grpc.port(), settings.admin.port()), (3, 2));
         assert_eq!(settings.advertise, ["mesh.example.com", "10.0.0.1"]);

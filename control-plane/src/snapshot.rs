@@ -77,7 +77,12 @@ pub struct Cache {
 }
 
 /// Cuts a snapshot of what `interests` names, and of every backend that those destinations send to.
-pub fn snapshot(sources: &Sources<'_>, reader: &Reader<'_>, interests: &BTreeSet<ResourceKey>, cache: &mut Cache) -> Snapshot {
+pub fn snapshot(
+    sources: &Sources<'_>,
+    reader: &Reader<'_>,
+    interests: &BTreeSet<ResourceKey>,
+    cache: &mut Cache,
+) -> Snapshot {
     if cache.epoch != sources.epoch {
         *cache = Cache { epoch: sources.epoch, ..Cache::default() };
     }
@@ -94,7 +99,8 @@ pub fn snapshot(sources: &Sources<'_>, reader: &Reader<'_>, interests: &BTreeSet
                 snapshot.resources.insert(key, cut.resource);
             }
             Found::IsNot => {
-                let nearest = key.service().and_then(|service| view::nearest_service(sources.meaning, service)).cloned();
+                let nearest =
+                    key.service().and_then(|service| view::nearest_service(sources.meaning, service)).cloned();
                 snapshot.unknown.insert(key, nearest);
             }
             Found::Withheld => {
@@ -122,7 +128,8 @@ fn cut(sources: &Sources<'_>, reader: &Reader<'_>, key: &ResourceKey, cache: &mu
     if let Some(cut) = cache.cuts.get(&place).filter(|cut| cut.of == of) {
         return Found::Is(cut.clone());
     }
-    let made = if is_destination { destination(sources, service, reader.namespace) } else { endpoints(sources, service) };
+    let made =
+        if is_destination { destination(sources, service, reader.namespace) } else { endpoints(sources, service) };
     let Some((resource, backends)) = made else { return Found::IsNot };
     match encode(&resource) {
         Some(resource) => {
@@ -142,20 +149,29 @@ fn cut_workload(sources: &Sources<'_>, reader: &Reader<'_>) -> Found {
     }
 }
 
-fn destination(sources: &Sources<'_>, service: &ServiceName, caller: &Namespace) -> Option<(Resource, Vec<ServiceName>)> {
+fn destination(
+    sources: &Sources<'_>,
+    service: &ServiceName,
+    caller: &Namespace,
+) -> Option<(Resource, Vec<ServiceName>)> {
     let view = view::destination(sources.meaning, service, caller)?;
     let backends = view.backends.clone();
     Some((Resource::Destination(Box::new(view)), backends))
 }
 
 fn endpoints(sources: &Sources<'_>, service: &ServiceName) -> Option<(Resource, Vec<ServiceName>)> {
-    let instances: Vec<InstanceFacts> = sources.registry.of_namespace(&service.namespace).map(|i| i.registration.facts()).collect();
+    let instances: Vec<InstanceFacts> =
+        sources.registry.of_namespace(&service.namespace).map(|i| i.registration.facts()).collect();
     let view = view::endpoints(sources.meaning, service, instances.iter());
     Some((Resource::Endpoints(Box::new(view)), Vec::new()))
 }
 
 fn encode(resource: &Resource) -> Option<Arc<proto::Resource>> {
-    resource.encode().inspect_err(|error| tracing::error!(%error, "this part of the configuration cannot be sent")).ok().map(Arc::new)
+    resource
+        .encode()
+        .inspect_err(|error| tracing::error!(%error, "this part of the configuration cannot be sent"))
+        .ok()
+        .map(Arc::new)
 }
 
 /// What a proxy that holds these versions must be sent.
@@ -213,12 +229,15 @@ spec:
 
     fn bytes(order: &[&str], cache: &mut Cache) -> Vec<Vec<u8>> {
         let meaning = interpret(&read("test.yaml", SHOP).unwrap()).unwrap();
-        let registry = Registry::restore(order.iter().map(|id| registration(id, "inventory")).collect(), Instant::now());
+        let registry =
+            Registry::restore(order.iter().map(|id| registration(id, "inventory")).collect(), Instant::now());
         let namespace = Namespace::parse("shop").unwrap();
         let workload = registration("orders-1", "orders").workload();
-        let interests = [ResourceKey::Workload, ResourceKey::Destination(ServiceName::parse("shop/orders").unwrap())].into();
+        let interests =
+            [ResourceKey::Workload, ResourceKey::Destination(ServiceName::parse("shop/orders").unwrap())].into();
         let sources = Sources { epoch: 1, meaning: &meaning, registry: &registry };
-        let snapshot = snapshot(&sources, &Reader { namespace: &namespace, workload: Some(&workload) }, &interests, cache);
+        let snapshot =
+            snapshot(&sources, &Reader { namespace: &namespace, workload: Some(&workload) }, &interests, cache);
         snapshot.resources.values().map(|resource| resource.body.clone()).collect()
     }
 
@@ -247,7 +266,8 @@ spec:
             unknown: [(key("shop/c"), None), (key("shop/d"), None)].into(),
             withheld: BTreeSet::new(),
         };
-        let held = [(key("shop/a"), "1".to_owned()), (key("shop/b"), "1".to_owned()), (key("shop/c"), "1".to_owned())].into();
+        let held =
+            [(key("shop/a"), "1".to_owned()), (key("shop/b"), "1".to_owned()), (key("shop/c"), "1".to_owned())].into();
         let difference = difference(&held, &snapshot);
         assert_eq!(difference.resources.iter().map(|r| r.version.as_str()).collect::<Vec<_>>(), ["2"]);
         assert_eq!(difference.removed, [key("shop/c")]);

@@ -182,7 +182,8 @@ mod tests {
     use crate::observe::{AccessLogTarget, ObserverOptions, SERIES_CAP};
 
     fn window() -> Window {
-        let observe = Observer::new(ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP }).unwrap();
+        let observe =
+            Observer::new(ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP }).unwrap();
         Window { observe, status: Status::default(), shared: Arc::default(), stop: Arc::default() }
     }
 
@@ -196,7 +197,9 @@ mod tests {
     #[tokio::test]
     async fn a_starting_proxy_is_alive_but_not_ready_and_says_why() {
         let window = window();
-        window.status.identity(Some("no identity yet: the control plane at x:1 cannot be reached (refused)".to_owned()));
+        window
+            .status
+            .identity(Some("no identity yet: the control plane at x:1 cannot be reached (refused)".to_owned()));
         let (status, body) = ask(&window, Side::Telemetry, Request::get("/healthz/ready")).await;
         assert_eq!(status, 503);
         assert!(body.contains("the control plane at x:1 cannot be reached"), "{body}");
@@ -209,7 +212,10 @@ mod tests {
         let window = window();
         assert_eq!(ask(&window, Side::Telemetry, Request::post("/drain")).await.0, 404);
         assert_eq!(ask(&window, Side::Admin, Request::get("/drain")).await.0, 405);
-        assert_eq!(ask(&window, Side::Admin, Request::post("/drain").header("origin", "https://evil.example")).await.0, 403);
+        assert_eq!(
+            ask(&window, Side::Admin, Request::post("/drain").header("origin", "https://evil.example")).await.0,
+            403
+        );
         let told = tokio::time::timeout(Duration::from_millis(1), window.stop.notified());
         assert!(told.await.is_err(), "nobody was told to stop");
         assert_eq!(ask(&window, Side::Admin, Request::post("/drain")).await.0, 202);

@@ -107,7 +107,9 @@ fn sidecar(given: Given) -> Result<(), Fatal> {
     let listeners = Listeners::bind(&settings)?;
     let observe = Observer::new(ObserverOptions { access_log: settings.access_log.clone(), series_cap: SERIES_CAP })?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = control.block_on(Control { settings, listeners, observe: observe.clone(), last_good: Arc::new(Mutex::new(last_good)) }.run());
+    let ended = control.block_on(
+        Control { settings, listeners, observe: observe.clone(), last_good: Arc::new(Mutex::new(last_good)) }.run(),
+    );
     // Blocking calls of this runtime are short saves; nothing else may hold the process back.
     control.shutdown_timeout(LAST_LINES);
     observe.flush(LAST_LINES);
@@ -159,8 +161,17 @@ impl Control {
     async fn run(self) -> Result<(), Fatal> {
         let Self { settings, listeners, observe, last_good } = self;
         let (status, drain, stop) = (Status::default(), Drain::new(), Arc::new(Notify::new()));
-        let window = Window { observe: observe.clone(), status: status.clone(), shared: Arc::new(OnceLock::new()), stop: Arc::clone(&stop) };
-        tokio::spawn(admin::serve(tokio::net::TcpListener::from_std(listeners.telemetry)?, Side::Telemetry, window.clone()));
+        let window = Window {
+            observe: observe.clone(),
+            status: status.clone(),
+            shared: Arc::new(OnceLock::new()),
+            stop: Arc::clone(&stop),
+        };
+        tokio::spawn(admin::serve(
+            tokio::net::TcpListener::from_std(listeners.telemetry)?,
+            Side::Telemetry,
+            window.clone(),
+        ));
         tokio::spawn(admin::serve(tokio::net::TcpListener::from_std(listeners.admin)?, Side::Admin, window.clone()));
         listen_to_signals(Arc::clone(&stop), observe.clone())?;
 
@@ -192,7 +203,8 @@ impl Control {
         };
         let link = Link::new(settings.control_plane.clone(), identity.clone());
         let inbound = listeners.inbound.local_addr()?;
-        let conversation = Conversation { keeper, link, swap, wants, shared: shared.clone(), status: status.clone(), last_good };
+        let conversation =
+            Conversation { keeper, link, swap, wants, shared: shared.clone(), status: status.clone(), last_good };
         let leave = conversation.start(inbound);
         let _ = window.shared.set(shared.clone());
         start_workers(&shared, listeners.outbound, listeners.inbound)?;
@@ -224,15 +236,28 @@ fn from_last_good(own: &SpiffeId, settings: &Settings, last_good: &Mutex<LastGoo
     let saved = last_good.lock().unwrap_or_else(PoisonError::into_inner).config();
     match saved {
         Ok(Some(saved)) if saved.own == *own => {
-            tracing::info!(epoch = saved.epoch, resources = saved.resources.len(), "starting from the last good configuration");
+            tracing::info!(
+                epoch = saved.epoch,
+                resources = saved.resources.len(),
+                "starting from the last good configuration"
+            );
             quotas.restore(&saved.shares);
             for complaint in swap.restore(saved) {
-                tracing::warn!(kind = complaint.r#type, name = complaint.name, error = complaint.message, "left out of the last good configuration");
+                tracing::warn!(
+                    kind = complaint.r#type,
+                    name = complaint.name,
+                    error = complaint.message,
+                    "left out of the last good configuration"
+                );
             }
         }
-        Ok(Some(saved)) => tracing::warn!(was = %saved.own, "the last good configuration is of another identity and is not used"),
+        Ok(Some(saved)) => {
+            tracing::warn!(was = %saved.own, "the last good configuration is of another identity and is not used");
+        }
         Ok(None) => {}
-        Err(error) => tracing::error!(%error, "there is no last good configuration; not ready until the control plane answers"),
+        Err(error) => {
+            tracing::error!(%error, "there is no last good configuration; not ready until the control plane answers");
+        }
     }
     (swap, quotas)
 }
@@ -261,15 +286,31 @@ impl Conversation {
         tokio::spawn(keeper.keep(link.clone()));
         tokio::spawn(live::slices::run(Arc::clone(&quotas), link.clone()));
         let who = live::Who { instance: settings.instance.clone(), version: env!("CARGO_PKG_VERSION") };
-        let subscriber = live::Subscriber::new(live::Parts { who, link, swap, live, wants, quotas, observe, status, last_good, drain });
+        let subscriber = live::Subscriber::new(live::Parts {
+            who,
+            link,
+            swap,
+            live,
+            wants,
+            quotas,
+            observe,
+            status,
+            last_good,
+            drain,
+        });
         tokio::spawn(subscriber.run());
         leave
     }
 }
 
 /// Starts the data threads; the first one also accepts.
-fn start_workers(shared: &Shared, outbound: std::net::TcpListener, inbound: std::net::TcpListener) -> Result<(), Fatal> {
-    let (handles, inboxes): (Vec<WorkerHandle>, Vec<accept::Inbox>) = (0..shared.settings.workers).map(|_| accept::worker()).unzip();
+fn start_workers(
+    shared: &Shared,
+    outbound: std::net::TcpListener,
+    inbound: std::net::TcpListener,
+) -> Result<(), Fatal> {
+    let (handles, inboxes): (Vec<WorkerHandle>, Vec<accept::Inbox>) =
+        (0..shared.settings.workers).map(|_| accept::worker()).unzip();
     let mut listeners = Some((outbound, inbound, handles));
     for (n, inbox) in inboxes.into_iter().enumerate() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -315,7 +356,8 @@ async fn say_ready(status: Status, outbound: SocketAddr, inbound: SocketAddr) {
 
 /// TERM and INT stop, a second one at once; USR1 opens the access log again.
 fn listen_to_signals(stop: Arc<Notify>, observe: Observer) -> std::io::Result<()> {
-    let (mut term, mut int, mut usr1) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::user_defined1())?);
+    let (mut term, mut int, mut usr1) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::user_defined1())?);
     tokio::spawn(async move {
         let mut asked = false;
         loop {
@@ -349,7 +391,8 @@ fn end_with_stdin() {
 
 /// Text for a terminal, JSON for everybody else.
 fn log_to_stderr(filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // When another part of this process has set one up already, that one is used.
     let _ = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };

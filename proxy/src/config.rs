@@ -36,8 +36,10 @@ pub(crate) enum Command {
     ///
     /// The application sends its calls to the outbound address (as an HTTP proxy, or with the Host header naming the
     /// Service); other sidecars call the inbound address, and allowed requests reach the application on 127.0.0.1.
-    #[command(after_help = "Every setting is also a variable EQUERRY_NAME_WITH_UNDERSCORES and a key of the --config file; \
-        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT drain and exit, USR1 opens the access log again.")]
+    #[command(
+        after_help = "Every setting is also a variable EQUERRY_NAME_WITH_UNDERSCORES and a key of the --config file; \
+        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT drain and exit, USR1 opens the access log again."
+    )]
     Run(Box<Given>),
     /// Waits until the sidecar is ready, and says what is missing when it is not in time.
     Wait(WaitFor),
@@ -66,7 +68,13 @@ pub struct Given {
     #[arg(long, env = "EQUERRY_CONTROL_PLANE", value_name = "HOST:PORT")]
     control_plane: Option<String>,
     /// One-time token for the first start; better in a file, where other users do not see it.
-    #[arg(long, env = "EQUERRY_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true, conflicts_with = "join_token_file")]
+    #[arg(
+        long,
+        env = "EQUERRY_JOIN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        conflicts_with = "join_token_file"
+    )]
     join_token: Option<String>,
     /// File that holds the one-time token; read again at each try.
     #[arg(long, env = "EQUERRY_JOIN_TOKEN_FILE", value_name = "FILE")]
@@ -245,11 +253,15 @@ impl Given {
         };
         let drain_timeout = self.drain_timeout.or(file.drain_timeout);
         let app_ports = self.app_port.or(file.app_port).unwrap_or_default();
-        if let Some(twice) = app_ports.iter().enumerate().find_map(|(n, one)| app_ports[..n].iter().find(|other| other.port == one.port)) {
+        if let Some(twice) =
+            app_ports.iter().enumerate().find_map(|(n, one)| app_ports[..n].iter().find(|other| other.port == one.port))
+        {
             return Err(bad(format!("--app-port {}: given twice", twice.port)));
         }
         let health_path = self.health_path.or(file.health_path);
-        if let Some(path) = health_path.as_deref().filter(|path| !path.starts_with('/') || !path.bytes().all(|c| c.is_ascii_graphic())) {
+        if let Some(path) =
+            health_path.as_deref().filter(|path| !path.starts_with('/') || !path.bytes().all(|c| c.is_ascii_graphic()))
+        {
             return Err(bad(format!("--health-path {path:?}: expected a path such as /healthz")));
         }
         Ok(Settings {
@@ -296,7 +308,9 @@ fn read_file(path: &Path) -> Result<Given, BadSettings> {
 
 fn host_and_port(given: Option<String>) -> Result<String, BadSettings> {
     let Some(text) = given else {
-        return Err(bad("--control-plane is missing: say where the control plane's gRPC listener is, such as mesh.example.com:15012"));
+        return Err(bad(
+            "--control-plane is missing: say where the control plane's gRPC listener is, such as mesh.example.com:15012",
+        ));
     };
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) => Ok(text),
@@ -308,8 +322,11 @@ fn instance(given: Option<String>) -> Result<InstanceId, BadSettings> {
     match given {
         Some(text) => InstanceId::parse(&text).map_err(|error| bad(format!("--instance: {error}"))),
         None => {
-            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_ascii_lowercase();
-            InstanceId::parse(&host).map_err(|_| bad("--instance is missing, and the host's name cannot stand in for it: name this instance"))
+            let host =
+                std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_ascii_lowercase();
+            InstanceId::parse(&host).map_err(|_| {
+                bad("--instance is missing, and the host's name cannot stand in for it: name this instance")
+            })
         }
     }
 }
@@ -349,7 +366,9 @@ fn log_filter(given: Option<String>) -> Result<String, BadSettings> {
     let text = given.unwrap_or_else(|| "info".to_owned());
     match tracing_subscriber::EnvFilter::try_new(&text) {
         Ok(_) => Ok(text),
-        Err(error) => Err(bad(format!("--log {text:?}: {error}; expected error, warn, info, debug, trace, or TARGET=LEVEL,..."))),
+        Err(error) => {
+            Err(bad(format!("--log {text:?}: {error}; expected error, warn, info, debug, trace, or TARGET=LEVEL,...")))
+        }
     }
 }
 
@@ -426,7 +445,10 @@ mod tests {
         let settings = given(&["--config", path.to_str().unwrap(), "--instance", "from-flag"]).complete().unwrap();
         assert_eq!(settings.instance.as_str(), "from-flag");
         assert_eq!(settings.control_plane, "file:1");
-        assert_eq!((settings.local_port(8080), settings.local_port(9090), settings.local_port(1)), (Some(8080), Some(40_123), None));
+        assert_eq!(
+            (settings.local_port(8080), settings.local_port(9090), settings.local_port(1)),
+            (Some(8080), Some(40_123), None)
+        );
         assert_eq!(settings.drain_timeout, Duration::from_secs(5));
         assert_eq!(settings.labels["app"], "orders");
         assert_eq!(settings.outbound.port(), 15_001);
@@ -463,7 +485,8 @@ mod tests {
 
     #[test]
     fn a_join_token_is_never_shown() {
-        let settings = given(&["--control-plane", "x:1", "--instance", "a", "--join-token", "eqj1.SECRET"]).complete().unwrap();
+        let settings =
+            given(&["--control-plane", "x:1", "--instance", "a", "--join-token", "eqj1.SECRET"]).complete().unwrap();
         assert!(!format!("{settings:?}").contains("SECRET"));
     }
 }

@@ -20,7 +20,9 @@ pub(crate) fn run(asked: &WaitFor) -> ExitCode {
         let missing = match ask(asked.telemetry) {
             Ok((200, _)) => return ExitCode::SUCCESS,
             Ok((_, body)) => body,
-            Err(error) => format!("not ready: nothing answers at {} ({error}); is the sidecar running?\n", asked.telemetry),
+            Err(error) => {
+                format!("not ready: nothing answers at {} ({error}); is the sidecar running?\n", asked.telemetry)
+            }
         };
         if Instant::now() >= until {
             let mut said = String::new();
@@ -36,7 +38,8 @@ pub(crate) fn run(asked: &WaitFor) -> ExitCode {
 fn ask(address: SocketAddr) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("GET /healthz/ready HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
+    stream
+        .write_all(format!("GET /healthz/ready HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.take(16 * 1024).read_to_string(&mut answer)?;
     let unlike = || std::io::Error::other("the answer is not HTTP");

@@ -24,7 +24,10 @@ pub async fn ask(town: &Town, method: &str, path: &str, body: Bytes) -> Result<(
     let token = std::fs::read_to_string(state.join("admin.token")).context("reading admin.token")?;
     let config = https_client_config(&roots, &[b"http/1.1"])?;
     let stream = TcpStream::connect(town.admin.address()).await.context("connecting")?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost")?, stream).await.context("speaking TLS")?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(ServerName::try_from("localhost")?, stream)
+        .await
+        .context("speaking TLS")?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::builder()

@@ -30,14 +30,22 @@ pub async fn without_certificate(town: &Town, pin: &Pin) -> Result<Channel> {
             Ok::<_, std::io::Error>(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
         }
     });
-    Endpoint::from_static("http://control-plane").connect_with_connector(connector).await.context("connecting to the control plane")
+    Endpoint::from_static("http://control-plane")
+        .connect_with_connector(connector)
+        .await
+        .context("connecting to the control plane")
 }
 
 /// Asks for a certificate with a join token; the proxy's clock is `offset_seconds` off.
 ///
 /// # Errors
 /// The control plane's refusal.
-pub async fn sign(town: &Town, token: &str, csr_der: Vec<u8>, offset_seconds: i64) -> Result<Result<String, tonic::Status>> {
+pub async fn sign(
+    town: &Town,
+    token: &str,
+    csr_der: Vec<u8>,
+    offset_seconds: i64,
+) -> Result<Result<String, tonic::Status>> {
     let token = JoinToken::parse(token)?;
     let channel = without_certificate(town, token.pin()).await?;
     let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;

@@ -118,7 +118,10 @@ impl Mesh {
     /// When the control plane does not say.
     pub async fn epoch(&self) -> Result<u64> {
         let status = self.status().await?;
-        status.pointer("/controlPlane/epoch").and_then(serde_json::Value::as_u64).with_context(|| format!("no epoch in {status}"))
+        status
+            .pointer("/controlPlane/epoch")
+            .and_then(serde_json::Value::as_u64)
+            .with_context(|| format!("no epoch in {status}"))
     }
 }
 

@@ -12,7 +12,8 @@ use equerry::demo::process::Said;
 /// # Errors
 /// When it is not installed and `EQUERRY_REQUIRE_PEERS=1`.
 pub fn installed(program: &str, install_with: &str) -> Result<bool> {
-    let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
     usable(found, program, install_with)
 }
 
@@ -22,7 +23,10 @@ pub fn installed(program: &str, install_with: &str) -> Result<bool> {
 /// When it cannot and `EQUERRY_REQUIRE_PEERS=1`.
 pub fn python_has(module: &str, install_with: &str) -> Result<bool> {
     let import = format!("import {module}");
-    let found = std::process::Command::new("python3").args(["-c", &import]).output().is_ok_and(|output| output.status.success());
+    let found = std::process::Command::new("python3")
+        .args(["-c", &import])
+        .output()
+        .is_ok_and(|output| output.status.success());
     usable(found, &format!("python3 with module {module}"), install_with)
 }
 

@@ -24,16 +24,43 @@ const FLOORS: [(&str, u8); 8] = [
 
 /// What a crate of floor 0 or 1 must not need: sockets, runtimes, stores and randomness of its own.
 const IMPURE: [&str; 13] = [
-    "tokio", "hyper", "hyper-util", "tonic", "axum", "rusqlite", "socket2", "rustls", "tokio-rustls", "tower", "rand",
-    "tracing-subscriber", "clap",
+    "tokio",
+    "hyper",
+    "hyper-util",
+    "tonic",
+    "axum",
+    "rusqlite",
+    "socket2",
+    "rustls",
+    "tokio-rustls",
+    "tower",
+    "rand",
+    "tracing-subscriber",
+    "clap",
 ];
 
 /// Inside the proxy: a folder, the folders it must know nothing of, and why.
 const PROXY_WALLS: [(&str, &[&str], &str); 4] = [
-    ("accept", &["exchange", "upstream", "inbound", "outbound", "app"], "a connection is accepted before anybody knows what it will ask"),
-    ("upstream", &["exchange", "accept", "inbound", "outbound", "app"], "a pool carries requests; what they mean is decided elsewhere"),
-    ("live", &["exchange", "accept", "upstream", "inbound", "outbound", "app", "admin"], "configuration is handed out and reads nothing back"),
-    ("observe", &["exchange", "accept", "upstream", "inbound", "outbound", "app", "admin", "live"], "observation is told, it never asks"),
+    (
+        "accept",
+        &["exchange", "upstream", "inbound", "outbound", "app"],
+        "a connection is accepted before anybody knows what it will ask",
+    ),
+    (
+        "upstream",
+        &["exchange", "accept", "inbound", "outbound", "app"],
+        "a pool carries requests; what they mean is decided elsewhere",
+    ),
+    (
+        "live",
+        &["exchange", "accept", "upstream", "inbound", "outbound", "app", "admin"],
+        "configuration is handed out and reads nothing back",
+    ),
+    (
+        "observe",
+        &["exchange", "accept", "upstream", "inbound", "outbound", "app", "admin", "live"],
+        "observation is told, it never asks",
+    ),
 ];
 
 /// Files that may allow unsafe code, each with the system call that needs it.
@@ -44,7 +71,12 @@ fn root() -> PathBuf {
 }
 
 fn metadata() -> Metadata {
-    MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().other_options(["--offline".into()]).exec().unwrap()
+    MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .other_options(["--offline".into()])
+        .exec()
+        .unwrap()
 }
 
 fn floors() -> BTreeMap<&'static str, u8> {
@@ -91,7 +123,10 @@ fn crates_import_only_downwards() {
     let mut broken = Vec::new();
     for package in metadata().packages {
         let Some(&own) = floors.get(package.name.as_str()) else {
-            broken.push(format!("{}: a crate the house does not know; give it a floor in this test and in the README", package.name));
+            broken.push(format!(
+                "{}: a crate the house does not know; give it a floor in this test and in the README",
+                package.name
+            ));
             continue;
         };
         for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal) {
@@ -102,7 +137,10 @@ fn crates_import_only_downwards() {
             }
         }
     }
-    assert_none(&broken, "a crate imports only from floors below its own, so that the compiler keeps decisions apart from sockets:");
+    assert_none(
+        &broken,
+        "a crate imports only from floors below its own, so that the compiler keeps decisions apart from sockets:",
+    );
 }
 
 #[test]
@@ -111,7 +149,10 @@ fn pure_crates_need_no_sockets_runtimes_or_stores() {
     let mut broken = Vec::new();
     for package in metadata().packages.iter().filter(|p| floors.get(p.name.as_str()).is_some_and(|f| *f <= 1)) {
         for dependency in &package.dependencies {
-            if dependency.kind == DependencyKind::Normal && !dependency.optional && IMPURE.contains(&dependency.name.as_str()) {
+            if dependency.kind == DependencyKind::Normal
+                && !dependency.optional
+                && IMPURE.contains(&dependency.name.as_str())
+            {
                 broken.push(format!("{} needs {}", package.name, dependency.name));
             }
         }
@@ -172,7 +213,10 @@ fn every_file_opens_with_its_why() {
         .filter(|file| !fs::read_to_string(file).unwrap().starts_with("//!"))
         .map(|file| shown(file))
         .collect();
-    assert_none(&broken, "each file opens with two or three lines of why (`//!`): what it promises, what it refuses, who calls it:");
+    assert_none(
+        &broken,
+        "each file opens with two or three lines of why (`//!`): what it promises, what it refuses, who calls it:",
+    );
 }
 
 #[test]
@@ -191,10 +235,15 @@ fn unsafe_code_is_fenced() {
     let attribute = format!("allow({})", "unsafe_code");
     let broken: Vec<String> = files(&root(), ".rs")
         .iter()
-        .filter(|file| fs::read_to_string(file).unwrap().contains(&attribute) && !UNSAFE_ALLOWED.contains(&shown(file).as_str()))
+        .filter(|file| {
+            fs::read_to_string(file).unwrap().contains(&attribute) && !UNSAFE_ALLOWED.contains(&shown(file).as_str())
+        })
         .map(|file| shown(file))
         .collect();
-    assert_none(&broken, "unsafe code is forbidden but for a system call, in a file named in this test with its reason:");
+    assert_none(
+        &broken,
+        "unsafe code is forbidden but for a system call, in a file named in this test with its reason:",
+    );
 }
 
 #[test]

@@ -345,7 +345,8 @@ impl ControlPlane {
     /// Deletes instances from the store, and writes again those that registered anew meanwhile.
     async fn forget(&self, keys: &[InstanceKey]) -> Result<(), StoreError> {
         instances::delete(&self.0.store, keys.iter().map(columns).collect()).await?;
-        let back: Vec<InstanceRow> = keys.iter().filter_map(|key| self.instance(key)).map(|again| row_of(&again)).collect();
+        let back: Vec<InstanceRow> =
+            keys.iter().filter_map(|key| self.instance(key)).map(|again| row_of(&again)).collect();
         if back.is_empty() { Ok(()) } else { instances::write(&self.0.store, back).await }
     }
 
@@ -373,7 +374,10 @@ impl ControlPlane {
     /// One Service and who stands behind it.
     pub fn service(&self, service: &ServiceName) -> Option<ServiceStatus> {
         let meaning = self.meaning();
-        meaning.services.contains_key(service).then(|| service_status(&meaning, &locked(&self.0.registry), service, Instant::now()))
+        meaning
+            .services
+            .contains_key(service)
+            .then(|| service_status(&meaning, &locked(&self.0.registry), service, Instant::now()))
     }
 
     /// Takes out every instance whose lease has run out. Called every second.
@@ -434,8 +438,10 @@ fn memberships_in(registry: &mut Registry, truth: &Truth, key: &InstanceKey) -> 
     }
     let facts = instance.registration.facts();
     let mine = truth.meaning.services.keys().filter(|service| service.namespace == key.namespace);
-    let services: Arc<[ServiceName]> =
-        mine.filter(|service| !view::members(&truth.meaning, service, std::iter::once(&facts)).is_empty()).cloned().collect();
+    let services: Arc<[ServiceName]> = mine
+        .filter(|service| !view::members(&truth.meaning, service, std::iter::once(&facts)).is_empty())
+        .cloned()
+        .collect();
     registry.remember_memberships(key, truth.epoch, Arc::clone(&services));
     services
 }
@@ -445,13 +451,21 @@ fn service_status(meaning: &Meaning, registry: &Registry, service: &ServiceName,
         let facts = instance.registration.facts();
         !view::members(meaning, service, std::iter::once(&facts)).is_empty()
     };
-    let members = registry.of_namespace(&service.namespace).filter(is_member).map(|instance| member(instance, now)).collect();
+    let members =
+        registry.of_namespace(&service.namespace).filter(is_member).map(|instance| member(instance, now)).collect();
     let slices = meaning.endpoints.values().filter(|slice| slice.service == *service);
-    ServiceStatus { service: service.clone(), members, static_endpoints: slices.map(|slice| slice.addresses.len()).sum() }
+    ServiceStatus {
+        service: service.clone(),
+        members,
+        static_endpoints: slices.map(|slice| slice.addresses.len()).sum(),
+    }
 }
 
 fn member(instance: &Instance, now: Instant) -> MemberStatus {
-    MemberStatus { registration: instance.registration.clone(), lease_left: instance.expires.saturating_duration_since(now) }
+    MemberStatus {
+        registration: instance.registration.clone(),
+        lease_left: instance.expires.saturating_duration_since(now),
+    }
 }
 
 fn columns(key: &InstanceKey) -> (String, String) {

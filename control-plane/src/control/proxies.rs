@@ -189,7 +189,13 @@ impl Proxies {
     ///
     /// # Errors
     /// When it was never sent.
-    pub fn nacked(&mut self, key: &InstanceKey, connection: ConnectionId, nonce: u64, complaints: Vec<String>) -> Result<(), UnknownNonce> {
+    pub fn nacked(
+        &mut self,
+        key: &InstanceKey,
+        connection: ConnectionId,
+        nonce: u64,
+        complaints: Vec<String>,
+    ) -> Result<(), UnknownNonce> {
         let sent = self.answered(key, connection, nonce)?;
         if let Some(proxy) = self.present(key, connection) {
             proxy.nacks.push_back(Nack { from: sent.from, to: sent.to, complaints });
@@ -222,7 +228,8 @@ impl Proxies {
     }
 
     fn audience_now(&self, registered: impl Iterator<Item = InstanceKey>) -> Audience {
-        let connected: BTreeSet<_> = self.known.iter().filter(|(_, p)| p.connection.is_some()).map(|(key, _)| key.clone()).collect();
+        let connected: BTreeSet<_> =
+            self.known.iter().filter(|(_, p)| p.connection.is_some()).map(|(key, _)| key.clone()).collect();
         let away = registered.filter(|key| !connected.contains(key)).collect();
         Audience { connected, away }
     }
@@ -318,7 +325,10 @@ mod tests {
         proxies.sent(&key("a"), a, 1, 1, 1);
         proxies.sent(&key("b"), b, 1, 1, 1);
         proxies.acked(&key("a"), a, 1).unwrap();
-        assert_eq!(states(&proxies, 1), [("a".into(), EpochState::Acked), ("b".into(), EpochState::Pending), ("c".into(), EpochState::Away)]);
+        assert_eq!(
+            states(&proxies, 1),
+            [("a".into(), EpochState::Acked), ("b".into(), EpochState::Pending), ("c".into(), EpochState::Away)]
+        );
         assert!(!proxies.epoch_status(1, std::iter::empty()).complete);
         proxies.acked(&key("b"), b, 1).unwrap();
         assert!(proxies.epoch_status(1, [key("c")].into_iter()).complete);

@@ -237,7 +237,8 @@ impl Truth {
                 Edit::Delete(key) => key,
             })
             .collect();
-        let kept = self.documents.iter().filter(|(key, _)| !touched.contains(key)).map(|(_, stored)| stored.document.clone());
+        let kept =
+            self.documents.iter().filter(|(key, _)| !touched.contains(key)).map(|(_, stored)| stored.document.clone());
         let put = edits.iter().filter_map(|edit| match edit {
             Edit::Put(document) => Some(document.clone()),
             Edit::Delete(_) => None,
@@ -308,8 +309,12 @@ fn callers<'m>(meaning: &'m Meaning, service: &'m ServiceName) -> BTreeSet<&'m N
 
 fn foreign_trust_domain(mesh: &Mesh, ours: &TrustDomain) -> Option<Complaint> {
     let named = mesh.trust_domain.as_ref().filter(|named| *named != ours)?;
-    let expected = format!("{ours}: the control plane was first started with --trust-domain {ours}, which cannot be changed");
-    Some(Complaint::at(&mesh.origin, "spec.trustDomain", format!("{:?}", named.as_str()), expected).in_document("Mesh default"))
+    let expected =
+        format!("{ours}: the control plane was first started with --trust-domain {ours}, which cannot be changed");
+    Some(
+        Complaint::at(&mesh.origin, "spec.trustDomain", format!("{:?}", named.as_str()), expected)
+            .in_document("Mesh default"),
+    )
 }
 
 /// A workload that every policy selects: what compiles for it compiles for each.
@@ -323,9 +328,16 @@ fn everything_inbound(meaning: &Meaning) -> WorkloadView {
             .tokens
             .iter()
             .flat_map(|(name, document)| document.rules.iter().map(move |rule| (name, rule)))
-            .map(|(name, rule)| Scoped { ports: None, policy: NamedJwtRule { policy: name.to_string(), rule: rule.clone() } })
+            .map(|(name, rule)| Scoped {
+                ports: None,
+                policy: NamedJwtRule { policy: name.to_string(), rule: rule.clone() },
+            })
             .collect(),
-        authorization: meaning.authorization.values().map(|policy| Scoped { ports: None, policy: policy.clone() }).collect(),
+        authorization: meaning
+            .authorization
+            .values()
+            .map(|policy| Scoped { ports: None, policy: policy.clone() })
+            .collect(),
         tenants: meaning
             .tenants
             .values()
@@ -380,7 +392,15 @@ spec:
         let again = truth.plan(put(SHOP), None, &domain()).unwrap();
         assert!(again.next.is_none());
         assert!(again.changes.iter().all(|change| change.action == Action::Unchanged));
-        let changed = truth.plan(put(&SHOP.replace("spec: {ports: [{port: 80}]}", "spec: {ports: [{port: 80}, {port: 81, name: b}]}").replace("{port: 80},", "{port: 80, name: a},")), None, &domain()).unwrap();
+        let changed = truth
+            .plan(
+                put(&SHOP
+                    .replace("spec: {ports: [{port: 80}]}", "spec: {ports: [{port: 80}, {port: 81, name: b}]}")
+                    .replace("{port: 80},", "{port: 80, name: a},")),
+                None,
+                &domain(),
+            )
+            .unwrap();
         let actions: Vec<Action> = changed.changes.iter().map(|change| change.action).collect();
         assert_eq!(actions, [Action::Configured, Action::Unchanged]);
         assert_eq!(changed.next.unwrap().0.written.len(), 1);
@@ -391,16 +411,22 @@ spec:
         let (rows, truth) = shop();
         let restored = Truth::restore(rows.epoch, rows.written, &domain()).unwrap();
         assert_eq!(restored.meaning, truth.meaning);
-        let versions = |truth: &Truth| truth.documents.values().map(|stored| stored.version.clone()).collect::<Vec<_>>();
+        let versions =
+            |truth: &Truth| truth.documents.values().map(|stored| stored.version.clone()).collect::<Vec<_>>();
         assert_eq!(versions(&restored), versions(&truth));
     }
 
     #[test]
     fn a_mistake_is_told_with_its_line_and_nothing_is_planned() {
         let (_, truth) = shop();
-        let error = truth.plan(put(&SHOP.replace("{name: orders, port: 80}]}]", "{name: ordrs, port: 80}]}]")), None, &domain()).unwrap_err();
+        let error = truth
+            .plan(put(&SHOP.replace("{name: orders, port: 80}]}]", "{name: ordrs, port: 80}]}]")), None, &domain())
+            .unwrap_err();
         let ApplyError::Invalid(complaints) = error else { panic!("{error}") };
-        assert_eq!((complaints[0].file.as_str(), complaints[0].line, complaints[0].nearest.as_deref()), ("test.yaml", 12, Some("orders")));
+        assert_eq!(
+            (complaints[0].file.as_str(), complaints[0].line, complaints[0].nearest.as_deref()),
+            ("test.yaml", 12, Some("orders"))
+        );
     }
 
     #[test]
@@ -430,8 +456,11 @@ spec:
 
     #[test]
     fn a_mesh_that_names_another_trust_domain_is_refused_naming_both() {
-        let mesh = "{apiVersion: equerry.dev/v1, kind: Mesh, metadata: {name: default}, spec: {trustDomain: other.example}}";
-        let Err(ApplyError::Invalid(complaints)) = Truth::default().plan(put(mesh), None, &domain()) else { panic!("accepted") };
+        let mesh =
+            "{apiVersion: equerry.dev/v1, kind: Mesh, metadata: {name: default}, spec: {trustDomain: other.example}}";
+        let Err(ApplyError::Invalid(complaints)) = Truth::default().plan(put(mesh), None, &domain()) else {
+            panic!("accepted")
+        };
         let text = complaints[0].to_string();
         assert!(text.contains("other.example") && text.contains("equerry.local"), "{text}");
     }

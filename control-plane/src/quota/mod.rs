@@ -235,8 +235,10 @@ impl Books {
     /// Follows the registry: the live instances and the Services each stands behind.
     pub fn set_members(&mut self, instances: &[(InstanceKey, Arc<[ServiceName]>)]) {
         for book in self.books.values_mut() {
-            let counted = |services: &Arc<[ServiceName]>| services.iter().any(|service| book.quota.services.contains(service));
-            book.members = instances.iter().filter(|(_, services)| counted(services)).map(|(key, _)| key.clone()).collect();
+            let counted =
+                |services: &Arc<[ServiceName]>| services.iter().any(|service| book.quota.services.contains(service));
+            book.members =
+                instances.iter().filter(|(_, services)| counted(services)).map(|(key, _)| key.clone()).collect();
         }
     }
 
@@ -268,7 +270,13 @@ impl Books {
     ///
     /// # Errors
     /// When the quota is unknown or not counted there.
-    pub fn report(&mut self, holder: &InstanceKey, quota: &str, report: &Report, now: SystemTime) -> Result<(), NotCounted> {
+    pub fn report(
+        &mut self,
+        holder: &InstanceKey,
+        quota: &str,
+        report: &Report,
+        now: SystemTime,
+    ) -> Result<(), NotCounted> {
         let now_ms = unix_ms(now);
         let book = self.books.get_mut(quota).ok_or_else(|| NotCounted::NoQuota(quota.to_owned()))?;
         if !book.members.contains(holder) {

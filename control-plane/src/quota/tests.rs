@@ -34,7 +34,10 @@ fn tenant(requests: u64) -> Tenant {
 }
 
 fn key(index: usize) -> InstanceKey {
-    InstanceKey { namespace: Namespace::parse("shop").unwrap(), id: InstanceId::parse(&format!("inventory-{index}")).unwrap() }
+    InstanceKey {
+        namespace: Namespace::parse("shop").unwrap(),
+        id: InstanceId::parse(&format!("inventory-{index}")).unwrap(),
+    }
 }
 
 fn members(count: usize) -> Vec<(InstanceKey, Arc<[ServiceName]>)> {
@@ -93,7 +96,14 @@ impl Sidecar {
     fn report(&self) -> Report {
         let held = self.granted() - self.returned;
         let wants_more = self.refused || self.spent * 2 >= held;
-        Report { window: self.window, granted: self.granted(), spent: self.spent, returned: self.returned, spent_offline: 0, wants_more }
+        Report {
+            window: self.window,
+            granted: self.granted(),
+            spent: self.spent,
+            returned: self.returned,
+            spent_offline: 0,
+            wants_more,
+        }
     }
 }
 
@@ -206,7 +216,10 @@ fn the_whole_quota_is_spent_at_nine_to_one_and_never_more() {
             world.step(due.then_some(index), true);
         }
         let admitted = world.admitted[&(START_MS / WINDOW_MS + 1)];
-        assert!(admitted * 10 >= requests * 9, "seed {seed}: only {admitted} of {requests} were admitted over {count} sidecars");
+        assert!(
+            admitted * 10 >= requests * 9,
+            "seed {seed}: only {admitted} of {requests} were admitted over {count} sidecars"
+        );
     }
 }
 

@@ -137,7 +137,8 @@ impl Window {
     /// Names those that were granted more.
     pub(super) fn serve_wanting(&mut self, quota: u64, now_ms: u64) -> Vec<InstanceKey> {
         let mut available = self.available(quota);
-        let mut wanting: Vec<InstanceKey> = self.shares.iter().filter(|(_, share)| share.is_wanting()).map(|(key, _)| key.clone()).collect();
+        let mut wanting: Vec<InstanceKey> =
+            self.shares.iter().filter(|(_, share)| share.is_wanting()).map(|(key, _)| key.clone()).collect();
         // Who has least is served first.
         wanting.sort_by_key(|key| self.shares.get(key).map_or((0, 0), |share| (share.unspent(), share.held())));
         let mut granted = Vec::new();
@@ -206,7 +207,11 @@ impl Window {
     }
 
     pub(super) fn usage(&self) -> Vec<ShareUsage> {
-        let usage = |(key, share): (&InstanceKey, &Share)| ShareUsage { instance: key.clone(), granted: share.committed(), spent: share.spent };
+        let usage = |(key, share): (&InstanceKey, &Share)| ShareUsage {
+            instance: key.clone(),
+            granted: share.committed(),
+            spent: share.spent,
+        };
         self.shares.iter().map(usage).collect()
     }
 }

@@ -97,7 +97,9 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// A later start of the same instance has registered.
-    #[error("instance {key} has registered with generation {known}, found {found}: this process was replaced; give each instance an id of its own")]
+    #[error(
+        "instance {key} has registered with generation {known}, found {found}: this process was replaced; give each instance an id of its own"
+    )]
     Superseded {
         /// The instance.
         key: InstanceKey,
@@ -107,7 +109,9 @@ pub enum Refused {
         found: u64,
     },
     /// Another account holds this id in the same namespace.
-    #[error("instance {key} is held by account {known}, found {found}: choose another instance id, or wait until that lease has run out")]
+    #[error(
+        "instance {key} is held by account {known}, found {found}: choose another instance id, or wait until that lease has run out"
+    )]
     HeldByAnother {
         /// The instance.
         key: InstanceKey,
@@ -167,7 +171,9 @@ impl Registry {
     /// # Errors
     /// When another start or account holds the instance.
     pub fn step(&mut self, asked: &Registration, now: Instant) -> Result<Step, Refused> {
-        let Some(known) = self.namespaces.get_mut(&asked.account.namespace).and_then(|n| n.instances.get_mut(&asked.id)) else {
+        let Some(known) =
+            self.namespaces.get_mut(&asked.account.namespace).and_then(|n| n.instances.get_mut(&asked.id))
+        else {
             return Ok(Step::New);
         };
         may_replace(&known.registration, asked)?;
@@ -267,7 +273,11 @@ impl Registry {
 
 fn may_replace(known: &Registration, asked: &Registration) -> Result<(), Refused> {
     if known.account != asked.account {
-        return Err(Refused::HeldByAnother { key: known.key(), known: known.account.clone(), found: asked.account.clone() });
+        return Err(Refused::HeldByAnother {
+            key: known.key(),
+            known: known.account.clone(),
+            found: asked.account.clone(),
+        });
     }
     if known.generation > asked.generation {
         return Err(Refused::Superseded { key: known.key(), known: known.generation, found: asked.generation });
@@ -340,7 +350,11 @@ mod tests {
     fn another_account_cannot_take_an_instance_over() {
         let now = Instant::now();
         let mut registry = Registry::restore(vec![registration("a", 5)], now);
-        let thief = Registration { account: AccountName::parse("shop/frontend").unwrap(), generation: 9, ..registration("a", 9) };
+        let thief = Registration {
+            account: AccountName::parse("shop/frontend").unwrap(),
+            generation: 9,
+            ..registration("a", 9)
+        };
         assert!(matches!(registry.step(&thief, now), Err(Refused::HeldByAnother { .. })));
         registry.commit(thief, now);
         assert_eq!(registry.get(&registration("a", 5).key()).unwrap().registration.account.to_string(), "shop/orders");

@@ -79,10 +79,12 @@ fn read(asked: LeaseRequest, account: AccountName) -> Result<Registration, Statu
     if asked.labels.len() > MAX_ITEMS || asked.ports.len() > MAX_ITEMS {
         return Err(Status::invalid_argument(format!("found more than {MAX_ITEMS} labels or ports in one lease")));
     }
-    let inbound: SocketAddr = asked
-        .inbound
-        .parse()
-        .map_err(|_| Status::invalid_argument(format!("inbound: found {:?}, expected IP:PORT of the sidecar's inbound listener", shown(&asked.inbound))))?;
+    let inbound: SocketAddr = asked.inbound.parse().map_err(|_| {
+        Status::invalid_argument(format!(
+            "inbound: found {:?}, expected IP:PORT of the sidecar's inbound listener",
+            shown(&asked.inbound)
+        ))
+    })?;
     if inbound.ip().is_unspecified() || inbound.ip().is_multicast() || inbound.port() == 0 {
         let expected = "an address callers can connect to: start the sidecar with --advertise IP:PORT";
         return Err(Status::invalid_argument(format!("inbound: found {inbound}, expected {expected}")));

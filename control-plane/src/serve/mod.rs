@@ -68,7 +68,11 @@ pub(crate) fn workload_of(control: &ControlPlane, extensions: &Extensions) -> Re
         Status::unauthenticated("found no client certificate: only Sign may be called without one; join with a token first (`equerry token create join`)")
     })?;
     let ours = control.authority().trust_domain();
-    if id.trust_domain == *ours { Ok(id) } else { Err(Status::unauthenticated(format!("found {id}, expected an identity of trust domain {ours}"))) }
+    if id.trust_domain == *ours {
+        Ok(id)
+    } else {
+        Err(Status::unauthenticated(format!("found {id}, expected an identity of trust domain {ours}")))
+    }
 }
 
 /// Waits until the flag is true; for ever when nobody is left to set it.
@@ -118,7 +122,11 @@ impl Face {
     }
 }
 
-fn configs(authority: &Authority, names: &[String], now: SystemTime) -> Result<(ServerConfig, ServerConfig, SystemTime), FaceError> {
+fn configs(
+    authority: &Authority,
+    names: &[String],
+    now: SystemTime,
+) -> Result<(ServerConfig, ServerConfig, SystemTime), FaceError> {
     let identity = authority.server_identity(names, now)?;
     let grpc = server_config(&identity, authority.bundle(), ClientAuth::Optional, &[ALPN_GRPC])?;
     let admin = server_config(&identity, authority.bundle(), ClientAuth::None, &[b"h2", b"http/1.1"])?;
@@ -229,8 +237,11 @@ pub async fn serve_admin(control: ControlPlane, face: Arc<Face>, listener: TcpLi
 }
 
 /// Accepts until the control plane stops, then gives open connections a moment to end.
-async fn accept<F>(listener: TcpListener, mut stopping: watch::Receiver<bool>, attend: impl Fn(TcpStream, SocketAddr) -> F)
-where
+async fn accept<F>(
+    listener: TcpListener,
+    mut stopping: watch::Receiver<bool>,
+    attend: impl Fn(TcpStream, SocketAddr) -> F,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut connections = JoinSet::new();

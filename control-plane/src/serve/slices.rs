@@ -46,12 +46,19 @@ impl Quota for Slices {
         tokio::spawn(async move {
             let namespace = account.namespace.clone();
             let mut talk = Talk { control, holder: None, heard: Heard::new(), answers };
-            let is_mine = |control: &ControlPlane, key: &InstanceKey| control.instance(key).is_none_or(|known| known.account == account);
-            if let Err(status) = talk.run(reports, |control, id| {
-                let key = InstanceKey { namespace: namespace.clone(), id: instance_id(id)? };
-                if is_mine(control, &key) { Ok(key) } else { Err(Status::permission_denied(format!("instance {key} is held by another account"))) }
-            })
-            .await
+            let is_mine = |control: &ControlPlane, key: &InstanceKey| {
+                control.instance(key).is_none_or(|known| known.account == account)
+            };
+            if let Err(status) = talk
+                .run(reports, |control, id| {
+                    let key = InstanceKey { namespace: namespace.clone(), id: instance_id(id)? };
+                    if is_mine(control, &key) {
+                        Ok(key)
+                    } else {
+                        Err(Status::permission_denied(format!("instance {key} is held by another account")))
+                    }
+                })
+                .await
             {
                 let _ = talk.answers.send(Err(status)).await;
             }
@@ -95,10 +102,19 @@ impl Talk {
         }
     }
 
-    fn take(&mut self, report: &SliceReport, who: &impl Fn(&ControlPlane, &str) -> Result<InstanceKey, Status>) -> Result<(), Status> {
+    fn take(
+        &mut self,
+        report: &SliceReport,
+        who: &impl Fn(&ControlPlane, &str) -> Result<InstanceKey, Status>,
+    ) -> Result<(), Status> {
         let holder = match &self.holder {
             Some(holder) if holder.id.as_str() == report.instance_id => holder.clone(),
-            Some(holder) => return Err(Status::invalid_argument(format!("found a report of {:?} on the stream of {holder}", report.instance_id))),
+            Some(holder) => {
+                return Err(Status::invalid_argument(format!(
+                    "found a report of {:?} on the stream of {holder}",
+                    report.instance_id
+                )));
+            }
             None => who(&self.control, &report.instance_id)?,
         };
         let counted = Report {

@@ -40,7 +40,9 @@ pub(super) struct Subscriptions {
 
 /// The service, ready to be routed to.
 pub(super) fn service(control: ControlPlane) -> ConfigServer<Subscriptions> {
-    ConfigServer::new(Subscriptions { control }).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    ConfigServer::new(Subscriptions { control })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
 }
 
 type Answers = mpsc::Sender<Result<proto::ToProxy, Status>>;
@@ -49,7 +51,10 @@ type Answers = mpsc::Sender<Result<proto::ToProxy, Status>>;
 impl Config for Subscriptions {
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<proto::ToProxy, Status>> + Send>>;
 
-    async fn subscribe(&self, request: Request<Streaming<proto::FromProxy>>) -> Result<Response<Self::SubscribeStream>, Status> {
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<proto::FromProxy>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
         let id = workload_of(&self.control, request.extensions())?;
         let (answers, stream) = mpsc::channel(1);
         let (control, messages) = (self.control.clone(), request.into_inner());
@@ -63,7 +68,12 @@ impl Config for Subscriptions {
 }
 
 /// One proxy's stream, from its first message to its last.
-async fn attend(control: ControlPlane, id: SpiffeId, mut messages: Streaming<proto::FromProxy>, answers: &Answers) -> Result<(), Status> {
+async fn attend(
+    control: ControlPlane,
+    id: SpiffeId,
+    mut messages: Streaming<proto::FromProxy>,
+    answers: &Answers,
+) -> Result<(), Status> {
     let first = tokio::time::timeout(HELLO, messages.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded("found no Hello within 10 s"))??;
     let Some(proto::FromProxy { message: Some(Message::Hello(hello)) }) = first else {
@@ -97,10 +107,16 @@ impl Session {
     fn open(control: ControlPlane, id: SpiffeId, hello: proto::Hello) -> Result<Self, Status> {
         let key = InstanceKey { namespace: id.namespace.clone(), id: instance_id(&hello.instance_id)? };
         if control.instance(&key).is_some_and(|known| known.account != id.account_name()) {
-            return Err(Status::permission_denied(format!("instance {key} is held by another account than {}", id.account_name())));
+            return Err(Status::permission_denied(format!(
+                "instance {key} is held by another account than {}",
+                id.account_name()
+            )));
         }
         if hello.held.len() > MAX_INTERESTS {
-            return Err(Status::invalid_argument(format!("held: found {} resources, expected at most {MAX_INTERESTS}", hello.held.len())));
+            return Err(Status::invalid_argument(format!(
+                "held: found {} resources, expected at most {MAX_INTERESTS}",
+                hello.held.len()
+            )));
         }
         // What a newer proxy holds of a type this version does not know is none of our business.
         let known = |held: proto::Held| Some((ResourceKey::parse(&held.r#type, &held.name).ok()?, held.version));
@@ -154,7 +170,8 @@ impl Session {
                 self.answered(acked).map(|()| false)
             }
             Some(Message::Nack(nack)) => {
-                let complaints: Vec<String> = nack.complaints.iter().map(|c| format!("{} {}: {}", c.r#type, c.name, c.message)).collect();
+                let complaints: Vec<String> =
+                    nack.complaints.iter().map(|c| format!("{} {}: {}", c.r#type, c.name, c.message)).collect();
                 tracing::error!(proxy = %self.key, ?complaints, "proxy refused a part of its configuration: its version may differ from this one");
                 self.control.metrics().nack();
                 let nacked = self.control.listeners().nacked(&self.key, self.connection, nack.nonce, complaints);
@@ -186,13 +203,20 @@ impl Session {
             self.held.remove(&key);
         }
         if self.interests.len() > MAX_INTERESTS {
-            return Err(Status::resource_exhausted(format!("found interest in {} names, expected at most {MAX_INTERESTS}", self.interests.len())));
+            return Err(Status::resource_exhausted(format!(
+                "found interest in {} names, expected at most {MAX_INTERESTS}",
+                self.interests.len()
+            )));
         }
         Ok(())
     }
 
     /// Sends the next message that is due, if any; whether more is due at once.
-    fn send_next(&mut self, room: mpsc::Permit<'_, Result<proto::ToProxy, Status>>, changes: &mut watch::Receiver<u64>) -> Result<bool, Status> {
+    fn send_next(
+        &mut self,
+        room: mpsc::Permit<'_, Result<proto::ToProxy, Status>>,
+        changes: &mut watch::Receiver<u64>,
+    ) -> Result<bool, Status> {
         changes.borrow_and_update();
         let (epoch, difference, unknown) = self.look();
         let nothing_new = difference.is_empty() && unknown.is_empty() && self.epoch == Some(epoch);
@@ -215,7 +239,8 @@ impl Session {
     fn look(&mut self) -> (u64, Difference, BTreeMap<ResourceKey, Option<ServiceName>>) {
         let truth = self.control.truth();
         let registry = self.control.registry();
-        let instance = registry.get(&self.key).filter(|instance| instance.registration.account == self.id.account_name());
+        let instance =
+            registry.get(&self.key).filter(|instance| instance.registration.account == self.id.account_name());
         let workload = instance.map(|instance| instance.registration.workload());
         let sources = Sources { epoch: truth.epoch, meaning: &truth.meaning, registry: &registry };
         let reader = Reader { namespace: &self.id.namespace, workload: workload.as_ref() };
@@ -223,8 +248,11 @@ impl Session {
         drop(registry);
         // What came unasked and is used no longer may be forgotten there at any time: should it be used again, it is sent again.
         self.held.retain(|key, _| self.interests.contains(key) || snapshot.resources.contains_key(key));
-        let untold = |(key, nearest): &(&ResourceKey, &Option<ServiceName>)| self.interests.contains(*key) && self.unknown.get(*key) != Some(*nearest);
-        let unknown = snapshot.unknown.iter().filter(untold).map(|(key, nearest)| (key.clone(), nearest.clone())).collect();
+        let untold = |(key, nearest): &(&ResourceKey, &Option<ServiceName>)| {
+            self.interests.contains(*key) && self.unknown.get(*key) != Some(*nearest)
+        };
+        let unknown =
+            snapshot.unknown.iter().filter(untold).map(|(key, nearest)| (key.clone(), nearest.clone())).collect();
         (truth.epoch, difference(&self.held, &snapshot), unknown)
     }
 
@@ -242,7 +270,8 @@ impl Session {
             size += resource.body.len() + 1;
             first || size <= FULL_MESSAGE
         };
-        let resources: Vec<proto::Resource> = difference.resources.into_iter().take_while(fits).map(|resource| (*resource).clone()).collect();
+        let resources: Vec<proto::Resource> =
+            difference.resources.into_iter().take_while(fits).map(|resource| (*resource).clone()).collect();
         let more = resources.len() < all;
         for resource in &resources {
             if let Ok(key) = ResourceKey::parse(&resource.r#type, &resource.name) {
@@ -269,5 +298,9 @@ impl Session {
 
 fn unknown_to_proto((key, nearest): (&ResourceKey, &Option<ServiceName>)) -> proto::Unknown {
     let name = key.to_proto();
-    proto::Unknown { r#type: name.r#type, name: name.name, nearest: nearest.as_ref().map(ToString::to_string).unwrap_or_default() }
+    proto::Unknown {
+        r#type: name.r#type,
+        name: name.name,
+        nearest: nearest.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
 }

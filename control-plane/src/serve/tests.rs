@@ -69,7 +69,9 @@ async fn house() -> House {
 
 async fn house_in(dir: tempfile::TempDir, max_pages: Option<u32>) -> House {
     let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions { max_pages }).unwrap();
-    let authority = Authority::open(dir.path(), &TrustDomain::parse("equerry.local").unwrap(), LIFETIME, SystemTime::now()).unwrap();
+    let authority =
+        Authority::open(dir.path(), &TrustDomain::parse("equerry.local").unwrap(), LIFETIME, SystemTime::now())
+            .unwrap();
     let control = ControlPlane::restore(store, Arc::new(authority)).await.unwrap();
     let (face, _) = Face::new(control.authority(), &[], SystemTime::now()).unwrap();
     let listener = listen("--grpc", "127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -85,7 +87,8 @@ impl House {
     }
 
     async fn delete(&self, kind: Kind, name: &str) -> u64 {
-        let key = DocumentKey { kind, namespace: Some("shop".parse().unwrap()), name: ResourceName::parse(name).unwrap() };
+        let key =
+            DocumentKey { kind, namespace: Some("shop".parse().unwrap()), name: ResourceName::parse(name).unwrap() };
         self.control.delete(vec![key], ApplyOptions::default()).await.unwrap().epoch
     }
 
@@ -110,7 +113,11 @@ impl House {
         let request = equerry_certs::Request::new().unwrap();
         let stranger = self.channel(pinned_client_config(token.pin()).unwrap());
         let join_token = token.credential().to_string();
-        let asked = proto::SignRequest { csr_der: request.csr_der.clone(), join_token, now_unix_ms: unix_ms(SystemTime::now()) };
+        let asked = proto::SignRequest {
+            csr_der: request.csr_der.clone(),
+            join_token,
+            now_unix_ms: unix_ms(SystemTime::now()),
+        };
         let signed = IdentityClient::new(stranger).sign(asked).await.unwrap().into_inner();
         let chain = signed.chain_der.into_iter().map(CertificateDer::from).collect();
         let identity = Identity::new(request.key, chain).unwrap();
@@ -161,7 +168,8 @@ impl Sidecar {
         let (messages, stream) = mpsc::channel(16);
         let hello = proto::Hello { instance_id: id.into(), version: "test".into(), epoch: 0, held };
         messages.send(proto::FromProxy { message: Some(Message::Hello(hello)) }).await.unwrap();
-        let updates = ConfigClient::new(self.channel.clone()).subscribe(ReceiverStream::new(stream)).await.unwrap().into_inner();
+        let updates =
+            ConfigClient::new(self.channel.clone()).subscribe(ReceiverStream::new(stream)).await.unwrap().into_inner();
         Talk { messages, updates }
     }
 }
@@ -179,7 +187,8 @@ impl Talk {
 
     async fn interest(&self, subscribe: &[ResourceKey], unsubscribe: &[ResourceKey]) {
         let names = |keys: &[ResourceKey]| keys.iter().map(ResourceKey::to_proto).collect();
-        self.say(Message::Interest(proto::Interest { subscribe: names(subscribe), unsubscribe: names(unsubscribe) })).await;
+        self.say(Message::Interest(proto::Interest { subscribe: names(subscribe), unsubscribe: names(unsubscribe) }))
+            .await;
     }
 
     async fn hear(&mut self) -> proto::ToProxy {
@@ -221,7 +230,9 @@ fn endpoints(name: &str) -> ResourceKey {
 }
 
 fn addresses(update: &proto::ToProxy) -> usize {
-    let Resource::Endpoints(view) = Resource::decode(&update.resources[0]).unwrap() else { panic!("no endpoints: {update:?}") };
+    let Resource::Endpoints(view) = Resource::decode(&update.resources[0]).unwrap() else {
+        panic!("no endpoints: {update:?}")
+    };
     view.endpoints.len()
 }
 
@@ -235,10 +246,12 @@ async fn a_stranger_without_a_certificate_may_only_sign() {
     assert!(refused.message().contains("only Sign may be called without one"), "{refused}");
     let refused = RegistryClient::new(stranger.clone()).lease(proto::LeaseRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
-    let refused = QuotaClient::new(stranger.clone()).slices(tokio_stream::once(proto::SliceReport::default())).await.unwrap_err();
+    let refused =
+        QuotaClient::new(stranger.clone()).slices(tokio_stream::once(proto::SliceReport::default())).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     let csr_der = equerry_certs::Request::new().unwrap().csr_der;
-    let asked = proto::SignRequest { csr_der, join_token: "nobody.nothing".into(), now_unix_ms: unix_ms(SystemTime::now()) };
+    let asked =
+        proto::SignRequest { csr_der, join_token: "nobody.nothing".into(), now_unix_ms: unix_ms(SystemTime::now()) };
     let refused = IdentityClient::new(stranger).sign(asked).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated, "Sign itself judges the token: {refused}");
 }
@@ -257,14 +270,31 @@ async fn a_sidecar_is_told_what_it_uses_and_every_epoch_once() {
 
     let epoch = house.apply(ROUTE).await;
     let second = talk.hear().await;
-    assert_eq!((second.to_epoch, names(&second)), (epoch, vec!["destination shop/inventory".into(), "destination shop/orders".into(), "endpoints shop/inventory".into()]), "the new backend comes unasked");
+    assert_eq!(
+        (second.to_epoch, names(&second)),
+        (
+            epoch,
+            vec![
+                "destination shop/inventory".into(),
+                "destination shop/orders".into(),
+                "endpoints shop/inventory".into()
+            ]
+        ),
+        "the new backend comes unasked"
+    );
     assert_eq!(house.state(epoch), [EpochState::Pending]);
     talk.say(Message::Ack(proto::Ack { nonce: second.nonce })).await;
     house.until("the acknowledgement", |control| control.epoch_status(epoch).unwrap().complete).await;
 
-    let epoch = house.apply("{apiVersion: v1, kind: Service, metadata: {name: other, namespace: bank}, spec: {ports: [{port: 1}]}}").await;
+    let epoch = house
+        .apply("{apiVersion: v1, kind: Service, metadata: {name: other, namespace: bank}, spec: {ports: [{port: 1}]}}")
+        .await;
     let third = talk.accept().await;
-    assert_eq!((third.to_epoch, third.resources.len()), (epoch, 0), "an epoch that does not concern it is empty, and told all the same");
+    assert_eq!(
+        (third.to_epoch, third.resources.len()),
+        (epoch, 0),
+        "an epoch that does not concern it is empty, and told all the same"
+    );
     assert_eq!(house.apply(SHOP).await, epoch, "what says what it said makes no epoch");
 }
 
@@ -280,7 +310,11 @@ async fn endpoints_come_and_go_within_an_epoch() {
     inventory.lease("inventory-1").await;
     let came = talk.accept().await;
     assert_eq!((came.to_epoch, addresses(&came)), (epoch, 1));
-    let sick = proto::LeaseRequest { healthy: false, health_detail: "503".into(), ..inventory.lease_request("inventory-1", 1) };
+    let sick = proto::LeaseRequest {
+        healthy: false,
+        health_detail: "503".into(),
+        ..inventory.lease_request("inventory-1", 1)
+    };
     RegistryClient::new(inventory.channel.clone()).lease(sick).await.unwrap();
     assert_eq!(addresses(&talk.accept().await), 0);
     inventory.lease("inventory-1").await;
@@ -298,14 +332,21 @@ async fn an_unknown_name_is_answered_with_its_nearest_and_comes_when_it_exists()
     let mut talk = orders.subscribe("orders-1", Vec::new()).await;
     talk.interest(&[destination("shop/inventry")], &[]).await;
     let answer = talk.accept().await;
-    assert_eq!((answer.unknown[0].name.as_str(), answer.unknown[0].nearest.as_str()), ("shop/inventry", "shop/inventory"));
+    assert_eq!(
+        (answer.unknown[0].name.as_str(), answer.unknown[0].nearest.as_str()),
+        ("shop/inventry", "shop/inventory")
+    );
     house.apply(&SHOP.replace("name: inventory", "name: inventry")).await;
     assert_eq!(names(&talk.accept().await), ["destination shop/inventry", "endpoints shop/inventry"]);
     house.delete(Kind::Service, "inventry").await;
     let gone = talk.accept().await;
     assert_eq!(gone.removed[0].name, "shop/inventry");
     house.apply(&SHOP.replace("name: inventory", "name: inventry")).await;
-    assert_eq!(names(&talk.accept().await), ["destination shop/inventry", "endpoints shop/inventry"], "and all of it comes again");
+    assert_eq!(
+        names(&talk.accept().await),
+        ["destination shop/inventry", "endpoints shop/inventry"],
+        "and all of it comes again"
+    );
 }
 
 #[tokio::test]
@@ -317,7 +358,11 @@ async fn who_holds_something_already_is_sent_only_the_difference() {
     let mut talk = orders.subscribe("orders-1", Vec::new()).await;
     talk.interest(&wanted, &[]).await;
     let first = talk.accept().await;
-    let held = |resource: &proto::Resource| proto::Held { r#type: resource.r#type.clone(), name: resource.name.clone(), version: resource.version.clone() };
+    let held = |resource: &proto::Resource| proto::Held {
+        r#type: resource.r#type.clone(),
+        name: resource.name.clone(),
+        version: resource.version.clone(),
+    };
     let held: Vec<proto::Held> = first.resources.iter().map(held).collect();
     drop(talk);
     let epoch = house.apply(SHOP.replace("targetPort: 8080", "targetPort: 9090").split("---").next().unwrap()).await;
@@ -349,9 +394,12 @@ async fn a_refusal_names_the_proxy_and_its_complaint() {
     talk.accept().await;
     let epoch = house.apply(SHOP).await;
     let update = talk.hear().await;
-    let complaint = proto::Complaint { r#type: "destination".into(), name: "shop/orders".into(), message: "too new for me".into() };
+    let complaint =
+        proto::Complaint { r#type: "destination".into(), name: "shop/orders".into(), message: "too new for me".into() };
     talk.say(Message::Nack(proto::Nack { nonce: update.nonce, complaints: vec![complaint] })).await;
-    house.until("the refusal", |control| control.epoch_status(epoch).unwrap().proxies[0].state == EpochState::Nacked).await;
+    house
+        .until("the refusal", |control| control.epoch_status(epoch).unwrap().proxies[0].state == EpochState::Nacked)
+        .await;
     let status = house.control.epoch_status(epoch).unwrap();
     assert_eq!(status.proxies[0].complaints, ["destination shop/orders: too new for me"]);
     assert!(!status.complete);
@@ -398,7 +446,9 @@ async fn a_service_that_does_not_list_the_account_is_named() {
 async fn a_lease_that_cannot_be_is_refused_saying_why() {
     let house = house().await;
     let orders = house.join("shop/orders").await;
-    let refuse = async |request: proto::LeaseRequest| RegistryClient::new(orders.channel.clone()).lease(request).await.unwrap_err().message().to_owned();
+    let refuse = async |request: proto::LeaseRequest| {
+        RegistryClient::new(orders.channel.clone()).lease(request).await.unwrap_err().message().to_owned()
+    };
     let good = || orders.lease_request("orders-1", 5);
     let an_hour_off = unix_ms(SystemTime::now() - Duration::from_secs(3600));
     for (request, words) in [
@@ -415,10 +465,14 @@ async fn a_lease_that_cannot_be_is_refused_saying_why() {
     let message = refuse(orders.lease_request("orders-1", 4)).await;
     assert!(message.contains("generation 5, found 4"), "{message}");
     let thief = house.join("shop/thief").await;
-    let refused = RegistryClient::new(thief.channel.clone()).lease(thief.lease_request("orders-1", 9)).await.unwrap_err();
+    let refused =
+        RegistryClient::new(thief.channel.clone()).lease(thief.lease_request("orders-1", 9)).await.unwrap_err();
     assert!(refused.message().contains("held by account shop/orders"), "{refused}");
     let release = proto::ReleaseRequest { instance_id: "orders-1".into(), generation: 5 };
-    assert_eq!(RegistryClient::new(thief.channel.clone()).release(release).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        RegistryClient::new(thief.channel.clone()).release(release).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
 }
 
 #[tokio::test]
@@ -441,7 +495,12 @@ async fn what_was_registered_and_applied_is_there_after_a_crash() {
 async fn a_full_store_refuses_an_apply_whole() {
     let house = house_in(tempfile::tempdir().unwrap(), Some(60)).await;
     let epoch = house.apply(SHOP).await;
-    let one = |i: usize| format!("{{apiVersion: v1, kind: Service, metadata: {{name: s{i}, namespace: bulk, labels: {{x: {}}}}}, spec: {{ports: [{{port: 1}}]}}}}", "y".repeat(63));
+    let one = |i: usize| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: s{i}, namespace: bulk, labels: {{x: {}}}}}, spec: {{ports: [{{port: 1}}]}}}}",
+            "y".repeat(63)
+        )
+    };
     let many: Vec<String> = (0..2_000).map(one).collect();
     let documents = read("many.yaml", &many.join("\n---\n")).unwrap();
     let refused = house.control.apply(documents, ApplyOptions::default()).await.unwrap_err();
@@ -460,13 +519,25 @@ async fn slices_are_granted_over_the_stream_and_never_more_than_the_quota() {
     let mut followed = None;
     house.control.settle_quotas(&mut followed).await;
     let (reports, stream) = mpsc::channel(16);
-    let mut report = proto::SliceReport { instance_id: "inventory-1".into(), quota: "acme/0".into(), ..Default::default() };
+    let mut report =
+        proto::SliceReport { instance_id: "inventory-1".into(), quota: "acme/0".into(), ..Default::default() };
     reports.send(report.clone()).await.unwrap();
-    let mut grants = QuotaClient::new(inventory.channel.clone()).slices(ReceiverStream::new(stream)).await.unwrap().into_inner();
+    let mut grants =
+        QuotaClient::new(inventory.channel.clone()).slices(ReceiverStream::new(stream)).await.unwrap().into_inner();
     let mut told = grants.message().await.unwrap().unwrap();
-    assert_eq!((told.granted, told.window), (50, told.server_unix_ms / 3_600_000), "the first slice is half, for one sidecar");
+    assert_eq!(
+        (told.granted, told.window),
+        (50, told.server_unix_ms / 3_600_000),
+        "the first slice is half, for one sidecar"
+    );
     while !told.exhausted {
-        report = proto::SliceReport { window: told.window, granted: told.granted, spent: told.granted, wants_more: true, ..report };
+        report = proto::SliceReport {
+            window: told.window,
+            granted: told.granted,
+            spent: told.granted,
+            wants_more: true,
+            ..report
+        };
         reports.send(report.clone()).await.unwrap();
         told = tokio::time::timeout(PATIENCE, grants.message()).await.unwrap().unwrap().unwrap();
         assert!(told.granted <= 100);
@@ -481,7 +552,10 @@ async fn a_port_that_is_taken_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
     let error = listen("--grpc", address).await.unwrap_err().to_string();
-    assert!(error.contains(&address.to_string()) && error.contains("--grpc") && error.contains("another program"), "{error}");
+    assert!(
+        error.contains(&address.to_string()) && error.contains("--grpc") && error.contains("another program"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -66,7 +66,8 @@ pub async fn write_epoch(store: &Store, rows: EpochRows, at: SystemTime) -> Resu
             for row in &rows.written {
                 write.execute((&row.kind, &row.namespace, &row.name, &row.body, &row.version, row.epoch))?;
             }
-            let mut delete = db.prepare_cached("DELETE FROM documents WHERE kind = ?1 AND namespace = ?2 AND name = ?3")?;
+            let mut delete =
+                db.prepare_cached("DELETE FROM documents WHERE kind = ?1 AND namespace = ?2 AND name = ?3")?;
             for (kind, namespace, name) in &rows.deleted {
                 delete.execute((kind, namespace, name))?;
             }

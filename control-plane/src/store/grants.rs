@@ -78,7 +78,13 @@ pub async fn read_all(store: &Store) -> Result<Vec<GrantRow>, StoreError> {
         .transact(|db| {
             let mut read = db.prepare("SELECT quota, window, namespace, instance, granted FROM grants")?;
             let rows = read.query_map((), |row| {
-                Ok(GrantRow { quota: row.get(0)?, window: row.get(1)?, namespace: row.get(2)?, instance: row.get(3)?, granted: row.get(4)? })
+                Ok(GrantRow {
+                    quota: row.get(0)?,
+                    window: row.get(1)?,
+                    namespace: row.get(2)?,
+                    instance: row.get(3)?,
+                    granted: row.get(4)?,
+                })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
@@ -94,7 +100,13 @@ mod tests {
     async fn a_grant_never_shrinks_and_goes_with_its_window_or_quota() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions::default()).unwrap();
-        let row = |quota: &str, window, granted| GrantRow { quota: quota.into(), window, namespace: "shop".into(), instance: "a".into(), granted };
+        let row = |quota: &str, window, granted| GrantRow {
+            quota: quota.into(),
+            window,
+            namespace: "shop".into(),
+            instance: "a".into(),
+            granted,
+        };
         write(&store, vec![row("acme/0", 7, 5), row("acme/0", 8, 5), row("gone/0", 8, 5)]).await.unwrap();
         write(&store, vec![row("acme/0", 8, 9)]).await.unwrap();
         write(&store, vec![row("acme/0", 8, 3)]).await.unwrap();

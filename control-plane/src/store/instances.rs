@@ -67,7 +67,8 @@ pub async fn read_all(store: &Store) -> Result<Vec<InstanceRow>, StoreError> {
     store
         .transact(|db| {
             let mut read = db.prepare("SELECT namespace, id, body FROM instances")?;
-            let rows = read.query_map((), |row| Ok(InstanceRow { namespace: row.get(0)?, id: row.get(1)?, body: row.get(2)? }))?;
+            let rows = read
+                .query_map((), |row| Ok(InstanceRow { namespace: row.get(0)?, id: row.get(1)?, body: row.get(2)? }))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await

@@ -41,7 +41,9 @@ pub enum StoreError {
         detail: String,
     },
     /// A newer version wrote this file.
-    #[error("the store {path} was written by a newer version (schema {found}, this program knows {known}): start that version, or restore a backup")]
+    #[error(
+        "the store {path} was written by a newer version (schema {found}, this program knows {known}): start that version, or restore a backup"
+    )]
     TooNew {
         /// The file.
         path: String,
@@ -259,7 +261,9 @@ pub(crate) fn unix_ms(at: SystemTime) -> u64 {
 pub fn parse_location(text: &str) -> Result<PathBuf, String> {
     match text.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => Ok(PathBuf::from(path)),
-        Some(("postgres" | "postgresql", _)) => Err(format!("found {text:?}: PostgreSQL is not supported by this version, expected sqlite:PATH")),
+        Some(("postgres" | "postgresql", _)) => {
+            Err(format!("found {text:?}: PostgreSQL is not supported by this version, expected sqlite:PATH"))
+        }
         None if !text.is_empty() => Ok(PathBuf::from(text)),
         _ => Err(format!("found {text:?}, expected sqlite:PATH")),
     }
@@ -286,7 +290,12 @@ mod tests {
     }
 
     async fn count(store: &Store) -> u64 {
-        store.transact::<_, StoreError, _>(|db| Ok(db.query_row("SELECT count(*) FROM meta WHERE key LIKE 'k%'", (), |r| r.get(0))?)).await.unwrap()
+        store
+            .transact::<_, StoreError, _>(|db| {
+                Ok(db.query_row("SELECT count(*) FROM meta WHERE key LIKE 'k%'", (), |r| r.get(0))?)
+            })
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -301,7 +310,9 @@ mod tests {
     #[tokio::test]
     async fn a_transaction_that_fails_takes_no_other_with_it() {
         let (_dir, store) = store(&StoreOptions::default());
-        let puts: Vec<_> = (0..100).map(|i| put(&store, if i % 10 == 0 { "k0" } else { ["k1", "k2", "k3"][i % 3] }, "v".into())).collect();
+        let puts: Vec<_> = (0..100)
+            .map(|i| put(&store, if i % 10 == 0 { "k0" } else { ["k1", "k2", "k3"][i % 3] }, "v".into()))
+            .collect();
         let results = futures_util::future::join_all(puts).await;
         assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 4);
         assert_eq!(count(&store).await, 4);
@@ -320,10 +331,12 @@ mod tests {
     #[tokio::test]
     async fn a_full_transaction_in_a_group_does_not_spoil_the_group() {
         let (_dir, store) = store(&StoreOptions { max_pages: Some(64) });
-        let puts: Vec<_> = (0..20).map(|i| {
-            let (store, value) = (store.clone(), if i % 5 == 0 { "x".repeat(1 << 20) } else { "small".into() });
-            async move { put(&store, &format!("k{i}"), value).await }
-        }).collect();
+        let puts: Vec<_> = (0..20)
+            .map(|i| {
+                let (store, value) = (store.clone(), if i % 5 == 0 { "x".repeat(1 << 20) } else { "small".into() });
+                async move { put(&store, &format!("k{i}"), value).await }
+            })
+            .collect();
         let results = futures_util::future::join_all(puts).await;
         assert_eq!(results.iter().filter(|r| **r == Err(StoreError::Full)).count(), 4);
         assert_eq!(count(&store).await, 16);
@@ -342,7 +355,8 @@ mod tests {
     fn a_file_that_is_no_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("equerry.db");
-        std::fs::write(&path, "this is not a database, but long enough to be taken for one at first sight".repeat(20)).unwrap();
+        std::fs::write(&path, "this is not a database, but long enough to be taken for one at first sight".repeat(20))
+            .unwrap();
         let error = Store::open(&path, &StoreOptions::default()).unwrap_err();
         assert!(matches!(error, StoreError::Unusable { .. }), "{error}");
     }

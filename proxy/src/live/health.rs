@@ -85,7 +85,10 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
 async fn get(address: SocketAddr, path: &str) -> Result<(), String> {
     let mut stream = connect(address).await?;
     let asked = async {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost:{}\r\nuser-agent: equerry-health\r\nconnection: close\r\n\r\n", address.port());
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: localhost:{}\r\nuser-agent: equerry-health\r\nconnection: close\r\n\r\n",
+            address.port()
+        );
         stream.write_all(request.as_bytes()).await?;
         let mut head = Vec::with_capacity(64);
         while !head.contains(&b'\n') && head.len() < 256 {

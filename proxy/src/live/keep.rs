@@ -27,7 +27,12 @@ pub(crate) struct Keep {
 
 impl Keep {
     /// The state of an endpoint of a backend.
-    pub(crate) fn endpoint(&mut self, backend: &ServiceName, instance: &InstanceId, now: Instant) -> Arc<EndpointState> {
+    pub(crate) fn endpoint(
+        &mut self,
+        backend: &ServiceName,
+        instance: &InstanceId,
+        now: Instant,
+    ) -> Arc<EndpointState> {
         let key = (backend.clone(), instance.clone());
         self.endpoints.named(key, now)
     }

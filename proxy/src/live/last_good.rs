@@ -167,10 +167,18 @@ impl LastGood {
             Err(error) => return Err(Unreadable::Io { path: path.to_owned(), error }),
         };
         let Some(key) = &self.key else {
-            return Err(Unreadable::KeyLost { key: self.key_path.clone(), path: path.to_owned(), aside: keep_aside(path) });
+            return Err(Unreadable::KeyLost {
+                key: self.key_path.clone(),
+                path: path.to_owned(),
+                aside: keep_aside(path),
+            });
         };
-        let Some(rest) = sealed.strip_prefix(MAGIC) else { return Err(damaged(path, "it does not begin like one of ours")) };
-        let Some((nonce, sealed)) = rest.split_first_chunk::<NONCE_LEN>() else { return Err(damaged(path, "it is cut short")) };
+        let Some(rest) = sealed.strip_prefix(MAGIC) else {
+            return Err(damaged(path, "it does not begin like one of ours"));
+        };
+        let Some((nonce, sealed)) = rest.split_first_chunk::<NONCE_LEN>() else {
+            return Err(damaged(path, "it is cut short"));
+        };
         let mut content = Zeroizing::new(sealed.to_vec());
         let opened = key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(name.as_bytes()), &mut content);
         let Ok(length) = opened.map(|plain| plain.len()) else { return Err(damaged(path, "its seal is broken")) };
@@ -245,7 +253,12 @@ mod tests {
         SavedConfig {
             epoch: 42,
             own: SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/orders").unwrap(),
-            resources: vec![SavedResource { kind: "workload".into(), name: "self".into(), version: "v".into(), body: "{}".into() }],
+            resources: vec![SavedResource {
+                kind: "workload".into(),
+                name: "self".into(),
+                version: "v".into(),
+                body: "{}".into(),
+            }],
             shares: vec![("acme/0".into(), 25)],
         }
     }
@@ -254,8 +267,12 @@ mod tests {
         let now = std::time::SystemTime::now();
         let authority = Authority::create(config().own.trust_domain, now).unwrap();
         let request = Request::new().unwrap();
-        let issued = authority.sign(&request.csr_der, &config().own, std::time::Duration::from_secs(3600), now).unwrap();
-        SavedIdentity { identity: Identity::new(request.key, issued.chain).unwrap(), bundle: authority.roots().unwrap() }
+        let issued =
+            authority.sign(&request.csr_der, &config().own, std::time::Duration::from_secs(3600), now).unwrap();
+        SavedIdentity {
+            identity: Identity::new(request.key, issued.chain).unwrap(),
+            bundle: authority.roots().unwrap(),
+        }
     }
 
     fn saved() -> (tempfile::TempDir, StateDir) {
@@ -290,7 +307,9 @@ mod tests {
         let bytes = std::fs::read(state.file(IDENTITY)).unwrap();
         let key = identity.identity.key();
         let needles = [key.to_vec(), base64::engine::general_purpose::STANDARD.encode(key).into_bytes()];
-        assert!(needles.iter().all(|needle| !bytes.windows(20).any(|window| window == &needle[needle.len() / 2..][..20])));
+        assert!(
+            needles.iter().all(|needle| !bytes.windows(20).any(|window| window == &needle[needle.len() / 2..][..20]))
+        );
     }
 
     #[test]
@@ -337,7 +356,8 @@ mod tests {
             let (_dir, state) = saved();
             std::fs::remove_file(state.file(KEY)).unwrap();
             if let Some(bytes) = breakage {
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(state.file(KEY)).unwrap();
+                let mut file =
+                    OpenOptions::new().write(true).create_new(true).mode(0o600).open(state.file(KEY)).unwrap();
                 file.write_all(bytes).unwrap();
             }
             let mut last_good = LastGood::open(&state).unwrap();

@@ -44,7 +44,13 @@ impl Lease {
     }
 
     /// Beats until `drain` begins, then gives the lease back.
-    pub(crate) async fn hold(self, link: Link, mut health: watch::Receiver<Health>, status: Status, drain: crate::drain::Drain) {
+    pub(crate) async fn hold(
+        self,
+        link: Link,
+        mut health: watch::Receiver<Health>,
+        status: Status,
+        drain: crate::drain::Drain,
+    ) {
         tokio::select! {
             () = self.beat_for_ever(&link, &mut health, &status) => {}
             () = drain.wait_begun() => self.release(&link).await,
@@ -65,7 +71,8 @@ impl Lease {
                     backoff.reset();
                     told = None;
                     status.lease(None);
-                    Duration::from_millis(u64::from(answer.beat_ms)).clamp(Duration::from_millis(100), Duration::from_secs(60))
+                    Duration::from_millis(u64::from(answer.beat_ms))
+                        .clamp(Duration::from_millis(100), Duration::from_secs(60))
                 }
                 Err(error) if is_refusal(error.code()) => {
                     if told.as_deref() != Some(error.message()) {

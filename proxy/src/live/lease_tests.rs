@@ -26,15 +26,25 @@ struct Scripted {
 
 #[tonic::async_trait]
 impl Registry for Scripted {
-    async fn lease(&self, request: Request<proto::LeaseRequest>) -> Result<Response<proto::LeaseResponse>, tonic::Status> {
+    async fn lease(
+        &self,
+        request: Request<proto::LeaseRequest>,
+    ) -> Result<Response<proto::LeaseResponse>, tonic::Status> {
         self.heard.send(Heard::Beat(request.into_inner())).unwrap();
         match *self.refusal.lock().unwrap() {
             Some(why) => Err(tonic::Status::permission_denied(why)),
-            None => Ok(Response::new(proto::LeaseResponse { lease_ms: 60_000, beat_ms: 60_000, services: vec!["shop/orders".into()] })),
+            None => Ok(Response::new(proto::LeaseResponse {
+                lease_ms: 60_000,
+                beat_ms: 60_000,
+                services: vec!["shop/orders".into()],
+            })),
         }
     }
 
-    async fn release(&self, request: Request<proto::ReleaseRequest>) -> Result<Response<proto::ReleaseResponse>, tonic::Status> {
+    async fn release(
+        &self,
+        request: Request<proto::ReleaseRequest>,
+    ) -> Result<Response<proto::ReleaseResponse>, tonic::Status> {
         self.heard.send(Heard::Released(request.into_inner())).unwrap();
         Ok(Response::new(proto::ReleaseResponse {}))
     }
@@ -56,14 +66,23 @@ async fn begin(refusal: Option<&'static str>) -> World {
     let (hears, heard) = unbounded_channel();
     let refusal = Arc::new(Mutex::new(refusal));
     let service = RegistryServer::new(Scripted { heard: hears, refusal: Arc::clone(&refusal) });
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
+    );
 
     let own = SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/orders").unwrap();
     let workload = super::super::subscribe::tests::compiled_workload();
     let (live, _wants) = LiveHandle::new(Live { workload: Some(workload), ..Live::nothing(own) });
     let (status, drain) = (Status::default(), Drain::new());
     status.started(live, IdentityHandle::default(), drain.clone());
-    let lease = Lease { request: proto::LeaseRequest { instance_id: "orders-1".into(), generation: 7, ports: vec![8080], ..Default::default() } };
+    let lease = Lease {
+        request: proto::LeaseRequest {
+            instance_id: "orders-1".into(),
+            generation: 7,
+            ports: vec![8080],
+            ..Default::default()
+        },
+    };
     let verdict = super::super::health::unknown();
     let held = tokio::spawn(lease.hold(Link::plain(address), verdict.subscribe(), status.clone(), drain.clone()));
     World { heard, refusal, verdict, status, drain, held }
@@ -108,7 +127,8 @@ async fn a_refusal_is_shown_in_the_words_of_the_control_plane_until_it_is_over()
         let status = status.clone();
         async move {
             let told = async {
-                while status.missing().iter().any(|line| line.contains("does not list account shop/stranger")) != wanted {
+                while status.missing().iter().any(|line| line.contains("does not list account shop/stranger")) != wanted
+                {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };

@@ -96,17 +96,24 @@ where
     }))
 }
 
-async fn secure(address: &str, identity: &IdentityHandle) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+async fn secure(
+    address: &str,
+    identity: &IdentityHandle,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let Some(current) = identity.latest() else {
         return Err(std::io::Error::other("there is no identity yet"));
     };
     let expected = control_plane_id(current.id.trust_domain.clone());
-    let config = client_config(Some(&current.identity), &current.bundle, vec![expected], &[ALPN_GRPC]).map_err(std::io::Error::other)?;
+    let config = client_config(Some(&current.identity), &current.bundle, vec![expected], &[ALPN_GRPC])
+        .map_err(std::io::Error::other)?;
     tls(address, Arc::new(config)).await
 }
 
 /// Connects to `address` and speaks TLS, within [`CONNECT`]. The name sent is the host's, for routers on the way; it decides nothing.
-pub(crate) async fn tls(address: &str, config: Arc<rustls::ClientConfig>) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+pub(crate) async fn tls(
+    address: &str,
+    config: Arc<rustls::ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
     let connecting = async {

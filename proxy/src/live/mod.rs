@@ -19,8 +19,8 @@ mod subscribe;
 mod swap;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -33,8 +33,8 @@ use equerry_traffic::balance::EndpointState;
 use equerry_traffic::retry::RetryBudget;
 use tokio::sync::{mpsc, watch};
 
-pub use limits::{Held, LimitState};
 pub(crate) use lease::Lease;
+pub use limits::{Held, LimitState};
 pub use link::Link;
 pub use quotas::Quotas;
 pub(crate) use renew::Keeper;

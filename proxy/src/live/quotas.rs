@@ -49,7 +49,11 @@ impl Quotas {
     ///
     /// # Errors
     /// The first quota that has nothing left; then none of them is counted.
-    pub fn admit<'a>(&self, quotas: impl IntoIterator<Item = &'a Quota>, now: SystemTime) -> Result<Option<Admitted>, OverQuota> {
+    pub fn admit<'a>(
+        &self,
+        quotas: impl IntoIterator<Item = &'a Quota>,
+        now: SystemTime,
+    ) -> Result<Option<Admitted>, OverQuota> {
         let now = self.clock.at(super::unix_ms(now));
         let slices = self.slices.load();
         let mut counted = quotas.into_iter().filter_map(|quota| slices.get(&quota.id));
@@ -57,7 +61,9 @@ impl Quotas {
         let mut all = vec![first];
         all.extend(counted);
         // Several quotas count together or not at all: one that is spent is asked first, and refuses before any counts.
-        if all.len() > 1 && let Some(spent) = all.iter().position(|slice| slice.look(now).remaining == 0) {
+        if all.len() > 1
+            && let Some(spent) = all.iter().position(|slice| slice.look(now).remaining == 0)
+        {
             all.swap(0, spent);
         }
         let mut tightest: Option<Admitted> = None;
@@ -80,10 +86,13 @@ impl Quotas {
         for tenant in workload.tenants.all() {
             for quota in tenant.all_quotas() {
                 let slice = match before.get(&quota.id) {
-                    Some(same) if same.quota() == quota && same.on_loss() == tenant.on_control_plane_loss => Arc::clone(same),
+                    Some(same) if same.quota() == quota && same.on_loss() == tenant.on_control_plane_loss => {
+                        Arc::clone(same)
+                    }
                     Some(other) => Arc::new(other.changed(quota.clone(), tenant.on_control_plane_loss)),
                     None => {
-                        let slice = Slice::new(tenant.name.clone(), quota.clone(), tenant.on_control_plane_loss, connected);
+                        let slice =
+                            Slice::new(tenant.name.clone(), quota.clone(), tenant.on_control_plane_loss, connected);
                         if let Some(share) = restored.remove(&quota.id) {
                             slice.restore_last_share(share);
                         }
@@ -140,7 +149,12 @@ impl Quotas {
         let local = super::unix_ms(now);
         self.clock.observe(grant.server_unix_ms, local);
         if let Some(slice) = self.slices.load().get(&grant.quota) {
-            let told = Grant { window: grant.window, granted: grant.granted, give_back: grant.give_back, exhausted: grant.exhausted };
+            let told = Grant {
+                window: grant.window,
+                granted: grant.granted,
+                give_back: grant.give_back,
+                exhausted: grant.exhausted,
+            };
             slice.on_grant(&told, self.clock.at(local));
         }
     }

@@ -91,10 +91,19 @@ impl Keeper {
                 Err(error) => format!("the identity from before cannot be used ({error}); "),
             },
             Ok(None) => String::new(),
-            Err(error @ (Unreadable::Damaged { .. } | Unreadable::KeyLost { .. } | Unreadable::Io { .. })) => format!("{error}; "),
+            Err(error @ (Unreadable::Damaged { .. } | Unreadable::KeyLost { .. } | Unreadable::Io { .. })) => {
+                format!("{error}; ")
+            }
         };
         let Some(source) = &self.token else {
-            let id = self.last_good.lock().unwrap_or_else(PoisonError::into_inner).config().ok().flatten().map(|config| config.own);
+            let id = self
+                .last_good
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .config()
+                .ok()
+                .flatten()
+                .map(|config| config.own);
             return Err(NoIdentity::NeedsToken { why, id });
         };
         if !why.is_empty() {
@@ -109,7 +118,10 @@ impl Keeper {
                     if backoff.is_fresh() {
                         tracing::warn!(control_plane = %self.control_plane, %error, "the control plane cannot be reached; trying again until it can");
                     }
-                    self.status.identity(Some(format!("no identity yet: the control plane at {} cannot be reached ({error})", self.control_plane)));
+                    self.status.identity(Some(format!(
+                        "no identity yet: the control plane at {} cannot be reached ({error})",
+                        self.control_plane
+                    )));
                     tokio::time::sleep(backoff.next()).await;
                 }
             }
@@ -125,7 +137,8 @@ impl Keeper {
             let mut backoff = Backoff::default();
             while self.identity.latest().is_some_and(|latest| latest.generation == current.generation) {
                 let expired = SystemTime::now() >= current.not_after;
-                let tried = if expired { self.anew(&current, &mut refused_token).await } else { self.renew(&link).await };
+                let tried =
+                    if expired { self.anew(&current, &mut refused_token).await } else { self.renew(&link).await };
                 match tried {
                     Ok(()) => {
                         self.status.identity(None);
@@ -193,7 +206,8 @@ impl Keeper {
             },
         };
         let (_, session) = stream.get_ref();
-        let pinned = tls::learned(session.peer_certificates().unwrap_or_default(), token.pin()).map_err(|fault| never(&fault))?;
+        let pinned = tls::learned(session.peer_certificates().unwrap_or_default(), token.pin())
+            .map_err(|fault| never(&fault))?;
         // The channel gets this one stream, whose peer is known, and no way to make another.
         let once = Arc::new(Mutex::new(Some(stream)));
         let channel = link::channel(move || {
@@ -205,7 +219,9 @@ impl Keeper {
                 self.accept(identity, bundle).await.map_err(|error| never(&error))
             }
             Ok(_) => Err(never(&"its answer does not hold the root that the token names")),
-            Err(status) if is_refusal(status.code()) => Err(Failure::Never(NoIdentity::Refused(status.message().to_owned()))),
+            Err(status) if is_refusal(status.code()) => {
+                Err(Failure::Never(NoIdentity::Refused(status.message().to_owned())))
+            }
             Err(status) => Err(Failure::Later(status.message().to_owned())),
         }
     }
@@ -213,11 +229,17 @@ impl Keeper {
     /// Makes a key, and has it certified.
     async fn sign(&self, channel: Channel, join_token: String) -> Result<(Identity, TrustBundle), tonic::Status> {
         let request = Request::new().map_err(|error| tonic::Status::internal(error.to_string()))?;
-        let asked = proto::SignRequest { csr_der: request.csr_der.clone(), join_token, now_unix_ms: super::unix_ms(SystemTime::now()) };
+        let asked = proto::SignRequest {
+            csr_der: request.csr_der.clone(),
+            join_token,
+            now_unix_ms: super::unix_ms(SystemTime::now()),
+        };
         let mut asking = tonic::Request::new(asked);
         asking.set_timeout(PATIENCE);
         let answer = IdentityClient::new(channel).sign(asking).await?.into_inner();
-        let unusable = |error: &dyn std::fmt::Display| tonic::Status::internal(format!("the control plane's answer cannot be used: {error}"));
+        let unusable = |error: &dyn std::fmt::Display| {
+            tonic::Status::internal(format!("the control plane's answer cannot be used: {error}"))
+        };
         let chain = answer.chain_der.into_iter().map(CertificateDer::from).collect();
         let identity = Identity::new(request.key, chain).map_err(|error| unusable(&error))?;
         let roots = answer.roots_der.into_iter().map(CertificateDer::from).collect();

@@ -80,7 +80,8 @@ impl World {
         let token = JoinToken::create(bundle.pin().unwrap()).unwrap();
         let request = Request::new().unwrap();
         let id = control_plane_id(bundle.trust_domain().clone());
-        let issued = authority.issue_server(&request.csr_der, &id, &[], Duration::from_secs(3600), SystemTime::now()).unwrap();
+        let issued =
+            authority.issue_server(&request.csr_der, &id, &[], Duration::from_secs(3600), SystemTime::now()).unwrap();
         let identity = Identity::new(request.key, issued.chain).unwrap();
         let config = tls::server_config(&identity, &bundle, ClientAuth::Optional, &[tls::ALPN_GRPC]).unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
@@ -175,7 +176,10 @@ async fn a_damaged_identity_needs_a_new_token_and_the_command_knows_whose() {
     std::fs::write(world.dir.path().join("identity.sealed"), b"eqlg1\nnonsense").unwrap();
     drop(first);
     let error = world.keeper(None).first().await.unwrap_err().to_string();
-    assert!(error.contains("kept aside") && error.contains("equerry token create join --namespace shop --account orders"), "{error}");
+    assert!(
+        error.contains("kept aside") && error.contains("equerry token create join --namespace shop --account orders"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -200,7 +204,10 @@ async fn an_expired_certificate_is_no_identity_and_says_what_helps() {
     let request = Request::new().unwrap();
     let yesterday = SystemTime::now() - Duration::from_secs(86_400);
     let issued = authority.sign(&request.csr_der, &workload(), Duration::from_secs(60), yesterday).unwrap();
-    let expired = SavedIdentity { identity: Identity::new(request.key, issued.chain).unwrap(), bundle: authority.roots().unwrap() };
+    let expired = SavedIdentity {
+        identity: Identity::new(request.key, issued.chain).unwrap(),
+        bundle: authority.roots().unwrap(),
+    };
     let keeper = world.keeper(None);
     keeper.last_good.lock().unwrap().save_identity(&expired).unwrap();
     keeper.first().await.unwrap();

@@ -33,7 +33,10 @@ pub(crate) async fn run(quotas: Arc<Quotas>, link: Link) {
         quotas.set_connected(false, SystemTime::now());
         if let Err(why) = ended {
             if backoff.is_fresh() {
-                tracing::warn!(error = why.message(), "the quota stream ended; what tenants set for that case holds until it stands again");
+                tracing::warn!(
+                    error = why.message(),
+                    "the quota stream ended; what tenants set for that case holds until it stands again"
+                );
             }
             tokio::time::sleep(backoff.next()).await;
         }
@@ -86,7 +89,9 @@ impl Told {
 
     /// Reports what somebody waits for: what was given back, and where even the latest grant is not enough.
     fn urgent(&mut self, quotas: &Quotas) {
-        self.report_if(quotas, |last, now| last != now && (now.wants_more || (last.window == now.window && last.returned != now.returned)));
+        self.report_if(quotas, |last, now| {
+            last != now && (now.wants_more || (last.window == now.window && last.returned != now.returned))
+        });
     }
 
     fn everything(&mut self, quotas: &Quotas) {

@@ -22,7 +22,10 @@ struct Scripted(UnboundedSender<Talk>);
 #[tonic::async_trait]
 impl QuotaService for Scripted {
     type SlicesStream = UnboundedReceiverStream<Result<proto::SliceGrant, Status>>;
-    async fn slices(&self, request: Request<Streaming<proto::SliceReport>>) -> Result<Response<Self::SlicesStream>, Status> {
+    async fn slices(
+        &self,
+        request: Request<Streaming<proto::SliceReport>>,
+    ) -> Result<Response<Self::SlicesStream>, Status> {
         let (say, said) = unbounded_channel();
         let _ = self.0.send(Talk { heard: request.into_inner(), say });
         Ok(Response::new(UnboundedReceiverStream::new(said)))
@@ -45,7 +48,8 @@ impl Talk {
 
     fn grant(&self, window: u64, granted: u64, give_back: u64) {
         let server_unix_ms = super::super::unix_ms(SystemTime::now());
-        let grant = proto::SliceGrant { quota: "acme/0".into(), window, granted, give_back, server_unix_ms, exhausted: false };
+        let grant =
+            proto::SliceGrant { quota: "acme/0".into(), window, granted, give_back, server_unix_ms, exhausted: false };
         self.say.send(Ok(grant)).unwrap();
     }
 }
@@ -85,7 +89,11 @@ async fn begin() -> (Arc<Quotas>, UnboundedReceiver<Talk>) {
     let (talking, talks) = unbounded_channel();
     tokio::spawn(async move {
         let service = QuotaServer::new(Scripted(talking));
-        tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener))
+            .await
+            .unwrap();
     });
     let quotas = Arc::new(Quotas::new(InstanceId::parse("orders-1").unwrap()));
     tokio::spawn(run(Arc::clone(&quotas), Link::plain(address)));

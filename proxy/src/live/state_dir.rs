@@ -54,13 +54,20 @@ impl StateDir {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 let _ = lock.take(64).read_to_string(&mut holder);
-                let holder = if holder.trim().is_empty() { "another process".to_owned() } else { format!("process {}", holder.trim()) };
+                let holder = if holder.trim().is_empty() {
+                    "another process".to_owned()
+                } else {
+                    format!("process {}", holder.trim())
+                };
                 return Err(StateDirError::InUse { path: path.to_owned(), holder });
             }
             Err(TryLockError::Error(error)) => return Err(unwritable(error)),
         }
         let pid = format!("{}\n", std::process::id());
-        lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(pid.as_bytes())).map_err(unwritable)?;
+        lock.set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| lock.write_all(pid.as_bytes()))
+            .map_err(unwritable)?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 

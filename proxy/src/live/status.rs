@@ -93,7 +93,9 @@ impl Status {
         match &parts.started {
             None => Err("the sidecar is starting".to_owned()),
             Some(started) if started.drain.begun() => Err("the sidecar is draining".to_owned()),
-            Some(started) if started.live.load().workload.is_none() => Err("the sidecar has no configuration yet".to_owned()),
+            Some(started) if started.live.load().workload.is_none() => {
+                Err("the sidecar has no configuration yet".to_owned())
+            }
             Some(_) => Ok(()),
         }
     }

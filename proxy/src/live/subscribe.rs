@@ -130,7 +130,10 @@ impl Subscriber {
             self.observe.control_plane_connected(false);
             let Err(why) = ended else { continue };
             if backoff.is_fresh() {
-                tracing::warn!(error = why.message(), "the configuration stream ended; everything stays in force, and it is made again");
+                tracing::warn!(
+                    error = why.message(),
+                    "the configuration stream ended; everything stays in force, and it is made again"
+                );
             }
             self.status.stream(Some(format!("the control plane does not answer: {}", why.message())));
             self.swap.forget_unknown();
@@ -163,7 +166,9 @@ impl Subscriber {
             held: self.swap.held(),
         }));
         self.interest(&mut session);
-        let mut client = ConfigClient::new(self.link.channel()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+        let mut client = ConfigClient::new(self.link.channel())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
         let mut opening = std::pin::pin!(client.subscribe(UnboundedReceiverStream::new(messages)));
         let mut updates = loop {
             tokio::select! {
@@ -208,7 +213,12 @@ impl Subscriber {
         let nonce = update.nonce;
         let complaints = self.swap.take(update);
         for complaint in &complaints {
-            tracing::error!(kind = complaint.r#type, name = complaint.name, error = complaint.message, "this part of the configuration is refused");
+            tracing::error!(
+                kind = complaint.r#type,
+                name = complaint.name,
+                error = complaint.message,
+                "this part of the configuration is refused"
+            );
         }
         if !complaints.is_empty() {
             self.observe.config_refused();
@@ -307,7 +317,9 @@ impl Subscriber {
         self.size_saved = self.swap.size();
         let saved = self.swap.saved(self.shares_saved.clone());
         let last_good = Arc::clone(&self.last_good);
-        let saving = tokio::task::spawn_blocking(move || last_good.lock().unwrap_or_else(PoisonError::into_inner).save_config(&saved));
+        let saving = tokio::task::spawn_blocking(move || {
+            last_good.lock().unwrap_or_else(PoisonError::into_inner).save_config(&saved)
+        });
         if let Ok(Err(error)) = saving.await {
             tracing::error!(%error, "the last good configuration cannot be saved: a restart while the control plane is away would use an older one");
         }

@@ -29,7 +29,10 @@ struct Scripted(UnboundedSender<Talk>);
 #[tonic::async_trait]
 impl Config for Scripted {
     type SubscribeStream = UnboundedReceiverStream<Result<proto::ToProxy, Refused>>;
-    async fn subscribe(&self, request: Request<Streaming<proto::FromProxy>>) -> Result<Response<Self::SubscribeStream>, Refused> {
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<proto::FromProxy>>,
+    ) -> Result<Response<Self::SubscribeStream>, Refused> {
         let (say, said) = unbounded_channel();
         let _ = self.0.send(Talk { heard: request.into_inner(), say });
         Ok(Response::new(UnboundedReceiverStream::new(said)))
@@ -44,7 +47,9 @@ impl Talk {
 
     async fn interest(&mut self) -> Vec<String> {
         match self.hear().await {
-            Message::Interest(interest) => interest.subscribe.iter().map(|name| format!("{} {}", name.r#type, name.name)).collect(),
+            Message::Interest(interest) => {
+                interest.subscribe.iter().map(|name| format!("{} {}", name.r#type, name.name)).collect()
+            }
             other => panic!("expected an interest, heard {other:?}"),
         }
     }
@@ -87,7 +92,12 @@ fn observer() -> Observer {
 }
 
 /// A subscriber that goes on from whatever `dir` holds.
-fn subscriber(dir: &std::path::Path, address: SocketAddr, observe: &Observer, drain: &Drain) -> (LiveHandle, Subscriber) {
+fn subscriber(
+    dir: &std::path::Path,
+    address: SocketAddr,
+    observe: &Observer,
+    drain: &Drain,
+) -> (LiveHandle, Subscriber) {
     let last_good = LastGood::open(&StateDir::open(dir).unwrap()).unwrap();
     let mut swap = Swap::new(own());
     if let Some(saved) = last_good.config().unwrap() {
@@ -118,7 +128,11 @@ impl World {
         let (talking, talks) = unbounded_channel();
         let server = tokio::spawn(async move {
             let service = ConfigServer::new(Scripted(talking));
-            tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .unwrap();
         });
         let (observe, drain) = (observer(), Drain::new());
         let (live, subscriber) = subscriber(dir.path(), address, &observe, &drain);
@@ -127,7 +141,10 @@ impl World {
     }
 
     async fn talk(&mut self) -> Talk {
-        tokio::time::timeout(Duration::from_secs(10), self.talks.recv()).await.expect("a stream is made in time").unwrap()
+        tokio::time::timeout(Duration::from_secs(10), self.talks.recv())
+            .await
+            .expect("a stream is made in time")
+            .unwrap()
     }
 }
 
@@ -172,7 +189,8 @@ fn route(to: &[&str], path: PathMatch) -> HttpRoute {
 }
 
 fn destination(name: &str, routes: Vec<HttpRoute>) -> Resource {
-    let mut backends: Vec<ServiceName> = routes.iter().flat_map(|r| &r.rules).flat_map(|r| &r.backends).map(|b| b.service.clone()).collect();
+    let mut backends: Vec<ServiceName> =
+        routes.iter().flat_map(|r| &r.rules).flat_map(|r| &r.backends).map(|b| b.service.clone()).collect();
     backends.push(service(name));
     backends.sort();
     backends.dedup();
@@ -240,7 +258,8 @@ async fn an_unknown_name_is_refused_with_the_nearest_and_never_while_the_control
     let live = world.live.clone();
     let wanting = tokio::spawn(async move { live.want(&service("shop/order")).await });
     talk.interest().await;
-    let unknown = proto::Unknown { r#type: "destination".into(), name: "shop/order".into(), nearest: "shop/orders".into() };
+    let unknown =
+        proto::Unknown { r#type: "destination".into(), name: "shop/order".into(), nearest: "shop/orders".into() };
     talk.say.send(Ok(proto::ToProxy { nonce: 1, unknown: vec![unknown], ..Default::default() })).unwrap();
     assert_eq!(wanting.await.unwrap().unwrap_err(), NotThere::Unknown { nearest: Some("shop/orders".to_owned()) });
 
@@ -271,7 +290,11 @@ async fn what_does_not_compile_keeps_its_last_good_version_and_is_named_while_th
     assert_eq!((nack.nonce, nack.complaints.len()), (2, 1));
     assert_eq!((nack.complaints[0].r#type.as_str(), nack.complaints[0].name.as_str()), ("destination", "shop/orders"));
     let live = world.live.load();
-    assert_eq!(live.destinations[&service("shop/orders")].backend.endpoints.len(), 2, "the rest of the update is in force");
+    assert_eq!(
+        live.destinations[&service("shop/orders")].backend.endpoints.len(),
+        2,
+        "the rest of the update is in force"
+    );
     assert!(live.workload.is_some() && live.epoch == 2);
     assert!(world.observe.render().contains("equerry_config_nacks_total 1"));
 }
@@ -282,8 +305,15 @@ async fn a_workload_policy_that_cannot_be_understood_denies_when_there_is_none_f
     let mut talk = world.talk().await;
     talk.greeting().await;
     let body = b"{\"not\": \"a workload\"}".to_vec();
-    let broken = proto::Resource { r#type: "workload".into(), name: "self".into(), version: equerry_wire::version_of(&body), body };
-    talk.say.send(Ok(proto::ToProxy { to_epoch: 1, nonce: 5, resources: vec![broken.clone()], ..Default::default() })).unwrap();
+    let broken = proto::Resource {
+        r#type: "workload".into(),
+        name: "self".into(),
+        version: equerry_wire::version_of(&body),
+        body,
+    };
+    talk.say
+        .send(Ok(proto::ToProxy { to_epoch: 1, nonce: 5, resources: vec![broken.clone()], ..Default::default() }))
+        .unwrap();
     assert!(matches!(talk.hear().await, Message::Nack(nack) if nack.nonce == 5));
     assert!(world.live.load().workload.is_none());
 
@@ -333,7 +363,10 @@ async fn a_broken_stream_is_made_again_and_says_what_is_held() {
     let mut again = world.talk().await;
     let hello = again.greeting().await;
     assert_eq!(hello.epoch, 4);
-    assert_eq!(hello.held, [proto::Held { r#type: "workload".into(), name: "self".into(), version: workload().encode().unwrap().version }]);
+    assert_eq!(
+        hello.held,
+        [proto::Held { r#type: "workload".into(), name: "self".into(), version: workload().encode().unwrap().version }]
+    );
     assert!(world.live.load().workload.is_some(), "everything stayed in force meanwhile");
 }
 
@@ -345,7 +378,11 @@ async fn what_outlives_a_change_is_the_same_object_afterwards() {
     talk.say(1, 1, &[destination("shop/orders", Vec::new()), endpoints("shop/orders", &[1])]);
     assert!(matches!(talk.hear().await, Message::Ack(_)));
     let before = Arc::clone(&world.live.load().destinations[&service("shop/orders")]);
-    talk.say(2, 2, &[destination("shop/orders", vec![route(&["shop/orders"], prefix())]), endpoints("shop/orders", &[1, 2])]);
+    talk.say(
+        2,
+        2,
+        &[destination("shop/orders", vec![route(&["shop/orders"], prefix())]), endpoints("shop/orders", &[1, 2])],
+    );
     assert!(matches!(talk.hear().await, Message::Ack(_)));
     let after = Arc::clone(&world.live.load().destinations[&service("shop/orders")]);
     assert!(Arc::ptr_eq(&before.budget, &after.budget));
@@ -408,7 +445,10 @@ async fn a_name_nobody_calls_any_more_is_let_go_and_one_in_use_is_kept() {
     subscriber.name(service("shop/used"));
     subscriber.name(service("shop/idle"));
     subscriber.interest(&mut session);
-    let resources = ["shop/used", "shop/idle"].map(|name| [destination(name, Vec::new()), endpoints(name, &[1])]).into_iter().flatten();
+    let resources = ["shop/used", "shop/idle"]
+        .map(|name| [destination(name, Vec::new()), endpoints(name, &[1])])
+        .into_iter()
+        .flatten();
     let resources = resources.map(|resource| resource.encode().unwrap()).collect();
     subscriber.take(proto::ToProxy { to_epoch: 1, nonce: 1, resources, ..Default::default() }, &mut session);
     while heard.try_recv().is_ok() {}

@@ -79,7 +79,8 @@ impl Swap {
             version: resource.version,
             body: resource.body.into_bytes(),
         });
-        let complaints = self.take(proto::ToProxy { to_epoch: saved.epoch, resources: resources.collect(), ..Default::default() });
+        let complaints =
+            self.take(proto::ToProxy { to_epoch: saved.epoch, resources: resources.collect(), ..Default::default() });
         self.callable = self.services().cloned().collect();
         complaints
     }
@@ -161,7 +162,11 @@ impl Swap {
     pub(crate) fn held(&self) -> Vec<proto::Held> {
         self.held
             .iter()
-            .map(|(key, held)| proto::Held { r#type: key.kind().as_str().to_owned(), name: key.name(), version: held.version.clone() })
+            .map(|(key, held)| proto::Held {
+                r#type: key.kind().as_str().to_owned(),
+                name: key.name(),
+                version: held.version.clone(),
+            })
             .collect()
     }
 
@@ -217,7 +222,9 @@ impl Swap {
 
     /// Whether every destination in force is the latest one held.
     pub(crate) fn settled(&self) -> bool {
-        self.active.iter().all(|(service, active)| self.latest(service).is_none_or(|latest| Arc::ptr_eq(latest, active)))
+        self.active
+            .iter()
+            .all(|(service, active)| self.latest(service).is_none_or(|latest| Arc::ptr_eq(latest, active)))
     }
 
     /// Puts even those destinations in force whose new backends have not come: they were waited for long enough.
@@ -240,7 +247,8 @@ impl Swap {
             }
         }
         let meant: Vec<Arc<Meant>> = services.iter().filter_map(|service| self.active.get(service).cloned()).collect();
-        let destinations = meant.iter().map(|meant| (meant.view.service.clone(), Arc::new(self.build(meant, now)))).collect();
+        let destinations =
+            meant.iter().map(|meant| (meant.view.service.clone(), Arc::new(self.build(meant, now)))).collect();
         let workload = match self.held.get(&ResourceKey::Workload).map(|held| &held.understood) {
             Some(Understood::Workload(workload)) => Some(Arc::clone(workload)),
             _ => None,
@@ -256,10 +264,11 @@ impl Swap {
     fn build(&mut self, meant: &Meant, now: Instant) -> Destination {
         let view = &meant.view;
         let service = &view.service;
-        let listed: &[EndpointView] = match self.held.get(&ResourceKey::Endpoints(service.clone())).map(|held| &held.understood) {
-            Some(Understood::Endpoints(listed)) => listed,
-            _ => &[],
-        };
+        let listed: &[EndpointView] =
+            match self.held.get(&ResourceKey::Endpoints(service.clone())).map(|held| &held.understood) {
+                Some(Understood::Endpoints(listed)) => listed,
+                _ => &[],
+            };
         let endpoints = listed
             .iter()
             .map(|endpoint| Endpoint {

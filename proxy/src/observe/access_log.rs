@@ -116,7 +116,9 @@ impl Sink {
         let Self::File(path, file) = self else { return };
         match append(path) {
             Ok(again) => *file = again,
-            Err(error) => tracing::error!(path = %path.display(), %error, "the access log cannot be reopened; writing goes on into the old file"),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the access log cannot be reopened; writing goes on into the old file");
+            }
         }
     }
 
@@ -312,7 +314,17 @@ mod tests {
         let mut text = String::new();
         render(&an_exchange(), SystemTime::now(), &mut text);
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
-        for key in ["start_time", "response_code", "response_flags", "upstream_cluster", "route_name", "request_id", "reason", "epoch", "tenant"] {
+        for key in [
+            "start_time",
+            "response_code",
+            "response_flags",
+            "upstream_cluster",
+            "route_name",
+            "request_id",
+            "reason",
+            "epoch",
+            "tenant",
+        ] {
             assert!(read.get(key).is_some(), "{key} in {text}");
         }
         assert_eq!(read["source_principal"], "spiffe://equerry.local/ns/shop/sa/frontend");

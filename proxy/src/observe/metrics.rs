@@ -12,7 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use equerry_policies::names::{ServiceName, SpiffeId};
 use equerry_traffic::Reason;
-use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
 
 use super::family::Capped;
 use super::{Direction, Exchange, process, reason};
@@ -104,7 +107,10 @@ thread_local! {
 impl Metrics {
     /// Makes the families; `cap` is the number of series each may have.
     // The names and label names are constants of valid form, and each name is used once.
-    #[allow(clippy::expect_used, reason = "a family refused here would be a mistake in this function, seen by its first test")]
+    #[allow(
+        clippy::expect_used,
+        reason = "a family refused here would be a mistake in this function, seen by its first test"
+    )]
     pub(super) fn new(cap: usize) -> Self {
         static OBSERVERS: AtomicU64 = AtomicU64::new(0);
         let registry = Registry::new();
@@ -128,7 +134,11 @@ impl Metrics {
                 cap,
             ),
             quota: Capped::new(
-                make.counters("equerry_quota_total", "Requests counted against tenants' quotas, by decision.", &["tenant", "decision"]),
+                make.counters(
+                    "equerry_quota_total",
+                    "Requests counted against tenants' quotas, by decision.",
+                    &["tenant", "decision"],
+                ),
                 cap,
             ),
             breaker_state: Capped::new(
@@ -139,8 +149,16 @@ impl Metrics {
                 ),
                 cap,
             ),
-            retries: make.counters("equerry_retries_total", "Outcomes of retrying, one for each decision.", &["outcome"]),
-            ejections: make.counters("equerry_endpoint_ejections_total", "Endpoints taken out of balancing, by reason.", &["reason"]),
+            retries: make.counters(
+                "equerry_retries_total",
+                "Outcomes of retrying, one for each decision.",
+                &["outcome"],
+            ),
+            ejections: make.counters(
+                "equerry_endpoint_ejections_total",
+                "Endpoints taken out of balancing, by reason.",
+                &["reason"],
+            ),
             connections: make.gauges("equerry_connections", "Connections open now.", &["direction", "tls"]),
             handshake_failures: make.counters(
                 "equerry_handshake_failures_total",
@@ -148,15 +166,21 @@ impl Metrics {
                 &["direction", "reason"],
             ),
             config_epoch: make.gauge("equerry_config_epoch", "Epoch of the configuration in force."),
-            config_generations: make.gauge("equerry_config_generations", "Generations of configuration still held by exchanges."),
-            config_nacks: make.counter("equerry_config_nacks_total", "Updates of configuration refused in part or wholly."),
-            control_plane_connected: make.gauge("equerry_control_plane_connected", "1 while the configuration stream stands."),
+            config_generations: make
+                .gauge("equerry_config_generations", "Generations of configuration still held by exchanges."),
+            config_nacks: make
+                .counter("equerry_config_nacks_total", "Updates of configuration refused in part or wholly."),
+            control_plane_connected: make
+                .gauge("equerry_control_plane_connected", "1 while the configuration stream stands."),
             cert_not_after: make.gauges(
                 "equerry_cert_not_after_seconds",
                 "When certificates end, in seconds since 1970.",
                 &["kind"],
             ),
-            access_log_dropped: make.counter("equerry_access_log_dropped_total", "Access log lines dropped because the writer fell behind."),
+            access_log_dropped: make.counter(
+                "equerry_access_log_dropped_total",
+                "Access log lines dropped because the writer fell behind.",
+            ),
             process: process::Process::new(&make),
             registry,
         }
@@ -191,7 +215,10 @@ impl Metrics {
 
     /// The series of an exchange, and whether it is its own (and so worth remembering).
     fn series(&self, exchange: &Exchange) -> (Series, bool) {
-        let source = exchange.source.as_ref().map_or_else(|| UNKNOWN.to_owned(), |id| format!("{}/{}", id.namespace, id.account));
+        let source = exchange
+            .source
+            .as_ref()
+            .map_or_else(|| UNKNOWN.to_owned(), |id| format!("{}/{}", id.namespace, id.account));
         let destination = exchange.destination.as_ref().map_or_else(|| UNKNOWN.to_owned(), ToString::to_string);
         let direction = exchange.direction.as_str();
         let code = exchange.status.to_string();

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant, SystemTime};
 use equerry_policies::names::{InstanceId, ServiceName, SpiffeId, TenantName};
 use equerry_traffic::Reason;
 
-pub use access_log::AccessLogTarget;
 use access_log::AccessLog;
+pub use access_log::AccessLogTarget;
 use metrics::Metrics;
 
 /// Series a family may have before new ones are counted under `__overflow__`.
@@ -365,6 +365,11 @@ pub(crate) mod tests {
         };
         promtool.stdin.take().unwrap().write_all(observer.render().as_bytes()).unwrap();
         let said = promtool.wait_with_output().unwrap();
-        assert!(said.status.success(), "{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+        assert!(
+            said.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&said.stdout),
+            String::from_utf8_lossy(&said.stderr)
+        );
     }
 }

@@ -22,7 +22,8 @@ impl Process {
     pub(super) fn new(make: &Families<'_>) -> Self {
         let info = make.gauges("equerry_build_info", "Always 1; the version of this program.", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let started = make.float_gauge("process_start_time_seconds", "When the process started, in seconds since 1970.");
+        let started =
+            make.float_gauge("process_start_time_seconds", "When the process started, in seconds since 1970.");
         let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
         started.set(now.unwrap_or_default().as_secs_f64());
         Self {
@@ -41,7 +42,10 @@ impl Process {
         let Some((_, rest)) = stat.rsplit_once(") ") else { return };
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let field = |n: usize| fields.get(n - 3).and_then(|f| f.parse::<i64>().ok()).unwrap_or(0);
-        #[allow(clippy::cast_precision_loss, reason = "seconds of processor time fit a float's mantissa for millions of years")]
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "seconds of processor time fit a float's mantissa for millions of years"
+        )]
         let cpu = (field(14) + field(15)) as f64 / TICKS;
         let mut told = self.cpu_told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if cpu > *told {

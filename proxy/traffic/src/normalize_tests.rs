@@ -262,7 +262,16 @@ proptest! {
 fn a_trailer_cannot_pass_for_a_header_that_was_judged() {
     let withheld = [http::header::HeaderName::from_static("x-user")];
     let mut trailers = http::HeaderMap::new();
-    let forged = ["x-user", "authorization", "host", "x-forwarded-client-cert", "x-equerry-a", "content-length", "x_user", "traceparent"];
+    let forged = [
+        "x-user",
+        "authorization",
+        "host",
+        "x-forwarded-client-cert",
+        "x-equerry-a",
+        "content-length",
+        "x_user",
+        "traceparent",
+    ];
     for name in forged.into_iter().chain(["grpc-status", "x-checksum"]) {
         trailers.insert(http::header::HeaderName::from_static(name), HeaderValue::from_static("1"));
     }

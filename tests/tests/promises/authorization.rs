@@ -29,7 +29,10 @@ async fn a_deny_rule_wins_and_no_spelling_of_a_path_gets_around_it() -> Result<(
     }
     for path in ["/secret%2fplans", "/secret%00", "/a\\..\\secret"] {
         let answer = caller.get("inventory", path, &[]).await;
-        ensure!(answer.as_ref().map_or(true, |answer| answer.status == 400 || answer.status == 403), "{path}: {answer:?}");
+        ensure!(
+            answer.as_ref().map_or(true, |answer| answer.status == 400 || answer.status == 403),
+            "{path}: {answer:?}"
+        );
     }
     let answer = caller.get("inventory", "/secrets-of-gardening", &[]).await?;
     ensure!(answer.status == 200, "a path that only looks alike: {}", answer.shown());

@@ -15,7 +15,8 @@ async fn a_token_that_was_tampered_with_is_refused() -> Result<()> {
     let good = mesh.bearer()?;
     let (head, rest) = good.split_once('.').unwrap_or_default();
     let signature = rest.rsplit('.').next().unwrap_or_default();
-    let forged = URL_SAFE_NO_PAD.encode(r#"{"iss":"https://login.demo.equerry.dev","aud":"orders","sub":"root","exp":9999999999}"#);
+    let forged = URL_SAFE_NO_PAD
+        .encode(r#"{"iss":"https://login.demo.equerry.dev","aud":"orders","sub":"root","exp":9999999999}"#);
     let symmetric = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT","kid":"demo"}"#);
     for (name, bearer, reason) in [
         ("other claims under the same signature", format!("{head}.{forged}.{signature}"), "token_invalid"),
@@ -24,7 +25,12 @@ async fn a_token_that_was_tampered_with_is_refused() -> Result<()> {
         ("two dots and nothing else", "Bearer ..".to_owned(), "token_invalid"),
     ] {
         let answer = frontend.through_sidecar().get("orders", "/", &[("authorization", &bearer)]).await?;
-        ensure!(answer.status == 401 && answer.header("www-authenticate").contains(reason), "{name}: {} {:?}", answer.shown(), answer.headers);
+        ensure!(
+            answer.status == 401 && answer.header("www-authenticate").contains(reason),
+            "{name}: {} {:?}",
+            answer.shown(),
+            answer.headers
+        );
     }
     let answer = frontend.through_sidecar().get("orders", "/", &[("authorization", &good)]).await?;
     ensure!(answer.status == 200, "a good token: {}", answer.shown());

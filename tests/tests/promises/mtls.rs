@@ -37,7 +37,11 @@ async fn plain_text_is_refused_under_strict_and_judged_without_identity_under_pe
 
     mesh.apply(PERMISSIVE).await?;
     let judged = stranger.get("inventory:8080", "/", &[]).await?;
-    ensure!(judged.status == 403 && judged.json()["reason"] == "authz_denied", "PERMISSIVE answered somebody without identity {}", judged.shown());
+    ensure!(
+        judged.status == 403 && judged.json()["reason"] == "authz_denied",
+        "PERMISSIVE answered somebody without identity {}",
+        judged.shown()
+    );
     mesh.apply(&format!("{PERMISSIVE}{ALLOW_READING}")).await?;
     let allowed = stranger.get("inventory:8080", "/", &[]).await?;
     ensure!(allowed.status == 200, "PERMISSIVE answered an allowed call {}", allowed.shown());

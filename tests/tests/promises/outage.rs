@@ -37,12 +37,16 @@ async fn every_sidecar_starts_cold_without_a_control_plane() -> Result<()> {
     }
     let outcomes = driver::many(100, |_| orders.through_sidecar().get("inventory", "/", &[])).await;
     if let Some(failure) = driver::first_failure(&outcomes) {
-        bail!("after a cold start of everything: {failure}; log of orders' sidecar:\n{}", mesh.town.sidecar_log(orders));
+        bail!(
+            "after a cold start of everything: {failure}; log of orders' sidecar:\n{}",
+            mesh.town.sidecar_log(orders)
+        );
     }
     mesh.town.start_control_plane(&[]).await?;
     eventually(Duration::from_secs(20), "all proxies to be back", async || {
         let status = mesh.status().await?;
-        let connected = status["proxies"].as_array().map_or(0, |all| all.iter().filter(|proxy| proxy["connected"] == true).count());
+        let connected =
+            status["proxies"].as_array().map_or(0, |all| all.iter().filter(|proxy| proxy["connected"] == true).count());
         Ok((connected == mesh.town.homes.len()).then_some(()))
     })
     .await

@@ -30,7 +30,11 @@ async fn curl_calls_through_a_sidecar_in_every_form_it_knows() -> Result<()> {
     }
     let unknown = ["-sS", "-w", "%{http_code}", "-H", "host: inventry", &sidecar];
     let said = peers::run("curl", &unknown).await?.succeeded()?;
-    ensure!(said.out.ends_with("502") && said.out.contains("no_service") && said.out.contains("inventory"), "an unknown name: {}", said.out);
+    ensure!(
+        said.out.ends_with("502") && said.out.contains("no_service") && said.out.contains("inventory"),
+        "an unknown name: {}",
+        said.out
+    );
     Ok(())
 }
 

@@ -26,7 +26,8 @@ use super::web::Caller;
 /// Headers an application hands on when it calls another: who asks, and which trace this belongs to.
 const HANDED_ON: [&str; 4] = ["authorization", "traceparent", "tracestate", "x-request-id"];
 /// Headers of an answer it hands back.
-const HANDED_BACK: [&str; 6] = ["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy", "proxy-status", "x-request-id"];
+const HANDED_BACK: [&str; 6] =
+    ["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy", "proxy-status", "x-request-id"];
 /// Calls whose arrival is remembered.
 const REMEMBERED: usize = 50_000;
 /// Largest body it reads.
@@ -110,7 +111,8 @@ where
                 async move { Ok::<_, Infallible>(reply.await) }
             });
             // A peer that breaks off is its own business.
-            let _ = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
+            let _ =
+                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
@@ -163,9 +165,17 @@ impl App {
         let mut mood = self.mood.lock().unwrap_or_else(PoisonError::into_inner);
         match (request.method().as_str(), request.uri().path()) {
             ("POST", "/fail") => {
-                let asked = |name: &str| request.uri().query()?.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
-                let Some(share) = asked("rate").and_then(|rate| rate.parse::<f64>().ok()).filter(|rate| (0.0..=1.0).contains(rate)) else {
-                    return reply(StatusCode::BAD_REQUEST, &HeaderMap::new(), &json!({"error": "rate is a share from 0 to 1: /fail?rate=0.1"}));
+                let asked = |name: &str| {
+                    request.uri().query()?.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+                };
+                let Some(share) =
+                    asked("rate").and_then(|rate| rate.parse::<f64>().ok()).filter(|rate| (0.0..=1.0).contains(rate))
+                else {
+                    return reply(
+                        StatusCode::BAD_REQUEST,
+                        &HeaderMap::new(),
+                        &json!({"error": "rate is a share from 0 to 1: /fail?rate=0.1"}),
+                    );
                 };
                 mood.failing = share;
                 mood.only = asked("method").and_then(|method| method.parse().ok());
@@ -185,7 +195,8 @@ impl App {
 /// All headers; several of one name are joined as HTTP joins them, so that a forged copy cannot hide behind a true one.
 fn shown(headers: &HeaderMap) -> Value {
     let joined = |name: &http::HeaderName| {
-        let values: Vec<_> = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        let values: Vec<_> =
+            headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
         // A token is a secret, even in a demo's answer.
         let text = if name == "authorization" { "(present)".to_owned() } else { values.join(", ") };
         (name.to_string(), Value::from(text))

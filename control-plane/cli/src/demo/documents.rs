@@ -40,7 +40,9 @@ pub struct Policies {
 impl Policies {
     /// Those that came with this program.
     pub fn built_in() -> Self {
-        let owned = |files: &[(&str, &str)]| files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let owned = |files: &[(&str, &str)]| {
+            files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+        };
         Self { set: owned(&BUILT_IN), story: owned(&BUILT_IN_STORY) }
     }
 
@@ -70,7 +72,9 @@ impl Policies {
                 *text = text.replace(&key, key_set);
             }
             if let Some(left) = key_sets(&read_documents(file, text)?).into_iter().find(|key| key != key_set) {
-                bail!("{file}: write `jwks` on one line between single quotes, so that the demo can put its own key set there (found {left})");
+                bail!(
+                    "{file}: write `jwks` on one line between single quotes, so that the demo can put its own key set there (found {left})"
+                );
             }
         }
         Ok(self)
@@ -128,14 +132,26 @@ impl Policies {
     /// When the set has mistakes, or is not the demo's.
     pub fn facts(&self) -> Result<Facts> {
         let meaning = self.meaning()?;
-        let tokens = named(&meaning.tokens, "shop/orders-tokens").context("the story needs the RequestAuthentication shop/orders-tokens")?;
+        let tokens = named(&meaning.tokens, "shop/orders-tokens")
+            .context("the story needs the RequestAuthentication shop/orders-tokens")?;
         let rule = tokens.rules.first().context("RequestAuthentication shop/orders-tokens has no rule")?.clone();
-        let canary = weights(named(&meaning.routes, "shop/inventory").context("the story needs the HTTPRoute shop/inventory")?)?;
+        let canary =
+            weights(named(&meaning.routes, "shop/inventory").context("the story needs the HTTPRoute shop/inventory")?)?;
         let even = self.meaning_after("even-split.yaml")?;
-        let even = weights(named(&even.routes, "shop/inventory").context("even-split.yaml has no HTTPRoute shop/inventory")?)?;
+        let even =
+            weights(named(&even.routes, "shop/inventory").context("even-split.yaml has no HTTPRoute shop/inventory")?)?;
         let breaking = self.meaning_after("breaker.yaml")?;
-        let breaker = named(&breaking.traffic, "shop/inventory").and_then(|policy| policy.breaker).context("breaker.yaml has no breaker")?;
-        Ok(Facts { rule, canary, even, penalty: (breaker.penalty_min, breaker.penalty_max), failures: breaker.consecutive_failures, meaning })
+        let breaker = named(&breaking.traffic, "shop/inventory")
+            .and_then(|policy| policy.breaker)
+            .context("breaker.yaml has no breaker")?;
+        Ok(Facts {
+            rule,
+            canary,
+            even,
+            penalty: (breaker.penalty_min, breaker.penalty_max),
+            failures: breaker.consecutive_failures,
+            meaning,
+        })
     }
 }
 
@@ -160,14 +176,17 @@ impl Facts {
     /// A good token of nobody's tenant, with every claim that the policies ask for or tell the applications.
     pub fn token(&self) -> Token {
         let mut token = Token::new(&self.rule.issuer, self.rule.audiences.first().map(String::as_str), "ada");
-        let tenant_claims: Vec<&[String]> = self.meaning.tenants.values().filter_map(|tenant| tenant_claim(tenant).map(|(path, _)| path)).collect();
+        let tenant_claims: Vec<&[String]> =
+            self.meaning.tenants.values().filter_map(|tenant| tenant_claim(tenant).map(|(path, _)| path)).collect();
         for told in &self.rule.claims_to_headers {
             let path = told.claim.as_slice();
             if token.text(path).is_none() && !tenant_claims.contains(&path) {
                 token = token.claim(path, "told-to-orders");
             }
         }
-        for condition in self.meaning.authorization.values().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.when) {
+        for condition in
+            self.meaning.authorization.values().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.when)
+        {
             if let (None, Some(StringMatch::Exact(value))) = (token.text(&condition.claim), condition.values.first()) {
                 token = token.claim(&condition.claim, value);
             }
@@ -219,12 +238,18 @@ fn weights(route: &HttpRoute) -> Result<BTreeMap<String, f64>> {
     if total == 0 {
         bail!("HTTPRoute {}: the weights of its first rule are all 0", route.name);
     }
-    Ok(rule.backends.iter().map(|backend| (backend.service.name.to_string(), f64::from(backend.weight) / f64::from(total))).collect())
+    Ok(rule
+        .backends
+        .iter()
+        .map(|backend| (backend.service.name.to_string(), f64::from(backend.weight) / f64::from(total)))
+        .collect())
 }
 
 /// The texts of all inline key sets in some documents.
 fn key_sets(documents: &[Document]) -> Vec<String> {
-    let rules = |document: &Document| document.to_json().pointer("/spec/jwtRules").and_then(|rules| rules.as_array().cloned()).unwrap_or_default();
+    let rules = |document: &Document| {
+        document.to_json().pointer("/spec/jwtRules").and_then(|rules| rules.as_array().cloned()).unwrap_or_default()
+    };
     let tokens = documents.iter().filter(|document| document.key().kind == Kind::RequestAuthentication);
     tokens.flat_map(rules).filter_map(|rule| rule.get("jwks")?.as_str().map(str::to_owned)).collect()
 }
@@ -241,7 +266,10 @@ fn read_documents(file: &str, text: &str) -> Result<Vec<Document>> {
 }
 
 fn complaints(all: &[Complaint]) -> anyhow::Error {
-    anyhow!("the demo's policy files have mistakes:\n{}", all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    anyhow!(
+        "the demo's policy files have mistakes:\n{}",
+        all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    )
 }
 
 fn read_yaml(dir: &Path) -> Result<BTreeMap<String, String>> {
@@ -250,7 +278,10 @@ fn read_yaml(dir: &Path) -> Result<BTreeMap<String, String>> {
         let path = entry.with_context(|| format!("reading {}", dir.display()))?.path();
         let is_yaml = path.extension().is_some_and(|end| end == "yaml" || end == "yml");
         if let (true, Some(name)) = (is_yaml && path.is_file(), path.file_name().and_then(|name| name.to_str())) {
-            files.insert(name.to_owned(), std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?);
+            files.insert(
+                name.to_owned(),
+                std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?,
+            );
         }
     }
     Ok(files)
@@ -286,7 +317,9 @@ mod tests {
     fn a_token_carries_whatever_claims_the_policies_name() {
         let mut policies = Policies::built_in();
         for text in policies.set.values_mut() {
-            *text = text.replace("{claim: sub, header: x-user}", "{claim: realm.name, header: x-user}").replace("value: acme}", "value: acme-inc}");
+            *text = text
+                .replace("{claim: sub, header: x-user}", "{claim: realm.name, header: x-user}")
+                .replace("value: acme}", "value: acme-inc}");
         }
         let facts = policies.facts().unwrap();
         let token = facts.token().tenant(facts.tenant("acme").unwrap());

@@ -50,7 +50,8 @@ impl Issuer {
     }
 
     fn from_pkcs8(pkcs8: &[u8]) -> Result<Self> {
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(|_| anyhow!("the issuer's key is damaged"))?;
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8)
+            .map_err(|_| anyhow!("the issuer's key is damaged"))?;
         Ok(Self { key, key_id: "demo".to_owned() })
     }
 

@@ -75,7 +75,10 @@ async fn look(town: &Town) -> Vec<Scrape> {
 fn table(town: &Town, before: &[Scrape], now: &[Scrape]) -> Vec<String> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() % 86_400;
     let clock = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let mut lines = vec![format!("{clock}  {:<28}{:>8}{:>10}{:>10}{:>10}  {:<6}{:>6}", "EDGE", "RATE", "SUCCESS", "P50", "P99", "MTLS", "EPOCH")];
+    let mut lines = vec![format!(
+        "{clock}  {:<28}{:>8}{:>10}{:>10}{:>10}  {:<6}{:>6}",
+        "EDGE", "RATE", "SUCCESS", "P50", "P99", "MTLS", "EPOCH"
+    )];
     for ((home, before), now) in town.homes.iter().zip(before).zip(now) {
         let Some(caller) = caller_of(town, home) else { continue };
         lines.push(edge(&format!("{caller} -> {}", home.resident.name), before, now));
@@ -95,13 +98,23 @@ const DURATION: &str = "equerry_request_duration_seconds";
 
 fn edge(name: &str, before: &Scrape, now: &Scrape) -> String {
     let count = |scrape: &Scrape| scrape.sum(REQUESTS, &[INBOUND]);
-    let good = |scrape: &Scrape| scrape.with(REQUESTS, &[INBOUND]).filter(|s| s.labels.get("code").is_some_and(|c| c.starts_with('2'))).map(|s| s.value).sum();
+    let good = |scrape: &Scrape| {
+        scrape
+            .with(REQUESTS, &[INBOUND])
+            .filter(|s| s.labels.get("code").is_some_and(|c| c.starts_with('2')))
+            .map(|s| s.value)
+            .sum()
+    };
     let grown = |of: &dyn Fn(&Scrape) -> f64| (of(now) - of(before)).max(0.0);
     let calls = grown(&count);
     let success = if calls > 0.0 { format!("{:.1}%", 100.0 * grown(&good) / calls) } else { "-".to_owned() };
     let times = since(&now.histogram(DURATION, &[INBOUND]), &before.histogram(DURATION, &[INBOUND]));
-    let time = |share| quantile(share, &times).map_or_else(|| "-".to_owned(), |seconds| format!("{:.1} ms", seconds * 1000.0));
-    let secured = now.with(REQUESTS, &[INBOUND]).filter(|s| s.value > 0.0).all(|s| s.labels.get("tls").is_some_and(|tls| !matches!(tls.as_str(), "none" | "false" | "")));
+    let time =
+        |share| quantile(share, &times).map_or_else(|| "-".to_owned(), |seconds| format!("{:.1} ms", seconds * 1000.0));
+    let secured = now
+        .with(REQUESTS, &[INBOUND])
+        .filter(|s| s.value > 0.0)
+        .all(|s| s.labels.get("tls").is_some_and(|tls| !matches!(tls.as_str(), "none" | "false" | "")));
     let epoch = now.with("equerry_config_epoch", &[]).map(|s| s.value).fold(0.0, f64::max);
     format!(
         "          {name:<28}{:>8}{success:>10}{:>10}{:>10}  {:<6}{epoch:>6}",
@@ -117,7 +130,8 @@ fn things_to_try(town: &Town) -> String {
     let dir = town.dir().display();
     let front = town.homes.first().map(|home| home.app.address()).unwrap_or_default();
     let broken = town.homes.last().map(|home| (home.resident.name, home.controls.address())).unwrap_or_default();
-    let settings: Vec<String> = town.settings().iter().map(|(name, value)| format!("{name}={}", value.display())).collect();
+    let settings: Vec<String> =
+        town.settings().iter().map(|(name, value)| format!("{name}={}", value.display())).collect();
     format!(
         "A mesh of {} applications runs on this machine, under {dir}\n\
          Admin API: https://{}   (token in {})\n\n\

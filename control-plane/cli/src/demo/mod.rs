@@ -90,7 +90,12 @@ pub fn run_app(args: AppArgs) -> ExitCode {
 }
 
 fn on_a_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting the runtime")?.block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(work)
 }
 
 fn exit_code(outcome: Result<()>) -> ExitCode {
@@ -199,7 +204,9 @@ fn newest_demo(temporary: &Path) -> Option<PathBuf> {
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(PLACE_PREFIX))
         .map(|entry| entry.path())
-        .filter_map(|dir| Some((std::fs::File::open(dir.join("issuer.key")).ok()?.metadata().ok()?.modified().ok()?, dir)))
+        .filter_map(|dir| {
+            Some((std::fs::File::open(dir.join("issuer.key")).ok()?.metadata().ok()?.modified().ok()?, dir))
+        })
         .max()
         .map(|(_, dir)| dir)
 }

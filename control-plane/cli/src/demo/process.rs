@@ -45,7 +45,11 @@ impl Process {
     /// # Errors
     /// When the program cannot be started or the log not be written.
     pub fn start(program: &Path, name: &str, args: &[OsString], log: &Path) -> Result<Self> {
-        let out = std::fs::File::options().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+        let out = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("opening {}", log.display()))?;
         let err = out.try_clone().context("sharing a log file")?;
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::piped()).stdout(out).stderr(err);
@@ -54,7 +58,8 @@ impl Process {
         strangers_settings().for_each(|name| {
             command.env_remove(name);
         });
-        let mut child = command.env(LEASH, "1").spawn().with_context(|| format!("starting {name} ({})", program.display()))?;
+        let mut child =
+            command.env(LEASH, "1").spawn().with_context(|| format!("starting {name} ({})", program.display()))?;
         let leash = child.stdin.take();
         Ok(Self { name: name.to_owned(), child, _leash: leash, log: log.to_owned() })
     }
@@ -105,7 +110,8 @@ impl Process {
 
     /// What it wrote last.
     pub fn log_tail(&self, lines: usize) -> String {
-        let text = std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let text =
+            std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
@@ -144,7 +150,12 @@ impl Said {
 ///
 /// # Errors
 /// When it cannot be started or does not end in time.
-pub async fn run_to_end(program: &Path, args: &[OsString], settings: &[(&str, OsString)], at_most: Duration) -> Result<Said> {
+pub async fn run_to_end(
+    program: &Path,
+    args: &[OsString],
+    settings: &[(&str, OsString)],
+    at_most: Duration,
+) -> Result<Said> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     strangers_settings().for_each(|name| {

@@ -51,9 +51,9 @@ impl Scrape {
 
     /// The members of a family that carry these labels.
     pub fn with<'a>(&'a self, name: &'a str, labels: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = &'a Sample> {
-        self.samples
-            .iter()
-            .filter(move |sample| sample.name == name && labels.iter().all(|(k, v)| sample.labels.get(*k).is_some_and(|found| found == v)))
+        self.samples.iter().filter(move |sample| {
+            sample.name == name && labels.iter().all(|(k, v)| sample.labels.get(*k).is_some_and(|found| found == v))
+        })
     }
 
     /// Upper bounds and cumulative counts of a histogram, over all members with these labels.
@@ -113,7 +113,11 @@ fn sample(line: &str) -> Option<Sample> {
         None => (line.split_whitespace().next()?, None),
     };
     let Some(rest) = rest else {
-        return Some(Sample { name: name.to_owned(), labels: BTreeMap::new(), value: number(line.split_whitespace().nth(1)?)? });
+        return Some(Sample {
+            name: name.to_owned(),
+            labels: BTreeMap::new(),
+            value: number(line.split_whitespace().nth(1)?)?,
+        });
     };
     let (labels, rest) = labels(rest)?;
     Some(Sample { name: name.to_owned(), labels, value: number(rest.split_whitespace().next()?)? })
@@ -151,7 +155,8 @@ mod tests {
 
     #[test]
     fn samples_are_read_with_their_labels() {
-        let scrape = Scrape::parse("# HELP a b\n# TYPE a counter\na{x=\"1\",y=\"q\\\"}\"} 3\na{x=\"2\"} 4 1700\nb 1e3\n");
+        let scrape =
+            Scrape::parse("# HELP a b\n# TYPE a counter\na{x=\"1\",y=\"q\\\"}\"} 3\na{x=\"2\"} 4 1700\nb 1e3\n");
         assert_eq!(scrape.sum("a", &[]), 7.0);
         assert_eq!(scrape.sum("a", &[("y", "q\"}")]), 3.0);
         assert_eq!(scrape.sum("b", &[]), 1000.0);

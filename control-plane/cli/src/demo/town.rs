@@ -41,8 +41,18 @@ pub struct Resident {
 pub const SHOP: [Resident; 4] = [
     Resident { name: "frontend", account: "frontend", labels: &[("app", "frontend")], calls: Some("orders") },
     Resident { name: "orders", account: "orders", labels: &[("app", "orders")], calls: Some("inventory") },
-    Resident { name: "inventory-v1", account: "inventory", labels: &[("app", "inventory"), ("version", "v1")], calls: None },
-    Resident { name: "inventory-v2", account: "inventory", labels: &[("app", "inventory"), ("version", "v2")], calls: None },
+    Resident {
+        name: "inventory-v1",
+        account: "inventory",
+        labels: &[("app", "inventory"), ("version", "v1")],
+        calls: None,
+    },
+    Resident {
+        name: "inventory-v2",
+        account: "inventory",
+        labels: &[("app", "inventory"), ("version", "v2")],
+        calls: None,
+    },
 ];
 
 /// A resident's ports, and clients for them.
@@ -144,7 +154,8 @@ impl Home {
     /// When the application does not answer.
     pub async fn arrivals(&self) -> Result<Vec<u64>> {
         let answer = self.controls().get("localhost", "/calls", &[]).await?;
-        serde_json::from_value(answer.json()["arrivals_ms"].clone()).with_context(|| format!("{}'s controls answered {}", self.resident.name, answer.shown()))
+        serde_json::from_value(answer.json()["arrivals_ms"].clone())
+            .with_context(|| format!("{}'s controls answered {}", self.resident.name, answer.shown()))
     }
 
     /// Makes the application forget the calls it counted.
@@ -164,7 +175,9 @@ impl Home {
         loop {
             let text = tokio::fs::read_to_string(self.access_log()).await.unwrap_or_default();
             let lines = text.lines().rev().filter(|line| line.contains(request_id));
-            let line = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find(|line| line["request_id"] == request_id);
+            let line = lines
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+                .find(|line| line["request_id"] == request_id);
             if let Some(line) = line {
                 return Ok(line);
             }
@@ -206,7 +219,14 @@ impl Town {
             homes.push(Home::plan(resident, own)?);
         }
         let take = || HeldPort::take().context("choosing a port");
-        Ok(Self { program: program.to_owned(), dir: dir.to_owned(), grpc: take()?, admin: take()?, homes, running: Mutex::default() })
+        Ok(Self {
+            program: program.to_owned(),
+            dir: dir.to_owned(),
+            grpc: take()?,
+            admin: take()?,
+            homes,
+            running: Mutex::default(),
+        })
     }
 
     /// A resident's home.
@@ -214,7 +234,10 @@ impl Town {
     /// # Errors
     /// When nobody of that name lives here.
     pub fn home(&self, name: &str) -> Result<&Home> {
-        self.homes.iter().find(|home| home.resident.name == name).with_context(|| format!("nobody called {name} lives here"))
+        self.homes
+            .iter()
+            .find(|home| home.resident.name == name)
+            .with_context(|| format!("nobody called {name} lives here"))
     }
 
     /// The program everything here is.
@@ -248,7 +271,10 @@ impl Town {
     /// When something does not come up.
     pub async fn bring_up(&self) -> Result<()> {
         self.start_control_plane(&[]).await?;
-        self.equerry(&["apply", "-f", &self.policies().display().to_string()]).await?.succeeded().context("applying the policies")?;
+        self.equerry(&["apply", "-f", &self.policies().display().to_string()])
+            .await?
+            .succeeded()
+            .context("applying the policies")?;
         for home in &self.homes {
             self.start_app(home).await?;
             self.join(home).await?;
@@ -274,7 +300,9 @@ impl Town {
         self.spawn(CONTROL_PLANE, &args).await?;
         let deadline = Instant::now() + READY_LIMIT;
         while Instant::now() < deadline {
-            if tokio::net::TcpStream::connect(admin.as_str()).await.is_ok() && self.equerry(&["status", "-o", "json"]).await?.code == Some(0) {
+            if tokio::net::TcpStream::connect(admin.as_str()).await.is_ok()
+                && self.equerry(&["status", "-o", "json"]).await?.code == Some(0)
+            {
                 return Ok(());
             }
             self.still_running(CONTROL_PLANE).await?;
@@ -312,7 +340,9 @@ impl Town {
     /// # Errors
     /// When the control plane refuses.
     pub async fn join_token(&self, account: &str, ttl: &str) -> Result<String> {
-        let said = self.equerry(&["token", "create", "join", "--namespace", "shop", "--account", account, "--ttl", ttl]).await?;
+        let said = self
+            .equerry(&["token", "create", "join", "--namespace", "shop", "--account", account, "--ttl", ttl])
+            .await?;
         Ok(said.succeeded().with_context(|| format!("creating a join token for shop/{account}"))?.out.trim().to_owned())
     }
 

@@ -90,7 +90,9 @@ impl Caller {
     /// # Errors
     /// When there is no connection, no answer within 15 s, or the answer breaks off.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer> {
-        tokio::time::timeout(CALL_LIMIT, self.exchange(request)).await.map_err(|_| anyhow!("no answer within {CALL_LIMIT:?}"))?
+        tokio::time::timeout(CALL_LIMIT, self.exchange(request))
+            .await
+            .map_err(|_| anyhow!("no answer within {CALL_LIMIT:?}"))?
     }
 
     async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Answer> {
@@ -130,7 +132,8 @@ impl Caller {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
-        let stream = TcpStream::connect(self.address).await.with_context(|| format!("connecting to {}", self.address))?;
+        let stream =
+            TcpStream::connect(self.address).await.with_context(|| format!("connecting to {}", self.address))?;
         stream.set_nodelay(true).context("setting TCP_NODELAY")?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("beginning HTTP/1.1")?;
         // Its error, if any, is told to the request in flight.

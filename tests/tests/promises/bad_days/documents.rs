@@ -58,7 +58,8 @@ spec:
 
 #[tokio::test]
 async fn an_unknown_kind_is_refused_with_the_nearest() -> Result<()> {
-    let text = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRout\nmetadata: {name: a, namespace: shop}\nspec: {}\n";
+    let text =
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRout\nmetadata: {name: a, namespace: shop}\nspec: {}\n";
     refused(text, &[(":2:", "HTTPRoute")]).await
 }
 
@@ -93,9 +94,15 @@ async fn something_not_built_yet_is_refused_as_such() -> Result<()> {
 async fn a_document_of_ten_megabytes_is_refused() -> Result<()> {
     let mesh = Mesh::up(program(), &[]).await?;
     let before = everything(&mesh).await?;
-    let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: big, namespace: shop, labels: {{a: \"{}\"}}}}\n", "x".repeat(10 << 20));
+    let text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: big, namespace: shop, labels: {{a: \"{}\"}}}}\n",
+        "x".repeat(10 << 20)
+    );
     let file = mesh.file("big.yaml", &text)?.display().to_string();
-    for said in [run(program(), &["validate", "-f", &file], Duration::from_secs(20)).await?, mesh.town.equerry(&["apply", "-f", &file]).await?] {
+    for said in [
+        run(program(), &["validate", "-f", &file], Duration::from_secs(20)).await?,
+        mesh.town.equerry(&["apply", "-f", &file]).await?,
+    ] {
         ensure!(said.code == Some(1), "{}", said.everything());
         ensure!(said.everything().contains("big.yaml") && said.everything().contains("1 MiB"), "{}", said.everything());
     }

@@ -20,7 +20,11 @@ async fn a_second_control_plane_on_one_state_directory_is_refused() -> Result<()
     let state = mesh.town.control_plane_state().display().to_string();
     let said = control_plane(&state, &free(), &free()).await?;
     ensure!(said.code.is_some_and(|code| code != 0), "it started");
-    ensure!(said.everything().contains(&state) && said.everything().to_lowercase().contains("process"), "{}", said.everything());
+    ensure!(
+        said.everything().contains(&state) && said.everything().to_lowercase().contains("process"),
+        "{}",
+        said.everything()
+    );
     mesh.status().await?;
     Ok(())
 }
@@ -48,7 +52,10 @@ async fn a_proxy_whose_port_is_taken_says_which() -> Result<()> {
         for held in [&home.outbound, &home.inbound, &home.admin, &home.telemetry] {
             held.release();
         }
-        std::fs::write(mesh.town.dir().join("orders").join("join-token"), equerry_certs::JoinToken::create(a_pin()?)?.reveal().as_str())?;
+        std::fs::write(
+            mesh.town.dir().join("orders").join("join-token"),
+            equerry_certs::JoinToken::create(a_pin()?)?.reveal().as_str(),
+        )?;
         let mut args = mesh.town.sidecar_args(home);
         if let Some(at) = args.iter().position(|arg| arg == port) {
             args[at + 1].clone_from(&address);
@@ -72,7 +79,10 @@ async fn a_state_directory_that_cannot_be_written_is_named() -> Result<()> {
 
     let mesh = Mesh::plan(program(), &SHOP[1..2]).await?;
     let home = mesh.town.home("orders")?;
-    std::fs::write(mesh.town.dir().join("orders").join("join-token"), equerry_certs::JoinToken::create(a_pin()?)?.reveal().as_str())?;
+    std::fs::write(
+        mesh.town.dir().join("orders").join("join-token"),
+        equerry_certs::JoinToken::create(a_pin()?)?.reveal().as_str(),
+    )?;
     let mut args = mesh.town.sidecar_args(home);
     if let Some(at) = args.iter().position(|arg| arg == "--state-dir") {
         args[at + 1].clone_from(&state);
@@ -123,6 +133,9 @@ fn free() -> String {
 
 /// The pin of an authority that nobody runs.
 fn a_pin() -> Result<equerry_certs::Pin> {
-    let authority = equerry_certs::Authority::create(equerry_policies::names::TrustDomain::parse("equerry.local")?, std::time::SystemTime::now())?;
+    let authority = equerry_certs::Authority::create(
+        equerry_policies::names::TrustDomain::parse("equerry.local")?,
+        std::time::SystemTime::now(),
+    )?;
     Ok(authority.roots()?.pin()?)
 }

@@ -50,7 +50,9 @@ async fn a_stream_without_a_certificate_is_refused_and_told_how_to_get_one() -> 
     let mesh = Mesh::up(program(), &[]).await?;
     let token = JoinToken::parse(&mesh.town.join_token("orders", "10m").await?)?;
     let channel = grpc::without_certificate(&mesh.town, token.pin()).await?;
-    let hello = FromProxy { message: Some(from_proxy::Message::Hello(Hello { instance_id: "orders-1".into(), ..Hello::default() })) };
+    let hello = FromProxy {
+        message: Some(from_proxy::Message::Hello(Hello { instance_id: "orders-1".into(), ..Hello::default() })),
+    };
     // The refusal may come as the answer or as the stream's first message.
     let status = match ConfigClient::new(channel.clone()).subscribe(StreamOf(Some(hello))).await {
         Err(status) => status,
@@ -59,7 +61,8 @@ async fn a_stream_without_a_certificate_is_refused_and_told_how_to_get_one() -> 
     ensure!(status.code() == tonic::Code::Unauthenticated && status.message().contains("certificate"), "{status:?}");
 
     let lease = LeaseRequest { instance_id: "orders-1".into(), generation: 1, ..LeaseRequest::default() };
-    let status = RegistryClient::new(channel).lease(lease).await.err().context("a lease without a certificate was granted")?;
+    let status =
+        RegistryClient::new(channel).lease(lease).await.err().context("a lease without a certificate was granted")?;
     ensure!(status.code() == tonic::Code::Unauthenticated && status.message().contains("certificate"), "{status:?}");
     Ok(())
 }
@@ -97,7 +100,10 @@ async fn a_proxy_of_an_account_that_a_service_does_not_list_is_left_out_and_told
     })
     .await?;
     let status = mesh.status().await?;
-    let orders = status["services"].as_array().and_then(|all| all.iter().find(|service| service["service"] == "shop/orders")).context("no shop/orders")?;
+    let orders = status["services"]
+        .as_array()
+        .and_then(|all| all.iter().find(|service| service["service"] == "shop/orders"))
+        .context("no shop/orders")?;
     let members = orders["members"].to_string();
     ensure!(members.contains("orders") && !members.contains("orders-2"), "members of shop/orders: {members}");
     Ok(())

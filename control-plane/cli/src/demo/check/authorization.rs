@@ -23,8 +23,25 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     ensure!(mentions(&problem, &cause), "the answer does not say {cause:?}: {problem}");
 
     let policies = story.town.policies().display().to_string();
-    let explained = story.town.equerry(&["explain", "--policies", &policies, "--from", "shop/frontend", "-o", "json", "http://inventory/stock"]).await?;
-    ensure!(explained.code == Some(5), "explain ended with {:?}, not 5 (refused): {}", explained.code, explained.everything());
+    let explained = story
+        .town
+        .equerry(&[
+            "explain",
+            "--policies",
+            &policies,
+            "--from",
+            "shop/frontend",
+            "-o",
+            "json",
+            "http://inventory/stock",
+        ])
+        .await?;
+    ensure!(
+        explained.code == Some(5),
+        "explain ended with {:?}, not 5 (refused): {}",
+        explained.code,
+        explained.everything()
+    );
     let explanation: serde_json::Value = serde_json::from_str(&explained.out).context("reading what explain said")?;
     ensure!(mentions(&explanation, &cause), "explain does not say {cause:?}: {explanation}");
     Ok(format!("orders 200; frontend 403, and access log, answer and explain all say {cause:?}"))

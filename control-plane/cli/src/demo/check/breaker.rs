@@ -54,12 +54,16 @@ async fn break_and_heal(story: &Story<'_>, broken: &Home) -> Result<String> {
     })
     .await?;
     let (first, probes) = (probes[0], &probes[1..]);
-    ensure!((failures..=failures + IN_FLIGHT).contains(&first), "it got {first} calls before the breaker opened, not {failures} and a few in flight");
+    ensure!(
+        (failures..=failures + IN_FLIGHT).contains(&first),
+        "it got {first} calls before the breaker opened, not {failures} and a few in flight"
+    );
     ensure!(probes.iter().all(|calls| *calls == 1), "penalties were followed by {probes:?} calls, not one each");
 
     broken.fail(0.0, None).await?;
     broken.forget().await?;
-    within(longest * 3 + Duration::from_secs(5), "inventory-v2 to get traffic again", async || took(broken, 20).await).await?;
+    within(longest * 3 + Duration::from_secs(5), "inventory-v2 to get traffic again", async || took(broken, 20).await)
+        .await?;
     Ok(format!(
         "after {first} failing calls inventory-v2 got none for at least {shortest:?}, then {} probes of one call each; healed, it got traffic again",
         probes.len()

@@ -32,7 +32,10 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let after = driver::many(CALLS, |_| story.front_call(&bearer)).await;
     let after = split(&after, &story.facts.even).context("after even-split.yaml")?;
     story.restore().await?;
-    Ok(format!("{CALLS} calls: {before}; changed under {} calls, none failed; then {CALLS} calls: {after}", during.len()))
+    Ok(format!(
+        "{CALLS} calls: {before}; changed under {} calls, none failed; then {CALLS} calls: {after}",
+        during.len()
+    ))
 }
 
 /// Who answered, checked against the expected shares: each within four standard deviations.
@@ -51,7 +54,11 @@ fn split(outcomes: &[Result<Answer>], shares: &BTreeMap<String, f64>) -> Result<
         let share = shares.get(name).copied().unwrap_or(0.0);
         let allowed = 4.0 * (total * share * (1.0 - share)).sqrt();
         let off = (f64::from(*count) - total * share).abs();
-        ensure!(off <= allowed, "{name} answered {count} of {total} calls; expected {:.0} +- {allowed:.0}", total * share);
+        ensure!(
+            off <= allowed,
+            "{name} answered {count} of {total} calls; expected {:.0} +- {allowed:.0}",
+            total * share
+        );
         seen.push(format!("{name} {count} (expected {:.0} +- {allowed:.0})", total * share));
     }
     Ok(seen.join(", "))

@@ -20,7 +20,8 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let certificates = certificates(story).await?;
     own_tokens(story).await?;
 
-    let used = std::fs::read_to_string(story.town.dir().join("orders").join("join-token")).context("reading the token orders joined with")?;
+    let used = std::fs::read_to_string(story.town.dir().join("orders").join("join-token"))
+        .context("reading the token orders joined with")?;
     let used = refused(story, "used", &used, &["used"]).await?;
     let pinned = story.town.join_token("orders", "10m").await?;
     let pinned = refused(story, "wrong-pin", &with_another_pin(&pinned)?, &["pin"]).await?;
@@ -34,7 +35,9 @@ async fn certificates(story: &Story<'_>) -> Result<String> {
     let mut different = BTreeSet::new();
     let mut ids = BTreeSet::new();
     for home in &story.town.homes {
-        let certificate = knock::shown_certificate(home, &trust).await.with_context(|| format!("asking {}'s sidecar who it is", home.resident.name))?;
+        let certificate = knock::shown_certificate(home, &trust)
+            .await
+            .with_context(|| format!("asking {}'s sidecar who it is", home.resident.name))?;
         let leaf = Leaf::read(&certificate)?;
         leaf.holds_at(SystemTime::now())?;
         ensure!(leaf.id == knock::expected(home)?, "{}'s sidecar is {}", home.resident.name, leaf.id);
@@ -42,20 +45,33 @@ async fn certificates(story: &Story<'_>) -> Result<String> {
         different.insert(certificate.as_ref().to_vec());
     }
     ensure!(different.len() == story.town.homes.len(), "sidecars share certificates");
-    Ok(format!("{} certificates, each against its own token, for {}", different.len(), ids.into_iter().collect::<Vec<_>>().join(", ")))
+    Ok(format!(
+        "{} certificates, each against its own token, for {}",
+        different.len(),
+        ids.into_iter().collect::<Vec<_>>().join(", ")
+    ))
 }
 
 /// Each sidecar joined with a token of its own, which the control plane knows as used.
 async fn own_tokens(story: &Story<'_>) -> Result<()> {
-    let listed: Value = serde_json::from_str(&story.admin_api("/api/v1/tokens", true).await?).context("reading the list of join tokens")?;
+    let listed: Value = serde_json::from_str(&story.admin_api("/api/v1/tokens", true).await?)
+        .context("reading the list of join tokens")?;
     let listed = listed["items"].as_array().cloned().unwrap_or_default();
     let mut ids = BTreeSet::new();
     for home in &story.town.homes {
-        let token = std::fs::read_to_string(story.town.dir().join(home.resident.name).join("join-token")).context("reading a join token")?;
+        let token = std::fs::read_to_string(story.town.dir().join(home.resident.name).join("join-token"))
+            .context("reading a join token")?;
         let id = token.split('.').nth(1).unwrap_or_default().to_owned();
-        let known = listed.iter().find(|one| one["id"] == id.as_str()).with_context(|| format!("the control plane does not list token {id}"))?;
+        let known = listed
+            .iter()
+            .find(|one| one["id"] == id.as_str())
+            .with_context(|| format!("the control plane does not list token {id}"))?;
         let account = format!("shop/{}", home.resident.account);
-        ensure!(known["state"] == "used" && known["account"] == account.as_str(), "the token {} joined with is listed as {known}", home.resident.name);
+        ensure!(
+            known["state"] == "used" && known["account"] == account.as_str(),
+            "the token {} joined with is listed as {known}",
+            home.resident.name
+        );
         ids.insert(id);
     }
     ensure!(ids.len() == story.town.homes.len(), "sidecars shared a token");
@@ -76,19 +92,44 @@ async fn refused(story: &Story<'_>, name: &str, token: &str, words: &[&str]) -> 
     let (file, state) = (file.display().to_string(), dir.join("state").display().to_string());
     let grpc = story.town.grpc.address();
     let args: Vec<OsString> = [
-        "proxy", "run", "--control-plane", &grpc, "--join-token-file", &file, "--instance", "refused", "--label", "app=orders", "--app-port", "8080",
-        "--state-dir", &state, "--outbound", &outbound, "--inbound", &inbound, "--advertise", &inbound, "--admin", &admin, "--telemetry", &telemetry,
+        "proxy",
+        "run",
+        "--control-plane",
+        &grpc,
+        "--join-token-file",
+        &file,
+        "--instance",
+        "refused",
+        "--label",
+        "app=orders",
+        "--app-port",
+        "8080",
+        "--state-dir",
+        &state,
+        "--outbound",
+        &outbound,
+        "--inbound",
+        &inbound,
+        "--advertise",
+        &inbound,
+        "--admin",
+        &admin,
+        "--telemetry",
+        &telemetry,
     ]
     .iter()
     .map(OsString::from)
     .collect();
-    let said = run_to_end(story.town.program(), &args, &[], Duration::from_secs(15)).await.with_context(|| format!("a sidecar with a token that is {name}"))?;
+    let said = run_to_end(story.town.program(), &args, &[], Duration::from_secs(15))
+        .await
+        .with_context(|| format!("a sidecar with a token that is {name}"))?;
     let text = said.everything();
     if said.code == Some(0) {
         bail!("a sidecar with a token that is {name} was let in: {}", text.trim());
     }
     let line = text.lines().rev().find(|line| words.iter().all(|word| line.to_lowercase().contains(word)));
-    let line = line.with_context(|| format!("a sidecar with a token that is {name} ended, but not for that: {}", text.trim()))?;
+    let line = line
+        .with_context(|| format!("a sidecar with a token that is {name} ended, but not for that: {}", text.trim()))?;
     Ok(line.trim().chars().take(160).collect())
 }
 

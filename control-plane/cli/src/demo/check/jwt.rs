@@ -27,7 +27,11 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
         ensure!(answer.status == 401, "{name}: {}", answer.shown());
         let challenge = answer.header("www-authenticate").to_owned();
         // RFC 6750 section 3: a challenge to somebody without a token names no error; the body still does.
-        let told = if token.is_none() { challenge.starts_with("Bearer") && answer.json()["reason"] == reason } else { challenge.contains(reason) };
+        let told = if token.is_none() {
+            challenge.starts_with("Bearer") && answer.json()["reason"] == reason
+        } else {
+            challenge.contains(reason)
+        };
         ensure!(told, "{name}: WWW-Authenticate does not say {reason}: {challenge:?}");
         seen.push(format!("{name} 401 {reason}"));
     }

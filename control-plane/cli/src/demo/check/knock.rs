@@ -25,7 +25,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the control plane's `ca.pem` cannot be read.
 pub fn trust(town: &Town) -> Result<TrustBundle> {
-    let pem = std::fs::read_to_string(town.control_plane_state().join("ca.pem")).context("reading the control plane's ca.pem")?;
+    let pem = std::fs::read_to_string(town.control_plane_state().join("ca.pem"))
+        .context("reading the control plane's ca.pem")?;
     TrustBundle::from_pem(TrustDomain::parse("equerry.local")?, &pem).context("reading the control plane's ca.pem")
 }
 
@@ -55,7 +56,9 @@ pub fn expected(home: &Home) -> Result<SpiffeId> {
 /// # Errors
 /// When it shows none, or one that is not its own.
 pub async fn shown_certificate(home: &Home, trust: &TrustBundle) -> Result<CertificateDer<'static>> {
-    let stream = tokio::time::timeout(LIMIT, connect(home, trust, None)).await.map_err(|_| anyhow!("no handshake within {LIMIT:?}"))??;
+    let stream = tokio::time::timeout(LIMIT, connect(home, trust, None))
+        .await
+        .map_err(|_| anyhow!("no handshake within {LIMIT:?}"))??;
     let chain = stream.get_ref().1.peer_certificates().context("no certificate was shown")?;
     Ok(chain.first().context("no certificate was shown")?.clone().into_owned())
 }
@@ -85,7 +88,9 @@ pub async fn get_over_tls(home: &Home, trust: &TrustBundle, identity: Option<&Id
             },
         }
     };
-    tokio::time::timeout(LIMIT, exchange).await.map_err(|_| anyhow!("neither an answer nor a refusal within {LIMIT:?}"))?
+    tokio::time::timeout(LIMIT, exchange)
+        .await
+        .map_err(|_| anyhow!("neither an answer nor a refusal within {LIMIT:?}"))?
 }
 
 async fn connect(home: &Home, trust: &TrustBundle, identity: Option<&Identity>) -> Result<TlsStream<TcpStream>> {

@@ -27,7 +27,11 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let (inbound, sent) = within(Duration::from_secs(3), "inbound requests = calls + retries sent", async || {
         let now = totals(story).await?;
         let (inbound, sent) = (now.0 - before.0, now.1 - before.1);
-        Ok(if inbound == calls + sent { Ok((inbound, sent)) } else { Err(format!("{inbound} inbound, {calls} calls, {sent} retries sent")) })
+        Ok(if inbound == calls + sent {
+            Ok((inbound, sent))
+        } else {
+            Err(format!("{inbound} inbound, {calls} calls, {sent} retries sent"))
+        })
     })
     .await?;
     story.restore().await?;
@@ -56,11 +60,20 @@ async fn totals(story: &Story<'_>) -> Result<(f64, f64)> {
 async fn check_with_promtool(texts: &[(String, String)]) -> Result<String> {
     for (whose, text) in texts {
         ensure!(!Scrape::parse(text).samples.is_empty(), "/metrics of {whose} is empty");
-        let spawned = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+        let spawned = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn();
         let mut promtool = match spawned {
             Ok(promtool) => promtool,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(format!("/metrics of all {} read (install promtool, in Debian's package prometheus, to check them strictly)", texts.len()));
+                return Ok(format!(
+                    "/metrics of all {} read (install promtool, in Debian's package prometheus, to check them strictly)",
+                    texts.len()
+                ));
             }
             Err(error) => return Err(error).context("starting promtool"),
         };
@@ -69,7 +82,11 @@ async fn check_with_promtool(texts: &[(String, String)]) -> Result<String> {
         drop(stdin);
         let output = promtool.wait_with_output().await.context("waiting for promtool")?;
         if !output.status.success() {
-            bail!("promtool on /metrics of {whose}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "promtool on /metrics of {whose}: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     }
     Ok(format!("promtool finds no fault with /metrics of all {}", texts.len()))

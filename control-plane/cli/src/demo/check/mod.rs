@@ -178,12 +178,22 @@ impl Story<'_> {
     /// When it does not answer 200.
     pub async fn admin_api(&self, path: &str, with_token: bool) -> Result<String> {
         let state = self.town.control_plane_state();
-        let read = |name: &str| std::fs::read(state.join(name)).with_context(|| format!("reading the control plane's {name}"));
-        let token = with_token.then(|| read("admin.token")).transpose()?.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
-        let connection =
-            Connection { host: "127.0.0.1".to_owned(), port: self.town.admin.number(), ca_path: state.join("ca.pem"), ca_pem: read("ca.pem")?, token };
+        let read =
+            |name: &str| std::fs::read(state.join(name)).with_context(|| format!("reading the control plane's {name}"));
+        let token = with_token
+            .then(|| read("admin.token"))
+            .transpose()?
+            .map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
+        let connection = Connection {
+            host: "127.0.0.1".to_owned(),
+            port: self.town.admin.number(),
+            ca_path: state.join("ca.pem"),
+            ca_pem: read("ca.pem")?,
+            token,
+        };
         let fault = |failure: Failure| anyhow!("{}", failure.message);
-        let answer = Client::new(connection).map_err(fault)?.ask(http::Method::GET, path, None::<&()>).await.map_err(fault)?;
+        let answer =
+            Client::new(connection).map_err(fault)?.ask(http::Method::GET, path, None::<&()>).await.map_err(fault)?;
         if answer.status != 200 {
             bail!("{path} of the control plane answered {}", answer.status);
         }

@@ -13,10 +13,12 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let answer = frontend.front_door().get("frontend", "/stock", &headers).await?;
     ensure!(answer.status == 200, "frontend answered {}", answer.shown());
     let told = answer.json();
-    let chain = ["/app", "/next/app", "/next/next/app"].map(|place| told.pointer(place).and_then(|name| name.as_str()).unwrap_or("nobody").to_owned());
+    let chain = ["/app", "/next/app", "/next/next/app"]
+        .map(|place| told.pointer(place).and_then(|name| name.as_str()).unwrap_or("nobody").to_owned());
     ensure!(chain[1] == "orders" && chain[2].starts_with("inventory"), "the call went {}", chain.join(" -> "));
 
-    let plain = Caller::local(orders.inbound.number()).get("orders", "/stock", &[("authorization", bearer.as_str())]).await;
+    let plain =
+        Caller::local(orders.inbound.number()).get("orders", "/stock", &[("authorization", bearer.as_str())]).await;
     let plain = match plain {
         Ok(answer) if answer.status == 403 && answer.shown().contains("tls_required") => "403 tls_required".to_owned(),
         Ok(answer) => bail!("a plain-text call to orders' inbound port was answered {}", answer.shown()),

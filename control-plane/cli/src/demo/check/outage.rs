@@ -18,10 +18,13 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let bearer = story.bearer();
 
     // Calls go on while it dies.
-    let (during, ()) = tokio::join!(driver::steady(100.0, tokio::time::sleep(Duration::from_millis(800)), |_| story.front_call(&bearer)), async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        story.town.kill_control_plane().await;
-    });
+    let (during, ()) = tokio::join!(
+        driver::steady(100.0, tokio::time::sleep(Duration::from_millis(800)), |_| story.front_call(&bearer)),
+        async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            story.town.kill_control_plane().await;
+        }
+    );
     all_good(&during, "while the control plane died")?;
     all_good(&driver::many(CALLS, |_| story.front_call(&bearer)).await, "without a control plane")?;
 
@@ -37,7 +40,10 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
 
     story.town.start_control_plane(&[]).await.context("starting the control plane again")?;
     let back = Instant::now();
-    within(Duration::from_secs(20), "all proxies to be in step again", async || Ok(in_step(&story.status().await?, story.town.homes.len()))).await?;
+    within(Duration::from_secs(20), "all proxies to be in step again", async || {
+        Ok(in_step(&story.status().await?, story.town.homes.len()))
+    })
+    .await?;
     let back = back.elapsed();
     let after = registered(&story.status().await?);
     ensure!(before == after, "registered before: {before:?}; after: {after:?}");
@@ -56,7 +62,11 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
 
 fn all_good(outcomes: &[Result<crate::demo::web::Answer>], when: &str) -> Result<()> {
     match driver::first_failure(outcomes) {
-        Some(failure) => bail!("{} of {} calls failed {when}: {failure}", outcomes.len() - driver::with_status(outcomes, 200), outcomes.len()),
+        Some(failure) => bail!(
+            "{} of {} calls failed {when}: {failure}",
+            outcomes.len() - driver::with_status(outcomes, 200),
+            outcomes.len()
+        ),
         None => Ok(()),
     }
 }
@@ -66,7 +76,10 @@ fn registered(status: &Value) -> BTreeMap<String, Vec<String>> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let members = |service: &Value| {
-        let mut members: Vec<String> = list(&service["members"]).iter().map(|member| format!("{} at {}", text(&member["instance"]), text(&member["address"]))).collect();
+        let mut members: Vec<String> = list(&service["members"])
+            .iter()
+            .map(|member| format!("{} at {}", text(&member["instance"]), text(&member["address"])))
+            .collect();
         members.sort();
         members
     };
@@ -86,7 +99,12 @@ fn in_step(status: &Value, everybody: usize) -> Result<(), String> {
 async fn documents(story: &Story<'_>) -> Result<usize> {
     let mut count = 0;
     for kind in ["services", "httproutes", "requestauthentications", "authorizationpolicies", "tenants", "meshes"] {
-        let said = story.town.equerry(&["get", kind, "-A", "-o", "json"]).await?.succeeded().with_context(|| format!("getting {kind}"))?;
+        let said = story
+            .town
+            .equerry(&["get", kind, "-A", "-o", "json"])
+            .await?
+            .succeeded()
+            .with_context(|| format!("getting {kind}"))?;
         let json: Value = serde_json::from_str(&said.out).with_context(|| format!("reading {kind}"))?;
         count += json["items"].as_array().map_or(0, Vec::len);
     }

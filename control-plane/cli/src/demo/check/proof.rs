@@ -18,11 +18,17 @@ spec:
     timeouts: {request: ten seconds}
 ";
 /// Line and column of each, and a word its complaint must contain.
-const WHERE: [(&str, &str); 4] = [(":7:", "matchs"), (":9:", "inventry-v1"), (":10:", "heavy"), (":11:", "ten seconds")];
+const WHERE: [(&str, &str); 4] =
+    [(":7:", "matchs"), (":9:", "inventry-v1"), (":10:", "heavy"), (":11:", "ten seconds")];
 
 pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let said = story.apply("even-split.yaml").await?;
-    let live = said.lines().rev().find(|line| line.contains("live on")).with_context(|| format!("apply --wait did not say what is live: {said}"))?.to_owned();
+    let live = said
+        .lines()
+        .rev()
+        .find(|line| line.contains("live on"))
+        .with_context(|| format!("apply --wait did not say what is live: {said}"))?
+        .to_owned();
     let everybody = format!("{n} of {n}", n = story.town.homes.len());
     ensure!(live.contains(&everybody), "apply --wait says {live:?}, not {everybody}");
     ensure!(live.contains(" ms") || live.contains(" s"), "apply --wait does not say how long it took: {live:?}");
@@ -32,7 +38,12 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let file = story.town.dir().join("four-mistakes.yaml");
     std::fs::write(&file, FOUR_MISTAKES).with_context(|| format!("writing {}", file.display()))?;
     let refused = story.town.equerry(&["apply", "--wait", "-f", &file.display().to_string()]).await?;
-    ensure!(refused.code == Some(1), "a file with four mistakes ended with {:?}: {}", refused.code, refused.everything());
+    ensure!(
+        refused.code == Some(1),
+        "a file with four mistakes ended with {:?}: {}",
+        refused.code,
+        refused.everything()
+    );
     let text = refused.everything();
     for (place, word) in WHERE {
         let at = format!("{}{place}", file.display());
@@ -59,5 +70,8 @@ async fn in_step(story: &Story<'_>) -> Result<()> {
 
 async fn epoch(story: &Story<'_>) -> Result<u64> {
     let status = story.status().await?;
-    status.pointer("/controlPlane/epoch").and_then(serde_json::Value::as_u64).with_context(|| format!("the status names no epoch: {status}"))
+    status
+        .pointer("/controlPlane/epoch")
+        .and_then(serde_json::Value::as_u64)
+        .with_context(|| format!("the status names no epoch: {status}"))
 }

@@ -32,19 +32,28 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
         driver::steady(pace, tokio::time::sleep(length), |_| as_tenant(&acme)),
         driver::steady(OTHER_PACE, tokio::time::sleep(length), |_| as_tenant(&globex)),
     );
-    ensure!(until_next(window) > Duration::ZERO && until_next(window) <= MARGIN + Duration::from_millis(50), "answers came after the window had ended");
+    ensure!(
+        until_next(window) > Duration::ZERO && until_next(window) <= MARGIN + Duration::from_millis(50),
+        "answers came after the window had ended"
+    );
 
     let admitted = driver::with_status(&outcomes, 200) as u64;
     let refused = driver::with_status(&outcomes, 429) as u64;
     let asked = outcomes.len() as u64;
     ensure!(admitted + refused == asked, "acme saw something else than 200 and 429: {:?}", strange(&outcomes));
     ensure!(admitted <= quota, "{admitted} calls of acme were admitted in a window of {quota}");
-    ensure!(admitted * 10 >= quota * 9, "only {admitted} calls of acme were admitted in a window of {quota}, though it made {asked}");
+    ensure!(
+        admitted * 10 >= quota * 9,
+        "only {admitted} calls of acme were admitted in a window of {quota}, though it made {asked}"
+    );
     if let Some(failure) = driver::first_failure(&others) {
         bail!("globex was touched: {failure}");
     }
     let limits = limits_told(&outcomes)?;
-    Ok(format!("acme made {asked} calls in a window of {window:?}: {admitted} of {quota} admitted, {refused} times 429 with {limits}; all {} of globex passed", others.len()))
+    Ok(format!(
+        "acme made {asked} calls in a window of {window:?}: {admitted} of {quota} admitted, {refused} times 429 with {limits}; all {} of globex passed",
+        others.len()
+    ))
 }
 
 fn strange(outcomes: &[Result<crate::demo::web::Answer>]) -> Option<String> {
@@ -60,7 +69,11 @@ fn limits_told(outcomes: &[Result<crate::demo::web::Answer>]) -> Result<String> 
     let mut told = String::new();
     for answer in outcomes.iter().flatten().filter(|answer| answer.status == 429) {
         let (limit, after) = (answer.header("ratelimit"), answer.header("retry-after"));
-        ensure!(!limit.is_empty() && after.parse::<u64>().is_ok(), "a 429 without RateLimit or Retry-After: {:?}", answer.headers);
+        ensure!(
+            !limit.is_empty() && after.parse::<u64>().is_ok(),
+            "a 429 without RateLimit or Retry-After: {:?}",
+            answer.headers
+        );
         told = format!("RateLimit: {limit}, Retry-After: {after}");
     }
     Ok(told)

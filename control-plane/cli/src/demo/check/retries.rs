@@ -54,11 +54,15 @@ async fn broken(story: &Story<'_>) -> Result<String> {
     }
     let added = arrivals(story).await?.saturating_sub(made);
     ensure!(skipped > 0.0, "at 60% failures the budget stopped no retry of {made} calls ({added} tries added)");
-    let logged = super::within(Duration::from_secs(5), "a line with retry_outcome skipped_budget in orders' access log", async || {
-        let log = tokio::fs::read_to_string(orders.access_log()).await?;
-        let lines = log.lines().filter(|line| line.contains(&id) && line.contains("skipped_budget")).count();
-        Ok(if lines > 0 { Ok(lines) } else { Err("none".to_owned()) })
-    })
+    let logged = super::within(
+        Duration::from_secs(5),
+        "a line with retry_outcome skipped_budget in orders' access log",
+        async || {
+            let log = tokio::fs::read_to_string(orders.access_log()).await?;
+            let lines = log.lines().filter(|line| line.contains(&id) && line.contains("skipped_budget")).count();
+            Ok(if lines > 0 { Ok(lines) } else { Err("none".to_owned()) })
+        },
+    )
     .await?;
     Ok(format!(
         "60% failing: {failed} of {made} failed, {added} tries added, {RETRIES}{{outcome=\"skipped_budget\"}} grew by {skipped}, and {logged} log lines say so"
@@ -70,7 +74,11 @@ async fn posts(story: &Story<'_>) -> Result<String> {
     make_fail(story, 1.0, "POST").await?;
     let outcomes = calls(story, "POST", POSTS).await?;
     let arrived = arrivals(story).await?;
-    ensure!(driver::with_status(&outcomes, 503) == POSTS, "failing POSTs were answered otherwise: {:?}", driver::first_failure(&outcomes));
+    ensure!(
+        driver::with_status(&outcomes, 503) == POSTS,
+        "failing POSTs were answered otherwise: {:?}",
+        driver::first_failure(&outcomes)
+    );
     ensure!(arrived == POSTS, "{POSTS} POSTs arrived {arrived} times");
     Ok(format!("{POSTS} failing POSTs arrived {arrived} times"))
 }
