@@ -26,6 +26,8 @@ use crate::upstream::{MAX_HEADER_BYTES, MAX_HEADERS, OnThisThread};
 /// How long a head may take, and so how long a kept connection may be idle. Longer than any sidecar keeps one
 /// (`upstream::LONGEST_IDLE`), so that it is the caller who closes and no request meets a closing connection.
 const HEAD_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the first head of an HTTP/1.1 connection may take: until it is there, the connection is nobody's.
+const FIRST_HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// How long idle HTTP/1.1 connections outlive the beginning of a drain: callers learn meanwhile that we leave.
 const LINGER: Duration = Duration::from_secs(2);
 /// Exchanges at once on one HTTP/2 connection (Envoy's 1,024).
@@ -46,7 +48,9 @@ where
     R: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Answer>> + 'static,
 {
+    let asked = Cell::new(false);
     let service = service_fn(|request| {
+        asked.set(true);
         let response = respond(request);
         async move { Ok::<_, Infallible>(response.await) }
     });
@@ -81,9 +85,21 @@ where
             tokio::select! {
                 ended = connection.as_mut() => return ended,
                 () = time_to_go => connection.as_mut().graceful_shutdown(),
+                () = nothing_asked(&asked) => {
+                    tracing::debug!("let go of a connection without a whole head after {FIRST_HEAD_PATIENCE:?}");
+                    return Ok(());
+                }
             }
             connection.await
         }
+    }
+}
+
+/// Ends when nothing was `asked` in time; never, when something was.
+async fn nothing_asked(asked: &Cell<bool>) {
+    tokio::time::sleep(FIRST_HEAD_PATIENCE).await;
+    if asked.get() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -176,6 +192,24 @@ mod tests {
         };
         let (after, ()) = tokio::join!(waiting, working);
         assert!((350 * MS..=400 * MS).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_head_that_does_not_come_is_not_waited_for_as_long_as_the_next() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let begun = Instant::now();
+        let (mut caller, ours) = tokio::io::duplex(64);
+        let never = |_: Request<Incoming>| std::future::pending::<Response<Answer>>();
+        let serving = async {
+            serve(ours, Speaks::Http1, std::future::pending(), never).await.unwrap();
+            begun.elapsed()
+        };
+        let dawdling = async {
+            caller.write_all(b"GET / HTTP/1.1\r\nhost: ord").await.unwrap();
+            let _ = caller.read_u8().await;
+        };
+        let (after, ()) = tokio::join!(serving, dawdling);
+        assert!(after < FIRST_HEAD_PATIENCE + 100 * MS, "{after:?}");
     }
 
     #[tokio::test(start_paused = true)]

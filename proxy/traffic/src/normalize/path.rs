@@ -88,6 +88,12 @@ fn escape(byte: u8, out: &mut String) {
     out.push(char::from(DIGITS[usize::from(byte & 15)]));
 }
 
+/// A segment up to its first semicolon, which some servers decode before they cut.
+fn without_parameters(segment: &str) -> &str {
+    let end = segment.find(';').into_iter().chain(segment.find("%3B")).min();
+    &segment[..end.unwrap_or(segment.len())]
+}
+
 /// Merges slashes and removes dot segments (RFC 3986 section 5.2.4): above the root there is nothing.
 fn segments(path: &str) -> Result<String, Refusal> {
     let mut kept: Vec<&str> = Vec::new();
@@ -100,7 +106,7 @@ fn segments(path: &str) -> Result<String, Refusal> {
                 kept.pop();
             }
             // Servers that cut parameters off a segment before they look at its dots would climb here.
-            segment if matches!(segment.split(';').next(), Some("." | "..")) => {
+            segment if matches!(without_parameters(segment), "." | "..") => {
                 return Err(bad("has a dot segment with parameters"));
             }
             segment => kept.push(segment),
