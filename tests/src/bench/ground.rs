@@ -1,0 +1,118 @@
+//! What all scenarios of a run stand on: the application, the certificates of the peers, the control plane.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::machine::LOAD;
+use super::measure::Target;
+use super::mesh::{ISSUER, Mesh};
+use super::peers::{Site, Standing};
+use super::say;
+use super::server::Server;
+
+/// Everything a scenario needs.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    /// Programs, certificates, configurations.
+    pub(crate) site: Site,
+    /// Our control plane.
+    pub(crate) mesh: Mesh,
+    /// The application's port.
+    pub(crate) app: u16,
+    /// How often each target is measured.
+    pub(crate) rounds: usize,
+    /// For how long.
+    pub(crate) time: Duration,
+    application: Server,
+    missing: RefCell<BTreeSet<&'static str>>,
+}
+
+impl Ground {
+    /// Starts application and control plane.
+    ///
+    /// # Errors
+    /// When something does not come up.
+    pub(crate) fn prepare(dir: &Path, proxy: &Path, rounds: usize, time: Duration) -> Result<Self> {
+        std::fs::create_dir_all(dir.join("files"))?;
+        std::fs::write(dir.join("files/10m"), vec![b'x'; 10 << 20])?;
+        let mut site = Site::new(dir.to_owned());
+        for (name, of) in [
+            ("nginx", "the application behind every proxy"),
+            ("wrk", "load"),
+            ("taskset", "pinning"),
+            ("setpriv", "ending children"),
+        ] {
+            site.program(name).with_context(|| {
+                format!("{name} is needed for {of}: apt-get install nginx wrk nghttp2-client haproxy util-linux")
+            })?;
+        }
+        certificates(dir)?;
+        site.words.insert("DIR".into(), dir.display().to_string());
+        site.words.insert("KIB".into(), "x".repeat(1024));
+        let (application, app) = site.one("nginx", "app.nginx.conf", LOAD, None).context("starting the application")?;
+        site.words.insert("APP".into(), app.to_string());
+        let mesh = Mesh::start(dir, proxy).context("starting the control plane")?;
+        site.words.insert("ISSUER".into(), ISSUER.into());
+        site.words.insert("JWKS".into(), mesh.key_set());
+        Ok(Self { site, mesh, app, rounds, time, application, missing: RefCell::default() })
+    }
+
+    /// The application's processes.
+    pub(crate) fn application(&self) -> Vec<u32> {
+        self.application.family()
+    }
+
+    /// Adds a peer, or says that it is missing.
+    ///
+    /// # Errors
+    /// When it is there and does not come up.
+    pub(crate) fn peer(
+        &self,
+        to: &mut Vec<Target>,
+        name: &'static str,
+        program: &'static str,
+        start: impl FnOnce(&Site) -> Result<Standing>,
+    ) -> Result<()> {
+        if self.site.program(program).is_none() {
+            if self.missing.borrow_mut().insert(program) {
+                say(&format!("  {program} is not installed: left out"));
+            }
+            return Ok(());
+        }
+        to.push(Target::peer(name, start(&self.site).with_context(|| name)?));
+        Ok(())
+    }
+
+    /// Programs that were wanted and not found.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        self.missing.borrow().iter().copied().collect()
+    }
+}
+
+/// An authority, a server and a client certificate for the peers: ECDSA P-256, as the mesh's own are.
+fn certificates(dir: &Path) -> Result<()> {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    let authority_key = KeyPair::generate()?;
+    let mut authority = CertificateParams::new(Vec::new())?;
+    // A leaf with the name of its issuer would pass for self-signed.
+    authority.distinguished_name.push(DnType::CommonName, "bench authority");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = authority.self_signed(&authority_key)?;
+    std::fs::write(dir.join("ca.pem"), root.pem())?;
+    let issuer = Issuer::new(authority, authority_key);
+    for (name, purpose) in
+        [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
+    {
+        let key = KeyPair::generate()?;
+        let mut leaf = CertificateParams::new(vec![format!("{name}.mesh")])?;
+        leaf.distinguished_name.push(DnType::CommonName, name);
+        leaf.extended_key_usages = vec![purpose];
+        let signed = leaf.signed_by(&key, &issuer)?;
+        std::fs::write(dir.join(format!("{name}.pem")), format!("{}{}", signed.pem(), key.serialize_pem()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! Our side: a control plane for the run, and sidecars of the build under test with the policies of a scenario.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use equerry::demo::issuer::{Issuer, Token};
+use equerry::demo::ports::HeldPort;
+use equerry::demo::town::{Town, write_secret};
+use tokio::runtime::Runtime;
+
+use super::machine::PROXIES;
+use super::server::Server;
+
+/// The issuer of the tokens that policies ask for.
+pub(crate) const ISSUER: &str = "https://bench.example.com";
+/// Rules of the authorization policy; only the last allows what is asked.
+const RULES: usize = 100;
+/// How long a sidecar may take to be ready.
+const READY: Duration = Duration::from_secs(30);
+
+/// The control plane of a run, and what its sidecars need.
+#[derive(Debug)]
+pub(crate) struct Mesh {
+    town: Town,
+    issuer: Issuer,
+    proxy: PathBuf,
+    dir: PathBuf,
+    runtime: Runtime,
+}
+
+/// A sidecar under test.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    /// Its process.
+    pub(crate) server: Server,
+    /// Where its application calls.
+    pub(crate) outbound: u16,
+    /// Where the mesh calls.
+    pub(crate) inbound: u16,
+}
+
+impl Mesh {
+    /// Starts the control plane, on no core in particular: it rests while load runs.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(crate) fn start(dir: &Path, proxy: &Path) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let dir = dir.join("mesh");
+        std::fs::create_dir_all(&dir)?;
+        let issuer = Issuer::create(&dir.join("issuer.key"))?;
+        let town = Town::plan(&std::env::current_exe()?, &dir, &[])?;
+        runtime.block_on(town.start_control_plane(&[]))?;
+        Ok(Self { town, issuer, proxy: proxy.to_owned(), dir, runtime })
+    }
+
+    /// The issuer's key set, as JSON on one line.
+    pub(crate) fn key_set(&self) -> String {
+        self.issuer.key_set()
+    }
+
+    /// A token that the policies accept, of tenant `acme`.
+    pub(crate) fn token(&self) -> String {
+        let tenant = ["tenant".to_owned()];
+        self.issuer.mint(&Token::new(ISSUER, Some("bench"), "load").tenant((&tenant, "acme")))
+    }
+
+    /// Applies documents.
+    ///
+    /// # Errors
+    /// When they are refused.
+    pub(crate) fn apply(&self, name: &str, text: &str) -> Result<()> {
+        let file = self.dir.join(format!("{name}.yaml"));
+        std::fs::write(&file, text)?;
+        self.runtime
+            .block_on(self.town.equerry(&["apply", "-f", &file.display().to_string()]))?
+            .succeeded()
+            .with_context(|| format!("applying {name}"))?;
+        Ok(())
+    }
+
+    /// Starts the sidecar `name` (its instance, account and label `app`) beside the application on `app`, and waits until it
+    /// is ready.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(crate) fn sidecar(&self, name: &str, app: u16, access_log: bool) -> Result<Sidecar> {
+        let dir = self.dir.join(name);
+        std::fs::create_dir_all(&dir)?;
+        write_secret(&dir.join("join-token"), &self.runtime.block_on(self.town.join_token(name, "10m"))?)?;
+        let held = [HeldPort::take()?, HeldPort::take()?, HeldPort::take()?, HeldPort::take()?];
+        let [outbound, inbound, admin, telemetry] = [0, 1, 2, 3].map(|n: usize| held[n].number());
+        let text = |path: PathBuf| path.display().to_string();
+        let at = |port: u16| format!("127.0.0.1:{port}");
+        let log = if access_log { text(dir.join("access.log")) } else { "off".to_owned() };
+        let args = [
+            ("--control-plane", self.town.grpc.address()),
+            ("--join-token-file", text(dir.join("join-token"))),
+            ("--instance", name.to_owned()),
+            ("--label", format!("app={name}")),
+            ("--app-port", format!("8080={app}")),
+            ("--state-dir", text(dir.join("state"))),
+            ("--outbound", at(outbound)),
+            ("--inbound", at(inbound)),
+            ("--advertise", at(inbound)),
+            ("--admin", at(admin)),
+            ("--telemetry", at(telemetry)),
+            ("--access-log", log),
+            ("--workers", "1".to_owned()),
+            ("--drain-timeout", "1s".to_owned()),
+            ("--log", "warn".to_owned()),
+        ];
+        let mut words = vec!["run".to_owned()];
+        words.extend(args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+        held.iter().for_each(HeldPort::release);
+        let server = Server::start(name, PROXIES, &self.proxy, &words, &self.dir)?.listens_on(telemetry)?;
+        ready(telemetry).with_context(|| format!("{name}:\n{}", server.log_tail()))?;
+        Ok(Sidecar { server, outbound, inbound })
+    }
+
+    /// A Service with this name whose instances are sidecars of the same name.
+    pub(crate) fn service(name: &str, mtls: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop, annotations: {{equerry.dev/accounts: {name}}}}}\n\
+             spec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n---\n\
+             apiVersion: equerry.dev/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{selector: {{matchLabels: {{app: {name}}}}}, mtls: {{mode: {mtls}}}}}\n"
+        )
+    }
+
+    /// A Service with this name that is the application itself, without a sidecar.
+    pub(crate) fn application(name: &str, app: u16) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{ports: [{{name: http, port: 80}}]}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-1, namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+             addressType: IPv4\nendpoints: [{{addresses: [127.0.0.1]}}]\nports: [{{name: http, port: {app}}}]\n"
+        )
+    }
+
+    /// Everything the inbound side can be asked for: a token, 100 rules of which the last allows, a tenant with a quota.
+    pub(crate) fn inbound_policy(&self, name: &str) -> String {
+        let rules: String = (0..RULES)
+            .map(|n| if n + 1 < RULES { format!("/part-{n}/*") } else { "/*".to_owned() })
+            .map(|path| format!("  - to: [{{operation: {{methods: [GET], paths: [\"{path}\"]}}}}]\n"))
+            .collect();
+        format!(
+            "---\napiVersion: equerry.dev/v1\nkind: RequestAuthentication\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  targetRefs: [{{kind: Service, name: {name}}}]\n  \
+             jwtRules:\n  - issuer: {ISSUER}\n    audiences: [bench]\n    required: true\n    claimsToHeaders: [{{claim: sub, header: x-user}}]\n    jwks: {}\n\
+             ---\napiVersion: equerry.dev/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  targetRefs: [{{kind: Service, name: {name}}}]\n  rules:\n{rules}",
+            self.key_set()
+        )
+    }
+
+    /// The tenant that the token names, with a quota nobody reaches, counted at these Services.
+    pub(crate) fn tenant(services: &[&str]) -> String {
+        let services: Vec<String> = services.iter().map(|name| format!("shop/{name}")).collect();
+        format!(
+            "---\napiVersion: equerry.dev/v1\nkind: Tenant\nmetadata: {{name: acme}}\nspec:\n  match: [{{claim: {{name: tenant, value: acme}}}}]\n  \
+             quotas: [{{services: [{}], requests: 1000000000, window: 1m}}]\n",
+            services.join(", ")
+        )
+    }
+
+    /// Everything the outbound side can be asked for: a route with timeouts and retries, a retry budget, a breaker.
+    pub(crate) fn outbound_policy(name: &str) -> String {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+             parentRefs: [{{group: \"\", kind: Service, name: {name}}}]\n  rules:\n  - matches: [{{path: {{type: PathPrefix, value: /}}, method: GET}}]\n    \
+             backendRefs: [{{name: {name}, port: 80}}]\n    timeouts: {{request: 15s, backendRequest: 5s}}\n    retry: {{codes: [502, 503, 504], attempts: 2, backoff: 25ms}}\n\
+             ---\napiVersion: equerry.dev/v1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  targetRefs: [{{kind: Service, name: {name}}}]\n  \
+             retryBudget: {{percent: 20, minPerSecond: 10}}\n  breaker: {{consecutiveFailures: 5, penalty: {{min: 1s, max: 60s}}}}\n"
+        )
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        self.runtime.block_on(self.town.stop());
+    }
+}
+
+/// Waits until `/healthz/ready` answers 200.
+fn ready(telemetry: u16) -> Result<()> {
+    let deadline = Instant::now() + READY;
+    loop {
+        let (status, said) = super::tools::get(telemetry, "/healthz/ready", &[]).unwrap_or_default();
+        if status == 200 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("not ready after {READY:?}: {status} {said}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

