@@ -64,7 +64,7 @@ pub struct Given {
     #[arg(long, env = "EQUERRY_CONFIG_FILE", value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
-    /// The control plane's gRPC address [required].
+    /// The control plane's gRPC address (required).
     #[arg(long, env = "EQUERRY_CONTROL_PLANE", value_name = "HOST:PORT")]
     control_plane: Option<String>,
     /// One-time token for the first start; better in a file, where other users do not see it.
