@@ -3,11 +3,13 @@
 //! accept → detect → TLS (who speaks, which port is meant) → normalize → token → authorize → quota → forward to the
 //! application → reply. From normalize on it is `exchange::serve::inbound`.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
 
 use equerry_policies::names::SpiffeId;
+use equerry_traffic::token::Believed;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -22,6 +24,8 @@ use crate::upstream::Pool;
 pub struct Inbound {
     pub(crate) shared: Shared,
     pub(crate) pool: Rc<Pool>,
+    /// Tokens verified lately.
+    pub(crate) believed: RefCell<Believed>,
 }
 
 /// How a request came in: what its connection proved, and what it named.
@@ -42,7 +46,7 @@ pub(crate) struct Via {
 impl Inbound {
     /// The inbound side of the current thread, which must be inside a `LocalSet`.
     pub fn new(shared: Shared) -> Self {
-        Self { shared, pool: Pool::new() }
+        Self { shared, pool: Pool::new(), believed: RefCell::default() }
     }
 
     /// Serves one connection from the mesh until it ends.

@@ -13,6 +13,7 @@ use equerry_traffic::deadline::Deadline;
 use equerry_traffic::normalize::{self, Normal, normalize};
 use equerry_traffic::quota::Share;
 use equerry_traffic::route::{self, Choice, Known, MayLeave};
+use equerry_traffic::token::Caller;
 use equerry_traffic::{Reason, Refusal, tenant, token};
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
@@ -204,10 +205,10 @@ async fn enter(
     record.note(|exchange| {
         (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned());
     });
-    let workload = live.workload.as_deref().ok_or(Refusal::PolicyUnavailable)?;
+    let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
     let door = door(at, workload, via, &normal)?;
     record.note(|exchange| exchange.destination = door.service.clone());
-    let caller = token::verify(workload, door.port, &mut head.headers, via.peer.as_ref(), SystemTime::now())?;
+    let caller = caller(at, workload, door.port, &mut head.headers, via)?;
     let asked = authorize::Facts {
         method: &head.method,
         authority: normal.authority(),
@@ -284,6 +285,18 @@ fn is_called(service: &ServiceName, server_name: &str) -> bool {
     let namespace =
         rest.and_then(|rest| rest.strip_prefix(service.name.as_str())).and_then(|rest| rest.strip_prefix('.'));
     namespace == Some(service.namespace.as_str())
+}
+
+/// Who calls, by certificate and by token.
+fn caller(
+    at: &Inbound,
+    workload: &Arc<CompiledWorkload>,
+    port: u16,
+    headers: &mut HeaderMap,
+    via: &Via,
+) -> Result<Caller, Refusal> {
+    let believed = &mut at.believed.borrow_mut();
+    token::verify_remembering(believed, workload, port, headers, via.peer.as_ref(), SystemTime::now())
 }
 
 /// Counts the request against its tenant's quotas.

@@ -4,9 +4,11 @@
 //! are judged against the `now` of the caller. Headers that carry claims to the application are stripped from every
 //! request before anything else, and set from what was verified.
 
+mod believed;
 mod json;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -14,9 +16,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use equerry_policies::compile::keys::{Algorithm, Key, Material};
 use equerry_policies::compile::{CompiledWorkload, TokenRule};
 use equerry_policies::names::SpiffeId;
-use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use jsonwebtoken::DecodingKey;
 use serde_json::{Map, Value};
+
+pub use believed::Believed;
+use believed::Known;
 
 use crate::refusal::{Reason, Refusal, TokenFault};
 
@@ -29,17 +34,19 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Caller {
     peer: Option<SpiffeId>,
-    token: Option<Box<Verified>>,
+    token: Option<Arc<Verified>>,
 }
 
 /// What a verified token says.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Verified {
     issuer: String,
     /// `issuer/subject`, when there is a subject.
     principal: Option<String>,
     claims: Map<String, Value>,
     policy: Box<str>,
+    /// What the application is told of it.
+    told: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Caller {
@@ -83,7 +90,8 @@ impl Caller {
             let Value::Object(claims) = claims else { panic!("claims are an object") };
             let principal =
                 Some(format!("https://issuer/{}", claims.get("sub").and_then(Value::as_str).unwrap_or("nobody")));
-            Box::new(Verified { issuer: "https://issuer".to_owned(), principal, claims, policy: "shop/tokens".into() })
+            let (issuer, policy) = ("https://issuer".to_owned(), "shop/tokens".into());
+            Arc::new(Verified { issuer, principal, claims, policy, told: vec![] })
         });
         Self { peer: peer.map(|peer| SpiffeId::parse(&format!("spiffe://{peer}")).unwrap()), token }
     }
@@ -112,6 +120,44 @@ pub fn verify(
     peer: Option<&SpiffeId>,
     now: SystemTime,
 ) -> Result<Caller, Refusal> {
+    let believe = |token: &str| Ok(believe(token, workload.tokens.on(app_port), now)?.1);
+    judge(workload, app_port, headers, peer, believe)
+}
+
+/// The same as [`verify`]; a token that was `believed` lately under this very configuration is not taken apart again.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_remembering(
+    believed: &mut Believed,
+    workload: &Arc<CompiledWorkload>,
+    app_port: u16,
+    headers: &mut HeaderMap,
+    peer: Option<&SpiffeId>,
+    now: SystemTime,
+) -> Result<Caller, Refusal> {
+    let mut rules = workload.tokens.on(app_port);
+    let believe = |token: &str| {
+        if let Some(known) = believed.recall(workload, app_port, token) {
+            // Everything but its times holds of a token as long as the configuration does.
+            let rule = rules.nth(known.rule);
+            rule.map_or(Ok(()), |rule| check_times(&known.verified.claims, rule, now))?;
+            return Ok(Arc::clone(&known.verified));
+        }
+        let (rule, verified) = believe(token, rules, now)?;
+        believed.remember(token, Known { port: app_port, rule, verified: Arc::clone(&verified) });
+        Ok(verified)
+    };
+    judge(workload, app_port, headers, peer, believe)
+}
+
+fn judge(
+    workload: &CompiledWorkload,
+    app_port: u16,
+    headers: &mut HeaderMap,
+    peer: Option<&SpiffeId>,
+    believe: impl FnOnce(&str) -> Result<Arc<Verified>, Refusal>,
+) -> Result<Caller, Refusal> {
     for header in workload.tokens.claim_headers() {
         headers.remove(header);
     }
@@ -126,14 +172,11 @@ pub fn verify(
             None => Ok(caller),
         };
     };
-    let (rule, verified) = believe(token, rules, now)?;
-    for told in &rule.claims_to_headers {
-        let value = claim_of(&verified.claims, &told.claim).and_then(header_value);
-        if let Some(value) = value {
-            headers.insert(told.header.clone(), value);
-        }
+    let verified = believe(token)?;
+    for (header, value) in &verified.told {
+        headers.insert(header.clone(), value.clone());
     }
-    caller.token = Some(Box::new(verified));
+    caller.token = Some(verified);
     Ok(caller)
 }
 
@@ -162,12 +205,12 @@ struct Parts<'a> {
     claims: Map<String, Value>,
 }
 
-/// The rule that believes the token, and what it says.
+/// Which of the rules believes the token, and what it says.
 fn believe<'r>(
     token: &str,
     rules: impl Iterator<Item = &'r TokenRule>,
     now: SystemTime,
-) -> Result<(&'r TokenRule, Verified), Refusal> {
+) -> Result<(usize, Arc<Verified>), Refusal> {
     let parts = take_apart(token)?;
     let Some(Value::String(issuer)) = parts.claims.get("iss") else {
         return Err(fault(Reason::TokenInvalid, "the token names no issuer", None));
@@ -175,14 +218,13 @@ fn believe<'r>(
     // Several documents may accept the issuer: any one that believes the token is enough, and the last one that does not
     // says why.
     let mut refused = fault(Reason::TokenInvalid, format!("issuer {issuer:?} is not accepted here"), None);
-    for rule in rules.filter(|rule| *rule.issuer == **issuer) {
+    for (number, rule) in rules.enumerate().filter(|(_, rule)| *rule.issuer == **issuer) {
         match check(&parts, rule, now) {
             Ok(()) => {
                 let principal =
                     parts.claims.get("sub").and_then(Value::as_str).map(|subject| format!("{issuer}/{subject}"));
-                let verified =
-                    Verified { issuer: issuer.clone(), principal, claims: parts.claims, policy: rule.policy.clone() };
-                return Ok((rule, verified));
+                let (issuer, policy, told) = (issuer.clone(), rule.policy.clone(), told(&parts.claims, rule));
+                return Ok((number, Arc::new(Verified { issuer, principal, claims: parts.claims, policy, told })));
             }
             Err(why) => refused = why,
         }
@@ -320,6 +362,12 @@ fn check_audience(claims: &Map<String, Value>, rule: &TokenRule) -> Result<(), R
 fn claim_of<'a>(claims: &'a Map<String, Value>, path: &[Box<str>]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
     rest.iter().try_fold(claims.get(&**first)?, |value, part| value.get(&**part))
+}
+
+/// The headers that carry claims to the application.
+fn told(claims: &Map<String, Value>, rule: &TokenRule) -> Vec<(HeaderName, HeaderValue)> {
+    let told = rule.claims_to_headers.iter();
+    told.filter_map(|told| Some((told.header.clone(), claim_of(claims, &told.claim).and_then(header_value)?))).collect()
 }
 
 /// A claim as a header's value: texts, numbers and truths. A text that a header cannot carry exactly (control characters,

@@ -400,3 +400,74 @@ proptest::proptest! {
         }
     }
 }
+
+fn believing(
+    believed: &mut Believed,
+    workload: &Arc<CompiledWorkload>,
+    token: &str,
+    at: SystemTime,
+) -> Result<Caller, Refusal> {
+    let mut headers = HeaderMap::new();
+    headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+    headers.insert("x-user", HeaderValue::from_static("forged"));
+    let caller = verify_remembering(believed, workload, 8080, &mut headers, None, at)?;
+    let told = workload.tokens.claim_headers().iter().map(|header| headers.get(header).cloned()).collect::<Vec<_>>();
+    assert!(!told.contains(&Some(HeaderValue::from_static("forged"))));
+    Ok(caller)
+}
+
+#[test]
+fn a_token_believed_before_is_believed_again_until_it_ends() {
+    let (workload, mut believed) = (Arc::new(workload(vec![(None, rule(true))])), Believed::default());
+    let token = es256(&claims());
+    let first = believing(&mut believed, &workload, &token, now()).unwrap();
+    let second = believing(&mut believed, &workload, &token, now()).unwrap();
+    assert!(Arc::ptr_eq(first.token.as_ref().unwrap(), second.token.as_ref().unwrap()), "it was taken apart again");
+    let late = now() + Duration::from_secs(30 * 24 * 3600);
+    let refusal = believing(&mut believed, &workload, &token, late).unwrap_err();
+    assert_eq!(refusal.reason(), Reason::TokenExpired);
+}
+
+#[test]
+fn a_token_is_verified_anew_under_another_configuration() {
+    let mut believed = Believed::default();
+    let token = es256(&claims());
+    believing(&mut believed, &Arc::new(workload(vec![(None, rule(true))])), &token, now()).unwrap();
+    let mut without_keys = rule(true);
+    without_keys.jwks = json!({"keys": [ec_jwk("ec", "P-256", &KEYS.other_ec)]}).to_string();
+    let other = Arc::new(workload(vec![(None, without_keys)]));
+    let refusal = believing(&mut believed, &other, &token, now()).unwrap_err();
+    assert_eq!(refusal.reason(), Reason::TokenInvalid);
+    assert_eq!(believed.len(), 0);
+}
+
+#[test]
+fn one_changed_letter_of_a_believed_token_is_another_token() {
+    let (workload, mut believed) = (Arc::new(workload(vec![(None, rule(true))])), Believed::default());
+    let token = es256(&claims());
+    believing(&mut believed, &workload, &token, now()).unwrap();
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let forged = format!("{signed}.{}", signature.chars().rev().collect::<String>());
+    assert!(believing(&mut believed, &workload, &forged, now()).is_err());
+    assert_eq!(believed.len(), 1);
+}
+
+#[test]
+fn tokens_remembered_never_grow_beyond_their_bounds() {
+    let verified = Arc::new(Verified {
+        issuer: String::new(),
+        principal: None,
+        claims: Map::new(),
+        policy: "shop/tokens".into(),
+        told: vec![],
+    });
+    let (workload, mut believed) = (Arc::new(workload(vec![(None, rule(true))])), Believed::default());
+    for number in 0..5_000 {
+        let token = format!("token-{number}");
+        assert!(believed.recall(&workload, 8080, &token).is_none());
+        believed.remember(&token, Known { port: 8080, rule: 0, verified: Arc::clone(&verified) });
+        assert!(believed.recall(&workload, 8080, "token-0").is_some(), "what is asked for stays ({number})");
+        assert!(believed.recall(&workload, 8081, "token-0").is_none(), "another port has other rules");
+    }
+    assert!(believed.len() <= 1024, "{}", believed.len());
+}

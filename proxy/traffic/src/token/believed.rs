@@ -1,0 +1,73 @@
+//! Tokens whose signatures were verified lately. Callers send the same token for minutes, and a signature takes a hundred
+//! times as long as everything else that is decided about a request.
+//!
+//! Only tokens that were believed are kept, whole, and compared whole; those of another configuration are forgotten, so a
+//! key taken out of a key set believes nothing any more. Times are not remembered: they are judged at each use.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use equerry_policies::compile::CompiledWorkload;
+
+use super::Verified;
+
+/// Tokens in one of the two halves.
+const HALF: usize = 512;
+/// Bytes of tokens in one of the two halves.
+const HALF_BYTES: usize = 256 * 1024;
+
+/// The tokens that one worker has seen verified: at least the last 512, or 256 KiB of them, and at most twice that.
+#[derive(Debug, Default)]
+pub struct Believed {
+    workload: Weak<CompiledWorkload>,
+    young: HashMap<Box<str>, Known>,
+    young_bytes: usize,
+    old: HashMap<Box<str>, Known>,
+}
+
+/// What was found out about a token.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    /// The application port it was sent to: which rules hold depends on it.
+    pub(super) port: u16,
+    /// Which of the rules of that port believed it.
+    pub(super) rule: usize,
+    /// What it says.
+    pub(super) verified: Arc<Verified>,
+}
+
+impl Believed {
+    /// What is known of a token sent to `port`, under this configuration.
+    pub(super) fn recall(&mut self, workload: &Arc<CompiledWorkload>, port: u16, token: &str) -> Option<&Known> {
+        // A `Weak` keeps the address taken, so another configuration can never look like this one.
+        if !std::ptr::eq(self.workload.as_ptr(), Arc::as_ptr(workload)) {
+            *self = Self { workload: Arc::downgrade(workload), ..Self::default() };
+        }
+        if !self.young.contains_key(token)
+            && let Some((token, known)) = self.old.remove_entry(token)
+        {
+            self.keep(token, known);
+        }
+        self.young.get(token).filter(|known| known.port == port)
+    }
+
+    /// Remembers a token that was believed. `recall` with the same configuration came just before.
+    pub(super) fn remember(&mut self, token: &str, known: Known) {
+        self.keep(token.into(), known);
+    }
+
+    fn keep(&mut self, token: Box<str>, known: Known) {
+        if self.young.len() >= HALF || self.young_bytes >= HALF_BYTES {
+            // Whatever was not asked for since the last turn goes.
+            self.old = std::mem::take(&mut self.young);
+            self.young_bytes = 0;
+        }
+        self.young_bytes += token.len();
+        self.young.insert(token, known);
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+}
