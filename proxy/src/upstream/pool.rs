@@ -138,10 +138,19 @@ impl Pool {
     fn kept_http1(&self, key: &Key, whom: Option<Whom<'_>>) -> Option<Http1> {
         let mut all = self.http1.borrow_mut();
         let kept = all.get_mut(key)?;
-        kept.retain(|idle| !idle.connection.send.is_closed() && accepted(&idle.connection.facts, whom));
-        // One whose last request is still being sent (it was answered early) is left for later.
-        let ready = kept.iter().rposition(|idle| idle.connection.send.is_ready())?;
-        Some(kept.remove(ready).connection)
+        // Only what is met on the way is looked at: at every request there may be hundreds.
+        let mut looked_at = kept.len();
+        while looked_at > 0 {
+            looked_at -= 1;
+            let Http1 { send, facts, .. } = &kept[looked_at].connection;
+            if send.is_closed() || !accepted(facts, whom) {
+                kept.remove(looked_at);
+            } else if send.is_ready() {
+                return Some(kept.remove(looked_at).connection);
+            }
+            // Else its last request is still being sent (it was answered early): it is left for later.
+        }
+        None
     }
 
     async fn shared_http2(
