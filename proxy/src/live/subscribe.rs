@@ -34,6 +34,9 @@ const SETTLE: Duration = Duration::from_secs(2);
 const SAVE: Duration = Duration::from_secs(1);
 /// Names an application may have this proxy ask for.
 const MOST_NAMES: usize = 4_096;
+/// Of those, names that do not exist. An application may name every host of the Internet; the control plane need not
+/// watch for each, and they must not keep out names that do exist.
+const MOST_UNKNOWN: usize = 256;
 
 /// Who is subscribed.
 #[derive(Debug, Clone)]
@@ -224,6 +227,7 @@ impl Subscriber {
             self.observe.config_refused();
         }
         session.unanswered.push_back(Unanswered { nonce, complaints, until: Instant::now() + SETTLE });
+        self.forget_oldest_unknown();
         self.publish();
         self.interest(session);
         self.answer(session);
@@ -259,6 +263,20 @@ impl Subscriber {
     fn name(&mut self, name: ServiceName) {
         if self.named.len() < MOST_NAMES || self.named.contains_key(&name) {
             self.named.insert(name, Instant::now());
+        }
+    }
+
+    /// When too many of the names called do not exist, lets go of those that were called the longest time ago.
+    fn forget_oldest_unknown(&mut self) {
+        if self.swap.unknown().len() <= MOST_UNKNOWN {
+            return;
+        }
+        let called = |name: &ServiceName| Some((*self.named.get(name)?, name.clone()));
+        let mut unknown: Vec<(Instant, ServiceName)> = self.swap.unknown().filter_map(called).collect();
+        unknown.sort_unstable_by_key(|(at, _)| *at);
+        for (_, name) in unknown.drain(..unknown.len() / 2) {
+            self.named.remove(&name);
+            self.swap.forget_unknown_name(&name);
         }
     }
 

@@ -271,6 +271,37 @@ async fn an_unknown_name_is_refused_with_the_nearest_and_never_while_the_control
 }
 
 #[tokio::test]
+async fn names_that_do_not_exist_are_not_collected_for_ever() {
+    let mut world = World::begin().await;
+    let mut talk = world.talk().await;
+    talk.greeting().await;
+    let (mut watched, mut most) = (0, 0);
+    for number in 0..2 * MOST_UNKNOWN {
+        let (live, name) = (world.live.clone(), service(&format!("shop/n{number}")));
+        let wanting = tokio::spawn(async move { live.want(&name).await });
+        let asked = loop {
+            let Message::Interest(interest) = talk.hear().await else { continue };
+            watched = watched + interest.subscribe.len() - interest.unsubscribe.len();
+            if !interest.subscribe.is_empty() {
+                break interest.subscribe;
+            }
+        };
+        most = most.max(watched);
+        let unknown = asked.into_iter().map(|name| proto::Unknown {
+            r#type: name.r#type,
+            name: name.name,
+            nearest: String::new(),
+        });
+        talk.say
+            .send(Ok(proto::ToProxy { nonce: number as u64 + 1, unknown: unknown.collect(), ..Default::default() }))
+            .unwrap();
+        assert_eq!(wanting.await.unwrap().unwrap_err(), NotThere::Unknown { nearest: None }, "{number}");
+    }
+    assert!(world.live.load().unknown.len() <= MOST_UNKNOWN);
+    assert!(most <= 2 * (MOST_UNKNOWN + 2), "a destination and its endpoints each, {most} watched");
+}
+
+#[tokio::test]
 async fn what_does_not_compile_keeps_its_last_good_version_and_is_named_while_the_rest_is_taken() {
     let mut world = World::begin().await;
     let mut talk = world.talk().await;

@@ -153,6 +153,16 @@ impl Swap {
         self.unknown.clear();
     }
 
+    /// The names that the control plane said do not exist.
+    pub(crate) fn unknown(&self) -> impl ExactSizeIterator<Item = &ServiceName> {
+        self.unknown.keys()
+    }
+
+    /// Forgets that a name does not exist.
+    pub(crate) fn forget_unknown_name(&mut self, service: &ServiceName) {
+        self.unknown.remove(service);
+    }
+
     /// How many resources are held.
     pub(crate) fn size(&self) -> usize {
         self.held.len()
