@@ -242,6 +242,10 @@ impl ControlPlane {
         let truth = self.truth();
         let plan = truth.plan(edits, options.if_match.as_ref(), self.0.authority.trust_domain())?;
         let Some((rows, next)) = plan.next.filter(|_| !options.dry_run) else {
+            if !options.dry_run {
+                // Nothing to change is an apply too: whoever waits for it means the proxies that are connected now.
+                self.count_audience(truth.epoch);
+            }
             return Ok(Applied { epoch: truth.epoch, changes: plan.changes });
         };
         documents::write_epoch(&self.0.store, rows, SystemTime::now()).await?;
@@ -251,9 +255,14 @@ impl ControlPlane {
         Ok(Applied { epoch, changes: plan.changes })
     }
 
-    fn publish(&self, next: Truth) {
+    /// The proxies that an apply of this epoch counts: those connected now, and those registered but away.
+    fn count_audience(&self, epoch: u64) {
         let registered: Vec<InstanceKey> = locked(&self.0.registry).all().map(|i| i.registration.key()).collect();
-        locked(&self.0.proxies).epoch_made(next.epoch, registered.into_iter());
+        locked(&self.0.proxies).epoch_applied(epoch, registered.into_iter());
+    }
+
+    fn publish(&self, next: Truth) {
+        self.count_audience(next.epoch);
         locked(&self.0.books).set_tenants(next.meaning.tenants.values(), SystemTime::now());
         self.0.truth.store(Arc::new(next));
         self.tell();

@@ -218,8 +218,9 @@ impl Proxies {
         self.known.get_mut(key).filter(|proxy| proxy.connection.is_some_and(|(present, _)| present == connection))
     }
 
-    /// An epoch was made while these instances were registered: remember who must acknowledge it.
-    pub fn epoch_made(&mut self, epoch: u64, registered: impl Iterator<Item = InstanceKey>) {
+    /// Documents were applied, and this epoch is what holds since, while these instances were registered: remember who must
+    /// acknowledge it.
+    pub fn epoch_applied(&mut self, epoch: u64, registered: impl Iterator<Item = InstanceKey>) {
         let audience = self.audience_now(registered);
         self.audiences.insert(epoch, audience);
         while self.audiences.len() > EPOCHS_REMEMBERED {
@@ -321,7 +322,7 @@ mod tests {
     fn an_epoch_is_complete_when_every_connected_proxy_acknowledged_it() {
         let mut proxies = Proxies::default();
         let (a, b) = (connect(&mut proxies, "a"), connect(&mut proxies, "b"));
-        proxies.epoch_made(1, [key("a"), key("b"), key("c")].into_iter());
+        proxies.epoch_applied(1, [key("a"), key("b"), key("c")].into_iter());
         proxies.sent(&key("a"), a, 1, 1, 1);
         proxies.sent(&key("b"), b, 1, 1, 1);
         proxies.acked(&key("a"), a, 1).unwrap();
@@ -338,8 +339,8 @@ mod tests {
     fn a_refusal_marks_every_epoch_the_message_carried_and_says_why() {
         let mut proxies = Proxies::default();
         let a = connect(&mut proxies, "a");
-        proxies.epoch_made(1, std::iter::empty());
-        proxies.epoch_made(2, std::iter::empty());
+        proxies.epoch_applied(1, std::iter::empty());
+        proxies.epoch_applied(2, std::iter::empty());
         proxies.sent(&key("a"), a, 1, 1, 2);
         proxies.nacked(&key("a"), a, 1, vec!["destination shop/x: no".into()]).unwrap();
         for epoch in [1, 2] {
@@ -347,7 +348,7 @@ mod tests {
             assert_eq!((status.complete, status.proxies[0].state), (false, EpochState::Nacked));
             assert_eq!(status.proxies[0].complaints, ["destination shop/x: no"]);
         }
-        proxies.epoch_made(3, std::iter::empty());
+        proxies.epoch_applied(3, std::iter::empty());
         proxies.sent(&key("a"), a, 2, 3, 3);
         proxies.acked(&key("a"), a, 2).unwrap();
         assert!(proxies.epoch_status(3, std::iter::empty()).complete);
@@ -358,7 +359,7 @@ mod tests {
     fn a_proxy_that_reconnects_must_acknowledge_again() {
         let mut proxies = Proxies::default();
         let a = connect(&mut proxies, "a");
-        proxies.epoch_made(1, [key("a")].into_iter());
+        proxies.epoch_applied(1, [key("a")].into_iter());
         proxies.sent(&key("a"), a, 1, 1, 1);
         proxies.acked(&key("a"), a, 1).unwrap();
         proxies.disconnected(&key("a"), a);
@@ -374,7 +375,7 @@ mod tests {
     fn a_proxy_that_was_drained_is_waited_for_no_longer() {
         let mut proxies = Proxies::default();
         let a = connect(&mut proxies, "a");
-        proxies.epoch_made(1, [key("a")].into_iter());
+        proxies.epoch_applied(1, [key("a")].into_iter());
         proxies.disconnected(&key("a"), a);
         proxies.forget_gone(|_| false);
         let status = proxies.epoch_status(1, std::iter::empty());

@@ -139,9 +139,9 @@ pub fn verify_remembering(
     let mut rules = workload.tokens.on(app_port);
     let believe = |token: &str| {
         if let Some(known) = believed.recall(workload, app_port, token) {
-            // Everything but its times holds of a token as long as the configuration does.
-            let rule = rules.nth(known.rule);
-            rule.map_or(Ok(()), |rule| check_times(&known.verified.claims, rule, now))?;
+            // Everything but its times holds of a token as long as the configuration does, and with it the rule.
+            let gone = || fault(Reason::TokenInvalid, "the rule that believed the token is gone", None);
+            check_times(&known.verified.claims, rules.nth(known.rule).ok_or_else(gone)?, now)?;
             return Ok(Arc::clone(&known.verified));
         }
         let (rule, verified) = believe(token, rules, now)?;

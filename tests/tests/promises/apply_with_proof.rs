@@ -39,10 +39,16 @@ async fn a_dry_run_says_what_would_change_and_changes_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn applying_the_same_again_makes_no_new_epoch() -> Result<()> {
-    let mesh = Mesh::up(program(), &[]).await?;
+    let mesh = Mesh::up(program(), &PAIR).await?;
     let before = mesh.epoch().await?;
     let set = mesh.town.policies().display().to_string();
-    mesh.town.equerry(&["apply", "--wait", "-f", &set]).await?.succeeded().context("applying the set again")?;
+    let said = mesh.town.equerry(&["apply", "--wait", "-o", "json", "-f", &set]).await?.succeeded()?;
     ensure!(mesh.epoch().await? == before, "nothing changed, but the epoch did");
+    let counted: serde_json::Value = serde_json::from_str(&said.out).context("reading what apply said")?;
+    let proxies = counted["proxies"].as_array().map_or(0, Vec::len);
+    ensure!(
+        proxies == mesh.town.homes.len(),
+        "an apply counts the proxies connected now, not those of long ago: {counted}"
+    );
     Ok(())
 }
