@@ -1,16 +1,17 @@
-//! Port 15012 as a stranger with a gRPC client sees it: no certificate, and the control plane checked by pin.
+//! Port 15012 as a gRPC client of our own sees it: a stranger without a certificate, and a workload that joined.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use equerry::demo::town::Town;
-use equerry_certs::tls::pinned_client_config;
-use equerry_certs::{JoinToken, Pin};
-use equerry_wire::proto::SignRequest;
+use equerry_certs::tls::{ALPN_GRPC, client_config, pinned_client_config};
+use equerry_certs::{Identity, JoinToken, Pin, Request, TrustBundle};
+use equerry_policies::names::control_plane_id;
 use equerry_wire::proto::identity_client::IdentityClient;
+use equerry_wire::proto::{SignRequest, SignResponse};
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -20,7 +21,27 @@ use tonic::transport::{Channel, Endpoint, Uri};
 /// # Errors
 /// When it cannot connect, or the control plane's root has another pin.
 pub async fn without_certificate(town: &Town, pin: &Pin) -> Result<Channel> {
-    let config = Arc::new(pinned_client_config(pin)?);
+    connect(town, pinned_client_config(pin)?).await
+}
+
+/// A channel that shows the certificate of a workload which joined with this token.
+///
+/// # Errors
+/// When the control plane does not sign, or cannot be reached.
+pub async fn joined(town: &Town, token: &str) -> Result<Channel> {
+    let parsed = JoinToken::parse(token)?;
+    let request = Request::new()?;
+    let signed = ask_to_sign(town, &parsed, request.csr_der, 0).await??;
+    let der = |der: Vec<Vec<u8>>| der.into_iter().map(CertificateDer::from).collect::<Vec<_>>();
+    let identity = Identity::new(request.key, der(signed.chain_der))?;
+    let trust_domain = identity.id().trust_domain.clone();
+    let bundle = TrustBundle::new(trust_domain.clone(), der(signed.roots_der))?;
+    let config = client_config(Some(&identity), &bundle, vec![control_plane_id(trust_domain)], &[ALPN_GRPC])?;
+    connect(town, config).await
+}
+
+async fn connect(town: &Town, config: rustls::ClientConfig) -> Result<Channel> {
+    let config = Arc::new(config);
     let address = town.grpc.address();
     let connector = tower::service_fn(move |_: Uri| {
         let (config, address) = (Arc::clone(&config), address.clone());
@@ -46,7 +67,16 @@ pub async fn sign(
     csr_der: Vec<u8>,
     offset_seconds: i64,
 ) -> Result<Result<String, tonic::Status>> {
-    let token = JoinToken::parse(token)?;
+    let signed = ask_to_sign(town, &JoinToken::parse(token)?, csr_der, offset_seconds).await?;
+    Ok(signed.map(|response| response.spiffe_id))
+}
+
+async fn ask_to_sign(
+    town: &Town,
+    token: &JoinToken,
+    csr_der: Vec<u8>,
+    offset_seconds: i64,
+) -> Result<Result<SignResponse, tonic::Status>> {
     let channel = without_certificate(town, token.pin()).await?;
     let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
     let request = SignRequest {
@@ -54,6 +84,5 @@ pub async fn sign(
         join_token: token.credential().to_string(),
         now_unix_ms: u64::try_from(now + offset_seconds * 1000)?,
     };
-    let signed = IdentityClient::new(channel).sign(request).await;
-    Ok(signed.map(|response| response.into_inner().spiffe_id))
+    Ok(IdentityClient::new(channel).sign(request).await.map(tonic::Response::into_inner))
 }

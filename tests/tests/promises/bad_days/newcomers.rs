@@ -9,6 +9,7 @@ use equerry_tests::{Mesh, eventually, grpc};
 use equerry_wire::proto::config_client::ConfigClient;
 use equerry_wire::proto::registry_client::RegistryClient;
 use equerry_wire::proto::{FromProxy, Hello, LeaseRequest, from_proxy};
+use tokio_stream::StreamExt as _;
 
 use crate::program;
 
@@ -54,7 +55,7 @@ async fn a_stream_without_a_certificate_is_refused_and_told_how_to_get_one() -> 
         message: Some(from_proxy::Message::Hello(Hello { instance_id: "orders-1".into(), ..Hello::default() })),
     };
     // The refusal may come as the answer or as the stream's first message.
-    let status = match ConfigClient::new(channel.clone()).subscribe(StreamOf(Some(hello))).await {
+    let status = match ConfigClient::new(channel.clone()).subscribe(stays_open(hello)).await {
         Err(status) => status,
         Ok(answer) => answer.into_inner().message().await.err().context("a stream without a certificate was served")?,
     };
@@ -68,17 +69,8 @@ async fn a_stream_without_a_certificate_is_refused_and_told_how_to_get_one() -> 
 }
 
 /// A stream of one message that then stays open.
-struct StreamOf<T>(Option<T>);
-
-impl<T: Unpin + Send + 'static> tonic::IntoStreamingRequest for StreamOf<T> {
-    type Stream = Box<dyn tonic::codegen::tokio_stream::Stream<Item = T> + Send + Unpin>;
-    type Message = T;
-
-    fn into_streaming_request(mut self) -> tonic::Request<Self::Stream> {
-        use tonic::codegen::tokio_stream::StreamExt as _;
-        let one = tonic::codegen::tokio_stream::iter(self.0.take());
-        tonic::Request::new(Box::new(one.chain(tonic::codegen::tokio_stream::pending())))
-    }
+fn stays_open<T: Send + 'static>(message: T) -> impl tokio_stream::Stream<Item = T> + Send + 'static {
+    tokio_stream::iter([message]).chain(tokio_stream::pending())
 }
 
 #[tokio::test]
