@@ -73,7 +73,8 @@ impl Target {
         self
     }
 
-    fn pids(&self) -> Vec<u32> {
+    /// The processes whose time counts.
+    pub(crate) fn pids(&self) -> Vec<u32> {
         self.servers.iter().flat_map(Server::family).chain(self.shared.iter().copied()).collect()
     }
 }
@@ -149,7 +150,8 @@ fn warm(target: &Target) -> Result<()> {
     anyhow::bail!("{last}")
 }
 
-fn row(target: &Target, rounds: Vec<Sample>) -> Row {
+/// What a target came to.
+pub(crate) fn row(target: &Target, rounds: Vec<Sample>) -> Row {
     let median = |of: fn(&Sample) -> f64| {
         let mut all: Vec<f64> = rounds.iter().map(of).collect();
         all.sort_by(f64::total_cmp);

@@ -1,14 +1,20 @@
 //! Our side: a control plane for the run, and sidecars of the build under test with the policies of a scenario.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use equerry::demo::issuer::{Issuer, Token};
 use equerry::demo::ports::HeldPort;
 use equerry::demo::town::{Town, write_secret};
+use equerry_certs::tls;
+use equerry_certs::{Identity, JoinToken, Request, TrustBundle};
+use equerry_policies::names::SpiffeId;
+use equerry_wire::proto::SignRequest;
+use equerry_wire::proto::identity_client::IdentityClient;
 use tokio::runtime::Runtime;
 
+use super::handshakes::Call;
 use super::machine::PROXIES;
 use super::server::Server;
 
@@ -64,6 +70,30 @@ impl Mesh {
     pub(crate) fn token(&self) -> String {
         let tenant = ["tenant".to_owned()];
         self.issuer.mint(&Token::new(ISSUER, Some("bench"), "load").tenant((&tenant, "acme")))
+    }
+
+    /// Calls to instances of the Service `to`, as `account`, with a certificate of this mesh.
+    ///
+    /// # Errors
+    /// When the control plane gives none.
+    pub(crate) fn call(&self, account: &str, to: &str) -> Result<Call> {
+        let chain_and_roots = async {
+            let token = JoinToken::parse(&self.town.join_token(account, "10m").await?)?;
+            let request = Request::new()?;
+            let channel = equerry_tests::grpc::without_certificate(&self.town, token.pin()).await?;
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
+            let join_token = token.credential().to_string();
+            let asked = SignRequest { csr_der: request.csr_der, join_token, now_unix_ms: u64::try_from(now)? };
+            let signed = IdentityClient::new(channel).sign(asked).await?.into_inner();
+            let chain = signed.chain_der.into_iter().map(Into::into).collect();
+            let roots = signed.roots_der.into_iter().map(Into::into).collect();
+            let identity = Identity::new(request.key, chain)?;
+            let trust_domain = identity.id().trust_domain.clone();
+            let expected = SpiffeId::parse(&format!("spiffe://{trust_domain}/ns/shop/sa/{to}"))?;
+            let bundle = TrustBundle::new(trust_domain, roots)?;
+            anyhow::Ok(tls::client_config(Some(&identity), &bundle, vec![expected], &[tls::ALPN_H1])?)
+        };
+        Call::new(self.runtime.block_on(chain_and_roots)?, &format!("p8080.{to}.shop.mesh"))
     }
 
     /// Applies documents.

@@ -4,9 +4,11 @@
 //! the rounds, and processor time is the scheduler's account of the proxy processes alone: it holds on a noisy machine.
 
 mod ground;
+mod handshakes;
 mod load;
 mod machine;
 mod measure;
+mod memory;
 mod mesh;
 mod peers;
 mod report;
@@ -71,6 +73,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         None => build()?,
     };
     let load_before = machine::load_average();
+    machine::rest_on(machine::LOAD);
     if load_before > 0.5 {
         say(&format!(
             "load average is {load_before:.2}: others work on this machine. CPU per request holds, latency and rates do not."

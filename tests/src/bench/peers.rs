@@ -30,6 +30,12 @@ pub(crate) struct Standing {
     pub(crate) servers: Vec<Server>,
 }
 
+impl From<(Server, u16)> for Standing {
+    fn from((server, port): (Server, u16)) -> Self {
+        Self { port, servers: vec![server] }
+    }
+}
+
 impl Site {
     /// A site in `dir` that found these programs.
     pub(crate) fn new(dir: PathBuf) -> Self {

@@ -34,6 +34,9 @@ pub(crate) fn table(scenario: &Scenario, found: &Found) -> String {
             );
         }
     }
+    for figure in &found.figures {
+        let _ = writeln!(text, "          {:>9.1} {:<4} {}", figure.value, figure.unit, figure.what);
+    }
     for bar in &found.bars {
         let verdict = if bar.passed() { "pass  " } else { "BEHIND" };
         let _ = writeln!(text, "  {verdict}  {:.2}  {}", bar.ratio, bar.says);
@@ -57,7 +60,7 @@ pub(crate) fn json(
         .iter()
         .map(|name| ((*name).to_owned(), ground.site.version(name).into()))
         .collect();
-    let scenarios: Vec<_> = all.iter().map(|(scenario, found)| json!({"id": scenario.id, "title": scenario.title, "tables": found.tables, "bars": found.bars})).collect();
+    let scenarios: Vec<_> = all.iter().map(|(scenario, found)| json!({"id": scenario.id, "title": scenario.title, "tables": found.tables, "bars": found.bars, "figures": found.figures})).collect();
     let report = json!({
         "date": now, "command": command, "machine": machine::described(), "load_average_before": load_before, "rounds": ground.rounds,
         "seconds": ground.time.as_secs(), "versions": versions, "missing": ground.missing(), "scenarios": scenarios,

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::ground::Ground;
+use super::handshakes::{self, Call};
 use super::load::{Load, Sample};
 use super::machine::PROXIES;
 use super::measure::{self, Row, Side, Target};
@@ -52,6 +53,18 @@ pub(crate) const ALL: &[Scenario] = &[
         run: open_loop,
     },
     Scenario {
+        id: "S7",
+        title: "memory: idle, by idle connection over 1,000, and after load",
+        quick: false,
+        run: super::memory::run,
+    },
+    Scenario {
+        id: "S6",
+        title: "full mutual-TLS handshakes, one request on each connection",
+        quick: false,
+        run: full_handshakes,
+    },
+    Scenario {
         id: "S4",
         title: "10 MiB responses and uploads, plain and through a pair, 4 connections",
         quick: false,
@@ -79,6 +92,19 @@ pub(crate) struct Found {
     pub(crate) tables: Vec<Table>,
     /// How we stand against what was asked.
     pub(crate) bars: Vec<Bar>,
+    /// What no table holds.
+    pub(crate) figures: Vec<Figure>,
+}
+
+/// A figure of its own.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figure {
+    /// What it is of.
+    pub(crate) what: String,
+    /// The value.
+    pub(crate) value: f64,
+    /// What it is in.
+    pub(crate) unit: &'static str,
 }
 
 /// The targets under one kind of load.
@@ -90,12 +116,12 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<Row>,
 }
 
-/// A ratio of processor time that was asked for, and what it is.
+/// What was asked for, most often a ratio of processor time, and what it is.
 #[derive(Debug, Serialize)]
 pub(crate) struct Bar {
     /// In words.
     pub(crate) says: String,
-    /// Ours, divided by theirs.
+    /// What it is: ours divided by theirs, or a figure.
     pub(crate) ratio: f64,
     /// At most this.
     pub(crate) limit: f64,
@@ -157,7 +183,7 @@ fn one_hop(ground: &Ground) -> Result<Found> {
         .into_iter()
         .filter_map(|ours| table.bar(ours, &["nginx", "HAProxy"], 1.2))
         .collect();
-    Ok(Found { tables: vec![table], bars })
+    Ok(Found { tables: vec![table], bars, ..Found::default() })
 }
 
 /// The two sidecars of a pair; their processes end when this is dropped.
@@ -180,7 +206,8 @@ impl Pair {
     }
 }
 
-fn pair_policies(ground: &Ground) -> Result<()> {
+/// The Service of the pair.
+pub(crate) fn pair_policies(ground: &Ground) -> Result<()> {
     ground.mesh.apply("pair", &Mesh::service("server", "STRICT"))
 }
 
@@ -234,7 +261,7 @@ fn http2_in(ground: &Ground) -> Result<Found> {
         .into_iter()
         .flatten()
         .collect();
-    Ok(Found { tables: vec![table], bars })
+    Ok(Found { tables: vec![table], bars, ..Found::default() })
 }
 
 fn policy_in(ground: &Ground) -> Result<Found> {
@@ -282,7 +309,7 @@ fn policy_bars(table: Table) -> Result<Found> {
         table.bar("equerry, full policy", &["equerry, policy off"], 1.3),
         table.bar("equerry, full policy", &["Envoy, policy"], 0.5),
     ];
-    Ok(Found { bars: bars.into_iter().flatten().collect(), tables: vec![table] })
+    Ok(Found { bars: bars.into_iter().flatten().collect(), tables: vec![table], ..Found::default() })
 }
 
 fn policy_pair(ground: &Ground) -> Result<Found> {
@@ -302,7 +329,7 @@ fn policy_pair(ground: &Ground) -> Result<Found> {
     ];
     let table = ground.table("64 connections", &targets, &closed(64))?;
     let bars = table.bar("equerry pair, full policy", &["equerry pair, policy off"], 1.3).into_iter().collect();
-    Ok(Found { tables: vec![table], bars })
+    Ok(Found { tables: vec![table], bars, ..Found::default() })
 }
 
 fn open_loop(ground: &Ground) -> Result<Found> {
@@ -323,24 +350,55 @@ fn open_loop(ground: &Ground) -> Result<Found> {
         &targets,
         &Load::Paced { rate: 5_000, connections: 64 },
     )?;
-    let bare = table.rows.first().map(|row| row.median.clone()).unwrap_or_default();
-    let added = added(&table, &bare);
-    say(&added);
-    Ok(Found { tables: vec![table], bars: Vec::new() })
+    let figures = added(&table);
+    Ok(Found { tables: vec![table], figures, ..Found::default() })
 }
 
-fn added(table: &Table, bare: &Sample) -> String {
-    let lines = table.rows.iter().skip(1).map(|row| {
-        let of = &row.median;
-        format!(
-            "  {:<28} adds p50 {:>6.0} µs, p99 {:>6.0} µs, p99.9 {:>6.0} µs",
-            row.name,
-            of.p50 - bare.p50,
-            of.p99 - bare.p99,
-            of.p999 - bare.p999
-        )
-    });
-    lines.collect::<Vec<_>>().join("\n")
+/// What each pair adds to the latency without any proxy, the first row.
+fn added(table: &Table) -> Vec<Figure> {
+    let Some((bare, others)) = table.rows.split_first() else { return Vec::new() };
+    let shares: [(&str, fn(&Sample) -> f64); 3] = [("p50", |of| of.p50), ("p99", |of| of.p99), ("p99.9", |of| of.p999)];
+    let added = |row: &Row| {
+        let (median, name) = (row.median.clone(), row.name);
+        shares.map(|(share, of)| Figure {
+            what: format!("{name} adds at {share}"),
+            value: of(&median) - of(&bare.median),
+            unit: "µs",
+        })
+    };
+    others.iter().flat_map(added).collect()
+}
+
+fn full_handshakes(ground: &Ground) -> Result<Found> {
+    pair_policies(ground)?;
+    let server = ground.mesh.sidecar("server", ground.app, false)?;
+    let mut targets = vec![Target::ours("equerry", server.inbound, "server", server.server.family())];
+    ground.peer(&mut targets, "nginx", "nginx", |site| {
+        Ok(site.one("nginx", "pair-server.nginx.conf", PROXIES, None)?.into())
+    })?;
+    ground.peer(&mut targets, "HAProxy", "haproxy", |site| {
+        Ok(site.one("haproxy", "pair-server-h1.haproxy.cfg", PROXIES, None)?.into())
+    })?;
+    ground.peer(&mut targets, "Envoy", "envoy", |site| {
+        Ok(site.one("envoy", "pair-server-h1.envoy.yaml", PROXIES, None)?.into())
+    })?;
+    let (ours, theirs) = (ground.mesh.call("client", "server")?, Call::peers(&ground.site)?);
+    let mut samples = vec![Vec::new(); targets.len()];
+    for round in 1..=ground.rounds {
+        for (target, samples) in targets.iter().zip(&mut samples) {
+            let call = if target.side == Side::Ours { &ours } else { &theirs };
+            let sample = handshakes::put(call, target.port, ground.time, &target.pids()).context(target.name)?;
+            say(&format!(
+                "  round {round}/{}  {:<28} {:>8.0}/s  {:>7.1} µs CPU",
+                ground.rounds, target.name, sample.per_second, sample.cpu_micros
+            ));
+            samples.push(sample);
+        }
+    }
+    let rows = targets.iter().zip(samples).map(|(target, rounds)| measure::row(target, rounds)).collect();
+    let table = Table { load: "one connection after the other".to_owned(), rows };
+    let bars = table.bar("equerry", &["nginx"], 0.5).into_iter().collect();
+    Ok(Found { tables: vec![table], bars, ..Found::default() })
 }
 
 fn bulk(ground: &Ground) -> Result<Found> {
