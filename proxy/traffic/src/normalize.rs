@@ -45,6 +45,11 @@ impl Normal {
         self.authority.to_str().unwrap_or_default()
     }
 
+    /// The authority as the value of `Host`.
+    pub fn host_header(&self) -> &HeaderValue {
+        &self.authority
+    }
+
     /// The authority's port, if one was named.
     pub fn port(&self) -> Option<u16> {
         split_port(self.authority()).1.and_then(|port| port.parse().ok())
@@ -80,7 +85,9 @@ pub fn normalize(parts: &mut Parts, direction: Direction) -> Result<Normal, Refu
     let target = target(parts)?;
     headers::strip_hop_by_hop(parts)?;
     headers::strip_reserved(&mut parts.headers, direction);
-    parts.headers.insert(HOST, authority.clone());
+    if parts.headers.get(HOST) != Some(&authority) {
+        parts.headers.insert(HOST, authority.clone());
+    }
     parts.uri = Uri::from(target.clone());
     Ok(Normal { authority, target })
 }
