@@ -5,13 +5,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use equerry_traffic::Refusal;
 use equerry_traffic::deadline::TryDeadline;
 use equerry_traffic::normalize::Normal;
 use http::header::{COOKIE, HOST, HeaderValue};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -25,9 +24,10 @@ const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request that is ready to be sent, perhaps more than once.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
-    head: Parts,
-    authority: Bytes,
+pub(crate) struct Outgoing<'a> {
+    /// Without its headers once the body is gone: then nothing could be sent with them.
+    head: &'a mut Parts,
+    normal: Normal,
     body: ToSend,
 }
 
@@ -74,10 +74,10 @@ impl Answered {
     }
 }
 
-impl Outgoing {
+impl<'a> Outgoing<'a> {
     /// The judged request: what is forwarded is what was judged.
-    pub(crate) fn new(head: Parts, normal: &Normal, body: ToSend) -> Self {
-        Self { head, authority: Bytes::copy_from_slice(normal.authority().as_bytes()), body }
+    pub(crate) fn new(head: &'a mut Parts, normal: Normal, body: ToSend) -> Self {
+        Self { head, normal, body }
     }
 
     /// Its method.
@@ -95,8 +95,9 @@ impl Outgoing {
         let body = self.body.next()?;
         let mut request = Request::new(body);
         *request.method_mut() = self.head.method.clone();
-        request.headers_mut().clone_from(&self.head.headers);
-        let path = self.head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let headers = &mut self.head.headers;
+        *request.headers_mut() = if self.body.is_left() { headers.clone() } else { std::mem::take(headers) };
+        let path = self.normal.target().clone();
         match protocol {
             Protocol::Http1 => {
                 *request.version_mut() = Version::HTTP_11;
@@ -108,7 +109,7 @@ impl Outgoing {
                 request.headers_mut().remove(HOST);
                 let mut uri = http::uri::Parts::default();
                 uri.scheme = Some(Scheme::HTTP);
-                uri.authority = Authority::from_maybe_shared(self.authority.clone()).ok();
+                uri.authority = Authority::try_from(self.normal.authority()).ok();
                 uri.path_and_query = Some(path);
                 *request.uri_mut() = Uri::from_parts(uri).ok()?;
             }
@@ -117,7 +118,10 @@ impl Outgoing {
     }
 
     fn take_back(&mut self, request: Request<RequestBody>) {
-        self.body.unsent(request.into_body());
+        let (head, body) = request.into_parts();
+        self.head.headers = head.headers;
+        self.head.headers.insert(HOST, self.normal.host_header().clone());
+        self.body.unsent(body);
     }
 }
 
@@ -140,7 +144,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 pub(crate) async fn send(
     pool: &std::rc::Rc<Pool>,
     target: &Target<'_>,
-    outgoing: &mut Outgoing,
+    outgoing: &mut Outgoing<'_>,
     until: Option<TryDeadline>,
 ) -> Result<Answered, Failed> {
     let sending = over_some_connection(pool, target, outgoing);
@@ -155,7 +159,7 @@ pub(crate) async fn send(
 async fn over_some_connection(
     pool: &std::rc::Rc<Pool>,
     target: &Target<'_>,
-    outgoing: &mut Outgoing,
+    outgoing: &mut Outgoing<'_>,
 ) -> Result<Answered, Failed> {
     let kept = pool.checkout(target, false).await.map_err(|failure| no_connection(failure, target))?;
     let reused = kept.reused();
@@ -170,14 +174,14 @@ async fn over_some_connection(
 impl Failed {
     /// A kept connection that ended before it answered was most likely closed before the request arrived. That is certain
     /// when nothing was sent or the peer says so, else the method must bear repeating (RFC 9112 section 9.3.1).
-    fn worth_a_fresh_connection(&self, protocol: Protocol, outgoing: &Outgoing) -> bool {
+    fn worth_a_fresh_connection(&self, protocol: Protocol, outgoing: &Outgoing<'_>) -> bool {
         let reset = matches!(self.refusal, Refusal::UpstreamReset { .. });
         let harmless = protocol == Protocol::Http1 && reset && outgoing.method().is_idempotent();
         outgoing.can_be_sent() && (self.unprocessed || harmless)
     }
 }
 
-async fn over(mut lease: Lease, target: &Target<'_>, outgoing: &mut Outgoing) -> Result<Answered, Failed> {
+async fn over(mut lease: Lease, target: &Target<'_>, outgoing: &mut Outgoing<'_>) -> Result<Answered, Failed> {
     if !outgoing.body.is_empty() {
         confirmed(&lease, target).await?;
     }
@@ -201,7 +205,7 @@ async fn confirmed(lease: &Lease, target: &Target<'_>) -> Result<(), Failed> {
     Err(no_connection(failure, target))
 }
 
-fn not_answered(failure: SendFailure, outgoing: &mut Outgoing) -> Failed {
+fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
     let SendFailure { unsent, refused, not_connected, detail } = failure;
     if let Some(request) = unsent {
         outgoing.take_back(request);

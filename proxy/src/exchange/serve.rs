@@ -47,7 +47,7 @@ pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Reque
     let live = at.shared.live.load();
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
-    match leave(at, live, head, body, &mut record).await {
+    match leave(at, live, &mut head, body, &mut record).await {
         Ok((answered, held)) => reply::answer(answered, (Some(held), Some(busy)), &style, record),
         Err(refusal) => reply::refuse(&refusal, &style, record),
     }
@@ -56,11 +56,11 @@ pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Reque
 async fn leave(
     at: &Outbound,
     live: Arc<Live>,
-    mut head: Parts,
+    head: &mut Parts,
     body: Incoming,
     record: &mut Record,
 ) -> Result<(Answered, live::Held), Refusal> {
-    let normal = normalize(&mut head, normalize::Direction::Outbound)?;
+    let normal = normalize(head, normalize::Direction::Outbound)?;
     record.note(|exchange| {
         (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned());
     });
@@ -68,7 +68,7 @@ async fn leave(
     record.note(|exchange| exchange.epoch = live.epoch);
     let (may_leave, destination) = may_leave(&live, &named)?;
     record.note(|exchange| exchange.destination = Some(may_leave.service().clone()));
-    let choice = tries::with_randomness(|rng| route::route(&may_leave, &destination.compiled, &head, rng))?;
+    let choice = tries::with_randomness(|rng| route::route(&may_leave, &destination.compiled, head, rng))?;
     record.note(|exchange| exchange.route = choice.route().cloned());
     let deadline = Deadline::after(now(), choice.request_timeout());
     let backend = backend(&live, &choice)?;
@@ -76,7 +76,7 @@ async fn leave(
     let held = take_place(backend)?;
     let protocol = if head.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
     let body = in_time(deadline, ToSend::take(body, choice.retry().is_some(), record)).await?;
-    let outgoing = Outgoing::new(head, &normal, body);
+    let mut outgoing = Outgoing::new(head, normal, body);
     let errand = Errand {
         destination,
         backend,
@@ -88,7 +88,7 @@ async fn leave(
         retry: choice.retry(),
         method_named: choice.method_named,
     };
-    let answered = tries::until_answered(&errand, &at.pool, outgoing, record).await?;
+    let answered = tries::until_answered(&errand, &at.pool, &mut outgoing, record).await?;
     let decided_there = tries::believed(&answered).unwrap_or(Reason::Ok);
     record.broke(decided_there);
     Ok((answered, held))
@@ -181,7 +181,7 @@ pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>)
         exchange.sni = via.server_name.as_deref().map(str::to_owned);
     });
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), at.shared.drain.begun());
-    match enter(at, &live, via, head, body, &mut record).await {
+    match enter(at, &live, via, &mut head, body, &mut record).await {
         Ok((answered, counted)) => {
             let mut response = reply::answer(answered, (None, None), &style, record);
             if let Some((tenant, share)) = counted {
@@ -197,11 +197,11 @@ async fn enter(
     at: &Inbound,
     live: &Live,
     via: &Via,
-    mut head: Parts,
+    head: &mut Parts,
     body: Incoming,
     record: &mut Record,
 ) -> Result<(Answered, Counted), Refusal> {
-    let normal = normalize(&mut head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some() })?;
+    let normal = normalize(head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some() })?;
     record.note(|exchange| {
         (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned());
     });
@@ -222,7 +222,7 @@ async fn enter(
     let counted = count(at, tenant, door.port)?;
     introduce(&mut head.headers, via, live);
     let body = ToSend::streaming(body, workload.tokens.claim_headers().into(), record);
-    let answered = forward(&permit, at, &door, Outgoing::new(head, &normal, body), record).await?;
+    let answered = forward(&permit, at, &door, &mut Outgoing::new(head, normal, body), record).await?;
     record.broke(Reason::Ok);
     Ok((answered, counted))
 }
@@ -330,7 +330,7 @@ async fn forward(
     _: &Permit,
     at: &Inbound,
     door: &Door,
-    mut outgoing: Outgoing,
+    outgoing: &mut Outgoing<'_>,
     record: &mut Record,
 ) -> Result<Answered, Refusal> {
     let target = Target {
@@ -343,7 +343,7 @@ async fn forward(
     };
     let began = now();
     record.note(|exchange| (exchange.attempts, exchange.upstream_address) = (1, Some(door.local)));
-    let answered = attempt::send(&at.pool, &target, &mut outgoing, None).await;
+    let answered = attempt::send(&at.pool, &target, outgoing, None).await;
     record.note(|exchange| exchange.upstream_time = Some(now().saturating_duration_since(began)));
     answered.map_err(|failed| failed.refusal)
 }

@@ -50,7 +50,7 @@ pub(crate) struct Errand<'a> {
 pub(crate) async fn until_answered(
     errand: &Errand<'_>,
     pool: &Rc<Pool>,
-    mut outgoing: Outgoing,
+    outgoing: &mut Outgoing<'_>,
     record: &mut Record,
 ) -> Result<Answered, Refusal> {
     errand.destination.budget.original(now());
@@ -58,8 +58,8 @@ pub(crate) async fn until_answered(
     let mut retries = 0;
     loop {
         let chosen = choose(errand, &mut tried, record)?;
-        let outcome = once(errand, chosen, pool, &mut outgoing, record).await;
-        let verdict = judge(errand, &outcome, &outgoing, retries);
+        let outcome = once(errand, chosen, pool, outgoing, record).await;
+        let verdict = judge(errand, &outcome, outgoing, retries);
         let Verdict::Again { after } = verdict else {
             conclude(&outcome, verdict, retries, record);
             return outcome.map_err(|failed| failed.refusal);
@@ -89,7 +89,7 @@ async fn once(
     errand: &Errand<'_>,
     mut chosen: Chosen<'_>,
     pool: &Rc<Pool>,
-    outgoing: &mut Outgoing,
+    outgoing: &mut Outgoing<'_>,
     record: &mut Record,
 ) -> Result<Answered, Failed> {
     let Errand { backend, .. } = *errand;
@@ -167,7 +167,7 @@ fn verdict(answered: &Answered) -> Option<balance::Verdict> {
     }
 }
 
-fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Outgoing, retries: u32) -> Verdict {
+fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Outgoing<'_>, retries: u32) -> Verdict {
     let failure = match outcome {
         Ok(answered) => {
             let status = answered.response.status().as_u16();
