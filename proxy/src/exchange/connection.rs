@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::body::Answer;
+use super::timer::OneTimer;
 use crate::accept::detect::Speaks;
 use crate::drain::Drain;
 use crate::upstream::{MAX_HEADER_BYTES, MAX_HEADERS, OnThisThread};
@@ -75,7 +76,7 @@ where
         Speaks::Http1 | Speaks::Tls => {
             let mut connection = pin!(
                 http1::Builder::new()
-                    .timer(TokioTimer::new())
+                    .timer(OneTimer::default())
                     .header_read_timeout(HEAD_PATIENCE)
                     .max_headers(MAX_HEADERS)
                     .max_header_size(MAX_HEADER_BYTES as usize)
