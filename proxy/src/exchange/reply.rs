@@ -66,10 +66,7 @@ fn is_grpc(kind: &[u8]) -> bool {
 /// removed.
 pub(crate) fn answer(answered: Answered, held: Held, style: &Style, mut record: Record) -> Response<Answer> {
     let (mut head, body) = answered.response.into_parts();
-    strip_hop_by_hop(&mut head.headers);
-    if answered.lease.peer().is_none() {
-        head.headers.remove(PROXY_STATUS);
-    }
+    strip(&mut head.headers, answered.lease.peer().is_none());
     if style.close {
         head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -224,9 +221,11 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<String>) {
     }
 }
 
-/// Fields that belong to one connection only (RFC 9110 section 7.6.1), those that `Connection` names included.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    const ALWAYS: [HeaderName; 6] = [
+/// Takes away the fields that belong to one connection only (RFC 9110 section 7.6.1), those that `Connection` names
+/// included, and those that only a sidecar may set when the sender is a `stranger`. One walk finds them: to look for each
+/// that might be there costs a hash.
+fn strip(headers: &mut HeaderMap, stranger: bool) {
+    static ALWAYS: [HeaderName; 6] = [
         CONNECTION,
         HeaderName::from_static("keep-alive"),
         HeaderName::from_static("proxy-connection"),
@@ -234,15 +233,16 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         http::header::TRANSFER_ENCODING,
         http::header::UPGRADE,
     ];
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
+    let options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named: Vec<&HeaderName> = options
         .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| *name != CONTENT_LENGTH)
+        .filter_map(|option| headers.keys().find(|name| name.as_str().eq_ignore_ascii_case(option.trim())))
+        .filter(|name| **name != CONTENT_LENGTH)
         .collect();
-    for name in named.iter().chain(&ALWAYS) {
+    let ends_here =
+        |name: &&HeaderName| ALWAYS.contains(name) || named.contains(name) || stranger && **name == PROXY_STATUS;
+    let taken: Vec<HeaderName> = headers.keys().filter(ends_here).cloned().collect();
+    for name in taken {
         headers.remove(name);
     }
 }
