@@ -91,6 +91,21 @@ fn only_registered_ports_are_forwarded_to() {
 }
 
 #[test]
+fn plain_text_learns_no_ports_of_an_instance_that_is_strict_on_all() {
+    on_one_thread(async {
+        let application = application(|_, _| async { says(200, "hello") }).await;
+        let ports = [(8080, application.address), (9090, application.address)];
+        let strict = World::new(MESH).sidecar("shop/orders", &[("app", "orders")], &ports, &[]).await;
+        for host in ["orders", "orders:7777", "orders:9090"] {
+            let answered = call(strict.inbound, request("GET", host, "/", "")).await;
+            let problem: Value = serde_json::from_slice(answered.body()).unwrap();
+            assert_eq!((answered.status().as_u16(), problem["reason"].as_str()), (403, Some("tls_required")), "{host}");
+            assert!(!problem.to_string().contains("8080") || host == "orders", "{problem}");
+        }
+    });
+}
+
+#[test]
 fn plain_text_is_answered_with_the_reason_under_strict_and_passes_under_permissive() {
     on_one_thread(async {
         let (strict, application) = orders(&World::new(MESH)).await;
