@@ -64,12 +64,7 @@ pub(crate) const ALL: &[Scenario] = &[
         quick: false,
         run: full_handshakes,
     },
-    Scenario {
-        id: "S4",
-        title: "10 MiB responses and uploads, plain and through a pair, 4 connections",
-        quick: false,
-        run: bulk,
-    },
+    Scenario { id: "S4", title: "10 MiB responses, plain and through a pair, 4 connections", quick: false, run: bulk },
 ];
 
 /// One scenario.
@@ -354,10 +349,13 @@ fn open_loop(ground: &Ground) -> Result<Found> {
     Ok(Found { tables: vec![table], figures, ..Found::default() })
 }
 
+/// A percentile: its name, and where it is in a sample.
+type Share = (&'static str, fn(&Sample) -> f64);
+
 /// What each pair adds to the latency without any proxy, the first row.
 fn added(table: &Table) -> Vec<Figure> {
     let Some((bare, others)) = table.rows.split_first() else { return Vec::new() };
-    let shares: [(&str, fn(&Sample) -> f64); 3] = [("p50", |of| of.p50), ("p99", |of| of.p99), ("p99.9", |of| of.p999)];
+    let shares: [Share; 3] = [("p50", |of| of.p50), ("p99", |of| of.p99), ("p99.9", |of| of.p999)];
     let added = |row: &Row| {
         let (median, name) = (row.median.clone(), row.name);
         shares.map(|(share, of)| Figure {
