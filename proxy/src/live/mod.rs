@@ -43,7 +43,7 @@ pub use status::Status;
 pub(crate) use subscribe::{Parts, Subscriber, Who};
 pub(crate) use swap::Swap;
 
-/// How long the first request for a name waits for the control plane's answer (DESIGN, "Config stream").
+/// How long the first request for a name waits for the control plane's answer.
 pub const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(1);
 
 /// One generation of configuration, immutable.

@@ -1,4 +1,4 @@
-//! The families of metrics, named as DESIGN names them, and the handles the request path keeps.
+//! The families of metrics, whose names are a user interface, and the handles the request path keeps.
 //!
 //! `prometheus` looks a series up by hashing its label values under a lock; each worker thread therefore remembers the
 //! handles of the label values it has seen. An exchange like the last one of its direction costs a few comparisons of

@@ -79,7 +79,7 @@ pub struct Exchange {
     pub destination_principal: Option<SpiffeId>,
     /// `namespace/route` and rule that decided, outbound.
     pub route: Option<Arc<str>>,
-    /// Policy and rule of a refusal, in the words of DESIGN.
+    /// Policy and rule of a refusal, in the words that response, log and `explain` share.
     pub policy_rule: Option<String>,
     /// The tenant it was counted for.
     pub tenant: Option<TenantName>,

@@ -123,7 +123,7 @@ pub(crate) struct Whom<'a> {
 }
 
 impl Whom<'_> {
-    /// The server name that tells the sidecar which port is meant (DESIGN, "Naming the application's port").
+    /// The server name that tells the sidecar which port is meant.
     fn server_name(&self) -> String {
         format!("p{}.{}.{}.mesh", self.port, self.service.name, self.service.namespace)
     }
