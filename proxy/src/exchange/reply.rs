@@ -239,8 +239,8 @@ fn strip(headers: &mut HeaderMap, stranger: bool) {
         .filter_map(|option| headers.keys().find(|name| name.as_str().eq_ignore_ascii_case(option.trim())))
         .filter(|name| **name != CONTENT_LENGTH)
         .collect();
-    let ends_here =
-        |name: &&HeaderName| ALWAYS.contains(name) || named.contains(name) || stranger && **name == PROXY_STATUS;
+    let reserved = |name: &HeaderName| *name == PROXY_STATUS || name.as_str().starts_with("x-equerry-");
+    let ends_here = |name: &&HeaderName| ALWAYS.contains(name) || named.contains(name) || stranger && reserved(name);
     let taken: Vec<HeaderName> = headers.keys().filter(ends_here).cloned().collect();
     for name in taken {
         headers.remove(name);

@@ -253,7 +253,7 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -
         // Plain text names no port of ours, but maybe that of this listener: the only one is meant.
         (None, _, [only]) if via.peer.is_none() => only.port,
         (None, named, all) => {
-            // A stranger without identity learns no ports of an instance that speaks to none.
+            // A stranger without identity gets no list of the ports of an instance that speaks to none.
             let strict = |port: u16| workload.mtls(port) == MtlsMode::Strict;
             if via.peer.is_none() && all.iter().all(|known| strict(known.port)) {
                 let port = named.or(all.first().map(|known| known.port)).unwrap_or_default();

@@ -252,12 +252,14 @@ fn an_applications_proxy_status_is_not_passed_on_and_its_other_headers_are() {
         let forged = |_, _| async {
             let mut answer = says(503, "");
             answer.headers_mut().insert("proxy-status", "equerry; error=x; details=\"draining\"".parse().unwrap());
+            answer.headers_mut().insert("x-equerry-anything", "said by an application".parse().unwrap());
             answer.headers_mut().insert("server", "mine".parse().unwrap());
             answer
         };
         let (frontend, _orders, _application) = pair(MESH, forged).await;
         let answered = call(frontend.outbound, request("GET", "orders", "/", "")).await;
         assert!(answered.status() == 503 && !answered.headers().contains_key("proxy-status"));
+        assert!(!answered.headers().contains_key("x-equerry-anything"), "{answered:?}");
         assert_eq!(answered.headers()["server"], "mine");
         assert_eq!(frontend.log(1).await[0]["reason"], "ok");
     });
