@@ -166,23 +166,24 @@ impl Home {
         self.controls().call("POST", "localhost", "/forget", &[]).await.map(drop)
     }
 
-    /// What its sidecar logged about one request; waits a moment for the line, since logs are written off the request path.
+    /// What its sidecar logged of one request that came in; waits a moment for the line, since logs are written off the
+    /// request path. (The calls that its application makes on behalf of the request carry the same id, going out.)
     ///
     /// # Errors
     /// When there is no such line.
-    pub async fn logged(&self, request_id: &str) -> Result<serde_json::Value> {
+    pub async fn logged_inbound(&self, request_id: &str) -> Result<serde_json::Value> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let text = tokio::fs::read_to_string(self.access_log()).await.unwrap_or_default();
             let lines = text.lines().rev().filter(|line| line.contains(request_id));
             let line = lines
                 .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-                .find(|line| line["request_id"] == request_id);
+                .find(|line| line["request_id"] == request_id && line["direction"] == "inbound");
             if let Some(line) = line {
                 return Ok(line);
             }
             if Instant::now() > deadline {
-                bail!("{}'s access log has no line for request {request_id}", self.resident.name);
+                bail!("{}'s access log has no inbound line for request {request_id}", self.resident.name);
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }

@@ -15,7 +15,7 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     ensure!(problem["reason"] == "authz_denied", "frontend was answered {}", answer.shown());
 
     let [v1, v2] = story.inventories()?;
-    let (first, second) = (Box::pin(v1.logged(&id)), Box::pin(v2.logged(&id)));
+    let (first, second) = (Box::pin(v1.logged_inbound(&id)), Box::pin(v2.logged_inbound(&id)));
     let (line, _) = futures_util::future::select_ok([first, second]).await?;
     let cause = line["policy"].as_str().with_context(|| format!("the access log names no policy: {line}"))?.to_owned();
     ensure!(cause.contains("shop/inventory-callers"), "the access log names {cause:?}");

@@ -29,7 +29,7 @@ pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let same_name = stranger_refused(story, "equerry.local", &trust).await?;
     ensure!(knock::get_over_tls(orders, &trust, None).await.is_err(), "a TLS call without a certificate was answered");
 
-    let line = orders.logged(&id).await?;
+    let line = orders.logged_inbound(&id).await?;
     for (key, account) in [("source_principal", "frontend"), ("destination_principal", "orders")] {
         let expected = format!("spiffe://equerry.local/ns/shop/sa/{account}");
         ensure!(line[key] == expected.as_str(), "orders' access log says {key} {}, not {expected}", line[key]);
