@@ -54,6 +54,21 @@ fn is_trust_domain(text: &str) -> bool {
         && text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'.' | b'_' | b'-'))
 }
 
+/// The last label is never a number, so that no way of writing an address (`10.0.0.1`, `127.1`, `0x7f000001`) is a name.
+fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= MAX_LABEL
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_'))
+    };
+    let last = text.rsplit('.').next().unwrap_or_default();
+    let number = last.bytes().all(|c| c.is_ascii_digit())
+        || last.strip_prefix("0x").is_some_and(|rest| rest.bytes().all(|c| c.is_ascii_hexdigit()));
+    text.len() <= MAX_SUBDOMAIN && text.split('.').all(label) && !number
+}
+
 /// Declares a name that is one checked text.
 macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident, $check:expr, $expected:literal) => {
@@ -146,6 +161,11 @@ checked_text!(
 checked_text!(
     /// The id of one running instance of an application, unique in its namespace.
     InstanceId, is_subdomain, "an instance id: up to 253 lower-case letters, digits, '-' and '.', starting and ending with a letter or digit"
+);
+
+checked_text!(
+    /// A name of the DNS, absolute, without its last dot: `api.example.com`. Never an address.
+    HostName, is_host_name, "a host name: lower-case letters, digits, '-', '_' and '.', and never an address"
 );
 
 /// Declares a name that is a namespace and a name within it, written `namespace/name`.
@@ -377,6 +397,18 @@ mod tests {
         }
         for bad in ["", ":80", "orders:0", "orders:x", "a.b.c", "orders.bank.svc.example.com", "10.0.0.1:80"] {
             assert!(Authority::parse(bad, &own).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_host_name_is_a_name_and_never_a_way_of_writing_an_address() {
+        for good in ["localhost", "api.example.com", "_http.x", "1.example", "3com.com", "0x7g", "a-b.c"] {
+            assert!(HostName::parse(good).is_ok(), "{good}");
+        }
+        let long = "a".repeat(64);
+        let bad = ["", ".", "a.", "a..b", "-a.com", "a-.com", "A.com", "a b", "a:80", "10.0.0.1", "127.1", "0x7f000001"];
+        for bad in bad.into_iter().chain(["2130706433", "1.0x7f", "a.0x", "::1", "[::1]", "a/b", long.as_str()]) {
+            assert!(HostName::parse(bad).is_err(), "{bad}");
         }
     }
 

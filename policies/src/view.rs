@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{AccountName, InstanceId, Namespace, ServiceName, nearest};
+use crate::names::{AccountName, HostName, InstanceId, Namespace, ServiceName, nearest};
 use crate::policy::{
     AuthorizationPolicy, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin, PeerAuthentication, Quota,
     Service, ServicePort, StaticEndpoints, Target, Tenant, TrafficPolicy,
@@ -86,6 +86,9 @@ pub struct DestinationView {
     pub ports: Vec<ServicePort>,
     /// Accounts its members may run as: the identities a caller accepts.
     pub accounts: Vec<AccountName>,
+    /// The name outside the mesh that it stands for: its endpoints are what [`resolved`] makes of the DNS's answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<HostName>,
     /// The routes attached to it that hold for this caller, by name. A consumer route replaces producer routes.
     pub routes: Vec<HttpRoute>,
     /// How traffic to it is handled.
@@ -313,6 +316,7 @@ pub fn destination(meaning: &Meaning, name: &ServiceName, caller: &Namespace) ->
         service: name.clone(),
         ports: service.ports.clone(),
         accounts: service.accounts.clone(),
+        external: service.external.clone(),
         routes,
         traffic,
         backends: backends.into_iter().collect(),
@@ -385,13 +389,30 @@ fn static_endpoints<'a>(
             })
             .collect();
         let (_, first) = ports.first()?;
-        let address = match address {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => v6.segments().map(|s| format!("{s:04x}")).join("-"),
-        };
-        let id = InstanceId::parse(&format!("static-{address}-{}", first.port())).ok()?;
+        let id = InstanceId::parse(&format!("static-{}-{}", in_a_name(*address), first.port())).ok()?;
         Some((id, EndpointAddress::Plain(ports)))
     })
+}
+
+/// The endpoints of an `ExternalName` Service with these `ports`, given what the DNS says of its name: every address once,
+/// in plain text, on each port's target port. The instance is `dns-ADDRESS`, so that what was seen of an address stays
+/// with it whatever the DNS says next.
+pub fn resolved(ports: &[ServicePort], addresses: &[IpAddr]) -> Vec<EndpointView> {
+    let addresses: BTreeSet<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
+    let endpoint = |address: IpAddr| {
+        let instance = InstanceId::parse(&format!("dns-{}", in_a_name(address))).ok()?;
+        let at = ports.iter().map(|port| (port.port, SocketAddr::new(address, port.target_port)));
+        Some(EndpointView { instance, address: EndpointAddress::Plain(at.collect()) })
+    };
+    addresses.into_iter().filter_map(endpoint).collect()
+}
+
+/// An address as it can stand in the id of an instance.
+fn in_a_name(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => v6.segments().map(|s| format!("{s:04x}")).join("-"),
+    }
 }
 
 /// The Service port that an `EndpointSlice` port of this name stands for; a nameless one stands for the only port.

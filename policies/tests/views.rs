@@ -226,6 +226,30 @@ fn endpoints_are_healthy_members_by_id_and_written_addresses() {
 }
 
 #[test]
+fn an_external_name_is_told_to_its_callers_and_what_the_dns_says_of_it_becomes_its_endpoints() {
+    let external = "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: payments, namespace: shop}\nspec: {type: ExternalName, \
+                    externalName: pay.example.com, ports: [{name: a, port: 80, targetPort: 8080}, {name: b, port: 81}]}\n";
+    let meaning = meaning(&format!("{SHOP}{external}"));
+    let told = view::destination(&meaning, &service("shop/payments"), &namespace("bank")).unwrap();
+    assert_eq!(told.external.as_ref().map(ToString::to_string).as_deref(), Some("pay.example.com"));
+    assert!(view::endpoints(&meaning, &service("shop/payments"), [].iter()).endpoints.is_empty());
+
+    let addresses = ["2001:db8::1", "192.0.2.2", "192.0.2.1", "::ffff:192.0.2.2"].map(|a| a.parse().unwrap());
+    let endpoints = view::resolved(&told.ports, &addresses);
+    let ids: Vec<&str> = endpoints.iter().map(|e| e.instance.as_str()).collect();
+    let six = "dns-2001-0db8-0000-0000-0000-0000-0000-0001";
+    assert_eq!(ids, ["dns-192.0.2.1", "dns-192.0.2.2", six], "each address once, in one order");
+    assert_eq!(
+        endpoints[0].address,
+        EndpointAddress::Plain(vec![(80, "192.0.2.1:8080".parse().unwrap()), (81, "192.0.2.1:81".parse().unwrap())])
+    );
+
+    let plain = view::destination(&meaning, &service("shop/orders"), &namespace("shop")).unwrap();
+    let bytes = serde_json::to_string(&plain).unwrap();
+    assert!(!bytes.contains("external"), "a Service of the mesh is told in the words that older proxies know");
+}
+
+#[test]
 fn every_tenant_is_told_with_the_quotas_that_are_counted_there() {
     let tenant = |name: &str, quotas: &str| {
         format!(

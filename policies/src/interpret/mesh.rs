@@ -24,7 +24,10 @@ pub(super) fn mesh(document: &Document, root: &At<'_>, notes: &mut Notes<'_>) ->
             _ => Verdict::Allow,
         },
         error_detail: if spec.text_of("errorDetail") == Some("full") { ErrorDetail::Full } else { ErrorDetail::Reason },
-        outbound_traffic: OutboundTraffic::RegistryOnly,
+        outbound_traffic: match spec.text_of("outboundTraffic") {
+            Some("ALLOW_ANY") => OutboundTraffic::AllowAny,
+            _ => OutboundTraffic::RegistryOnly,
+        },
         origin: root.origin(notes),
     })
 }

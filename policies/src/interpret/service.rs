@@ -6,7 +6,7 @@ use super::World;
 use super::at::At;
 use crate::document::Document;
 use crate::document::shape::Notes;
-use crate::names::{Account, AccountName, PolicyName, ResourceName, ServiceName, nearest};
+use crate::names::{Account, AccountName, HostName, PolicyName, ResourceName, ServiceName, nearest};
 use crate::policy::{AppProtocol, Labels, Service, ServicePort, StaticEndpoints};
 use crate::view::service_port;
 
@@ -33,14 +33,39 @@ pub(super) fn service(name: &PolicyName, root: &At<'_>, notes: &mut Notes<'_>) -
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned())))
         .collect();
-    if !selector.is_empty() && accounts.is_empty() {
+    let external = external(&spec, notes);
+    if let Some(at) = spec.get("type").filter(|_| external.is_some() && !accounts.is_empty()) {
+        let found = format!("ExternalName beside the annotation {ACCOUNTS}");
+        at.complain_of(notes, found, "one of the two: it is called in plain text, and nobody there has an account");
+    }
+    if !selector.is_empty() && accounts.is_empty() && external.is_none() {
         let at = spec.get("selector")?;
         let expected = format!("the annotation {ACCOUNTS} beside it, listing the accounts its instances run as");
         at.complain_of(notes, format!("a selector, and no annotation {ACCOUNTS}"), expected);
     }
     let ports = ports(&spec, notes);
     let name = ServiceName::new(name.namespace.clone(), name.name.clone());
-    (!ports.is_empty()).then(|| Service { name, ports, selector, accounts, origin: root.origin(notes) })
+    (!ports.is_empty()).then(|| Service { name, ports, selector, accounts, external, origin: root.origin(notes) })
+}
+
+/// The name that a Service of type `ExternalName` stands for. Nobody registers behind it, so nothing may say who.
+fn external(spec: &At<'_>, notes: &mut Notes<'_>) -> Option<HostName> {
+    let named = spec.get("externalName");
+    if spec.text_of("type") != Some("ExternalName") {
+        if let Some(named) = named {
+            named.complain_of(notes, "externalName", "type: ExternalName beside it");
+        }
+        return None;
+    }
+    if let Some(selector) = spec.get("selector") {
+        selector.complain_of(notes, "a selector", "none: what is behind an ExternalName, the DNS says");
+    }
+    let Some(named) = named else {
+        spec.complain_of(notes, "type ExternalName without externalName", "externalName: the name to look up");
+        return None;
+    };
+    let text = named.text()?;
+    HostName::parse(text.strip_suffix('.').unwrap_or(text)).ok()
 }
 
 /// Reads the accounts, sorted; complains about annotations of ours that mean nothing.
@@ -118,6 +143,10 @@ pub(super) fn endpoint_slice(
     };
     let service = ServiceName::new(name.namespace.clone(), service);
     let known = world.service(&label, &service, notes)?;
+    if let Some(external) = known.and_then(|service| service.external.as_ref()) {
+        let found = format!("Service {service}, which is of type ExternalName");
+        label.complain_of(notes, found, format!("another: its endpoints are what the DNS says of {external}"));
+    }
     let ports: Vec<(Option<String>, u16)> =
         root.list("ports").iter().filter_map(|p| endpoint_port(p, known, notes)).collect();
     Some(StaticEndpoints {

@@ -68,6 +68,11 @@ pub enum OutboundTraffic {
     #[default]
     #[serde(rename = "REGISTRY_ONLY")]
     RegistryOnly,
+    /// They are looked up in the DNS and called in plain text, as the application named them. It then says with an
+    /// address of its choice where this workload's sidecar connects to; the sidecar refuses a few that nobody has
+    /// business with.
+    #[serde(rename = "ALLOW_ANY")]
+    AllowAny,
 }
 
 /// Whether a workload accepts plain text, and on which of its ports (`PeerAuthentication`).

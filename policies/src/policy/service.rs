@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Labels, Origin};
-use crate::names::{AccountName, PolicyName, ServiceName};
+use crate::names::{AccountName, HostName, PolicyName, ServiceName};
 
 /// The meaning of a `v1/Service`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct Service {
     pub selector: Labels,
     /// Accounts a member may run as (annotation `equerry.dev/accounts`), sorted; never empty when `selector` is set.
     pub accounts: Vec<AccountName>,
+    /// The name outside the mesh that it stands for (`type: ExternalName`); then it has no selector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<HostName>,
     /// Where it was written.
     pub origin: Origin,
 }

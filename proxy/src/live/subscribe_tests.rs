@@ -198,6 +198,7 @@ fn destination(name: &str, routes: Vec<HttpRoute>) -> Resource {
         service: service(name),
         ports: vec![ServicePort { name: None, port: 80, target_port: 8080, app_protocol: AppProtocol::Http }],
         accounts: vec![equerry_policies::names::AccountName::parse("shop/orders").unwrap()],
+        external: None,
         routes,
         traffic: TrafficPolicy::default(),
         backends,

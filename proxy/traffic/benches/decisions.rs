@@ -158,6 +158,7 @@ fn destination(rules: usize) -> CompiledDestination {
         service: service(),
         ports: vec![ServicePort { name: None, port: 80, target_port: 8080, app_protocol: AppProtocol::Http }],
         accounts: vec![],
+        external: None,
         routes: vec![all],
         traffic: TrafficPolicy::default(),
         backends: vec![],

@@ -56,6 +56,7 @@ fn destination(routes: Vec<HttpRoute>, ports: Vec<ServicePort>) -> CompiledDesti
         service: service("shop/orders"),
         ports,
         accounts: vec![],
+        external: None,
         routes,
         traffic: TrafficPolicy::default(),
         backends: vec![],

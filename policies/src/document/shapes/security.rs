@@ -25,7 +25,8 @@ static MESH_SPEC: Shape = Shape {
             Form::Choice(&ERROR_DETAIL),
             "What a refused caller is told: the reason, or (full) policy and rule too.",
         ),
-        may("outboundTraffic", Form::Choice(&OUTBOUND), "What outbound does with names the registry does not know."),
+        may("outboundTraffic", Form::Choice(&OUTBOUND), "REGISTRY_ONLY: names that no Service has are refused. ALLOW_ANY: they are looked up in the DNS and called in plain \
+             text."),
         unbuilt("accessLog"),
         unbuilt("locality"),
         unbuilt("telemetry"),
@@ -44,7 +45,8 @@ static AUTHORIZATION: Shape = Shape {
 static MTLS_MODE: Choice = Choice { built: &["STRICT", "PERMISSIVE"], unbuilt: &["DISABLE"], default: Some("STRICT") };
 static VERDICT: Choice = Choice { built: &["ALLOW", "DENY"], unbuilt: &[], default: Some("ALLOW") };
 static ERROR_DETAIL: Choice = Choice { built: &["reason", "full"], unbuilt: &["none"], default: Some("reason") };
-static OUTBOUND: Choice = Choice { built: &["REGISTRY_ONLY"], unbuilt: &["ALLOW_ANY"], default: Some("REGISTRY_ONLY") };
+static OUTBOUND: Choice =
+    Choice { built: &["REGISTRY_ONLY", "ALLOW_ANY"], unbuilt: &[], default: Some("REGISTRY_ONLY") };
 static TRUST_DOMAIN: Text = Text {
     expected: "a trust domain: lower-case letters, digits, '.', '_' and '-'",
     pattern: Some("^[a-z0-9._-]{1,255}$"),

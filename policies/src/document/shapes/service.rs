@@ -2,6 +2,7 @@
 
 use super::{ANY, API_VERSION, Choice, FILLED, Form, KIND, LABEL_KEY, LABEL_VALUE, META, SECTION, STATUS, Shape, Text};
 use super::{ignored, may, must, unbuilt};
+use crate::names;
 
 pub(super) static SERVICE: Shape = Shape {
     about: "A name that callers call, its ports, and which instances stand behind it. The annotation equerry.dev/accounts \
@@ -18,11 +19,15 @@ static SERVICE_SPEC: Shape = Shape {
             Form::Map(&LABEL_KEY, &Form::Text(&LABEL_VALUE)),
             "Labels of the instances that stand behind it, all of them.",
         ),
-        may("type", Form::Choice(&SERVICE_TYPE), "The type; only ClusterIP, which means nothing more here."),
+        may("type", Form::Choice(&SERVICE_TYPE), "ClusterIP, or ExternalName: callers are sent, in plain text, to what the DNS says of externalName."),
+        may(
+            "externalName",
+            Form::Text(&HOST_NAME),
+            "With type ExternalName: the name that is looked up. Endpoints listen on each port's targetPort.",
+        ),
         may("sessionAffinity", Form::Choice(&AFFINITY), "Whether a client stays with an endpoint; only None."),
         may("internalTrafficPolicy", Form::Choice(&TRAFFIC), "Which endpoints are used; only Cluster."),
         may("publishNotReadyAddresses", Form::Bool, "Only false: an instance that is not healthy gets no traffic."),
-        unbuilt("externalName"),
         unbuilt("externalIPs"),
         unbuilt("externalTrafficPolicy"),
         unbuilt("healthCheckNodePort"),
@@ -60,9 +65,14 @@ static SERVICE_PORT: Shape = Shape {
 };
 
 static SERVICE_TYPE: Choice = Choice {
-    built: &["ClusterIP"],
-    unbuilt: &["ExternalName", "NodePort", "LoadBalancer"],
+    built: &["ClusterIP", "ExternalName"],
+    unbuilt: &["NodePort", "LoadBalancer"],
     default: Some("ClusterIP"),
+};
+static HOST_NAME: Text = Text {
+    expected: "a name of the DNS such as api.example.com: lower-case letters, digits, '-', '_' and '.', and never an address",
+    pattern: Some(r"^[a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9_])?([.][a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9_])?)*[.]?$"),
+    check: |t| names::HostName::parse(t.strip_suffix('.').unwrap_or(t)).is_ok(),
 };
 static AFFINITY: Choice = Choice { built: &["None"], unbuilt: &["ClientIP"], default: Some("None") };
 static TRAFFIC: Choice = Choice { built: &["Cluster"], unbuilt: &["Local"], default: Some("Cluster") };
