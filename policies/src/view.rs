@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{AccountName, HostName, InstanceId, Namespace, ServiceName, nearest};
 use crate::policy::{
-    AuthorizationPolicy, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin, PeerAuthentication, Quota,
-    Service, ServicePort, StaticEndpoints, Target, Tenant, TrafficPolicy,
+    AuthorizationPolicy, FaultInjection, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin,
+    PeerAuthentication, Quota, RouteFilter, Service, ServicePort, StaticEndpoints, Target, TcpRoute, Tenant,
+    TrafficPolicy, weight,
 };
 
 /// A part of a workload's policy, with the application ports it holds on.
@@ -89,14 +90,39 @@ pub struct DestinationView {
     /// The name outside the mesh that it stands for: its endpoints are what [`resolved`] makes of the DNS's answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<HostName>,
-    /// The routes attached to it that hold for this caller, by name. A consumer route replaces producer routes.
+    /// The HTTP routes attached to it that hold for this caller, by name, then the gRPC routes. A consumer route replaces
+    /// producer routes.
     pub routes: Vec<HttpRoute>,
+    /// The TCP routes attached to it that hold for this caller, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcp_routes: Vec<TcpRoute>,
+    /// Faults made on purpose for its callers, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultInjection>,
     /// How traffic to it is handled.
     pub traffic: TrafficPolicy,
     /// Every Service its routes can send to, itself included, sorted: what a proxy subscribes to next.
     pub backends: Vec<ServiceName>,
     /// Where it was written.
     pub origin: Origin,
+}
+
+impl DestinationView {
+    /// A Service of which nothing is said but its ports.
+    pub fn plain(service: ServiceName, ports: Vec<ServicePort>) -> Self {
+        Self {
+            backends: vec![service.clone()],
+            service,
+            ports,
+            accounts: Vec::new(),
+            external: None,
+            routes: Vec::new(),
+            tcp_routes: Vec::new(),
+            faults: Vec::new(),
+            traffic: TrafficPolicy::default(),
+            origin: Origin::default(),
+        }
+    }
 }
 
 /// Where a Service can be reached now: the resource `endpoints`, named `namespace/name`.
@@ -117,6 +143,18 @@ pub struct EndpointView {
     pub instance: InstanceId,
     /// Where to connect: a sidecar's inbound port, or a plain application port.
     pub address: EndpointAddress,
+    /// Its share of the traffic among the endpoints of the Service; 1 unless its labels say more.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "shaped for serde")]
+fn is_one(weight: &u32) -> bool {
+    *weight == 1
 }
 
 /// Where to connect, and what to speak there.
@@ -305,12 +343,11 @@ fn peer(meaning: &Meaning, facts: &WorkloadFacts) -> (MtlsMode, Vec<(u16, MtlsMo
 /// A Service as callers of one namespace must know it; `None` when there is no such Service.
 pub fn destination(meaning: &Meaning, name: &ServiceName, caller: &Namespace) -> Option<DestinationView> {
     let service = meaning.services.get(name)?;
-    let routes = routes(meaning, service, caller);
+    let held = Held::new(meaning, service, caller);
+    let (routes, tcp_routes) = (held.http_routes(), held.tcp_routes());
     let traffic = meaning.traffic.values().find(|t| t.services.contains(name)).cloned().unwrap_or_default();
-    let mut backends: BTreeSet<ServiceName> = routes
-        .iter()
-        .flat_map(|r| r.rules.iter().flat_map(|rule| rule.backends.iter().map(|b| b.service.clone())))
-        .collect();
+    let mut backends: BTreeSet<ServiceName> = routes.iter().flat_map(receivers).cloned().collect();
+    backends.extend(tcp_routes.iter().flat_map(|route| route.backends.iter().map(|to| to.service.clone())));
     backends.insert(name.clone());
     Some(DestinationView {
         service: name.clone(),
@@ -318,42 +355,96 @@ pub fn destination(meaning: &Meaning, name: &ServiceName, caller: &Namespace) ->
         accounts: service.accounts.clone(),
         external: service.external.clone(),
         routes,
+        tcp_routes,
+        faults: meaning.faults.values().filter(|faults| faults.services.contains(name)).cloned().collect(),
         traffic,
         backends: backends.into_iter().collect(),
         origin: service.origin.clone(),
     })
 }
 
+/// Every Service that a route can send to, copies included.
+fn receivers(route: &HttpRoute) -> impl Iterator<Item = &ServiceName> {
+    route.rules.iter().flat_map(|rule| {
+        let filters = rule.filters.iter().chain(rule.backends.iter().flat_map(|to| &to.filters));
+        let copies = filters.filter_map(|filter| match filter {
+            RouteFilter::Mirror(mirror) => Some(&mirror.service),
+            _ => None,
+        });
+        rule.backends.iter().map(|to| &to.service).chain(copies)
+    })
+}
+
+/// The namespaces from which a Service looks different from what other callers see: its own, and those with a route of
+/// their own to it.
+pub fn callers<'m>(meaning: &'m Meaning, service: &'m ServiceName) -> BTreeSet<&'m Namespace> {
+    let http = meaning.routes.values().chain(meaning.grpc_routes.values()).map(|r| (&r.name, &r.parents));
+    let all = http.chain(meaning.tcp_routes.values().map(|r| (&r.name, &r.parents)));
+    let to_it = all.filter(|(_, parents)| parents.iter().any(|(parent, _)| parent == service));
+    to_it.map(|(name, _)| &name.namespace).chain([&service.namespace]).collect()
+}
+
+/// A route's parents: Services, each with the one port that is meant, if one is.
+type Parents = [(ServiceName, Option<u16>)];
+
 /// The routes of a Service that hold for callers of one namespace, by name, their parents cut to this Service. A route in
 /// the Service's namespace holds for everybody (producer); one in the caller's own namespace (consumer) takes its place on
-/// the ports it is attached to.
-fn routes(meaning: &Meaning, service: &Service, caller: &Namespace) -> Vec<HttpRoute> {
-    let name = &service.name;
-    let attached = |route: &HttpRoute| -> BTreeSet<u16> {
-        let parents = route.parents.iter().filter(|(parent, _)| parent == name);
+/// the ports it is attached to, whatever kind of route either is.
+struct Held<'a> {
+    meaning: &'a Meaning,
+    service: &'a Service,
+    caller: &'a Namespace,
+    consumed: BTreeSet<u16>,
+}
+
+impl<'a> Held<'a> {
+    fn new(meaning: &'a Meaning, service: &'a Service, caller: &'a Namespace) -> Self {
+        let mut held = Self { meaning, service, caller, consumed: BTreeSet::new() };
+        if *caller != service.name.namespace {
+            let http = meaning.routes.values().chain(meaning.grpc_routes.values()).map(|r| (&r.name, &r.parents));
+            let all = http.chain(meaning.tcp_routes.values().map(|r| (&r.name, &r.parents)));
+            let own = all.filter(|(name, _)| name.namespace == *caller);
+            held.consumed = own.flat_map(|(_, parents)| held.attached(parents)).collect();
+        }
+        held
+    }
+
+    fn http_routes(&self) -> Vec<HttpRoute> {
+        let all = self.meaning.routes.values().chain(self.meaning.grpc_routes.values());
+        all.filter_map(|r| Some(HttpRoute { parents: self.cut(&r.name.namespace, &r.parents)?, ..r.clone() })).collect()
+    }
+
+    fn tcp_routes(&self) -> Vec<TcpRoute> {
+        let all = self.meaning.tcp_routes.values();
+        all.filter_map(|r| Some(TcpRoute { parents: self.cut(&r.name.namespace, &r.parents)?, ..r.clone() })).collect()
+    }
+
+    /// The ports of the Service that these parents mean.
+    fn attached(&self, parents: &Parents) -> BTreeSet<u16> {
+        let parents = parents.iter().filter(|(parent, _)| *parent == self.service.name);
         parents
             .flat_map(|(_, port)| {
-                service.ports.iter().map(|p| p.port).filter(move |p| port.is_none_or(|own| own == *p))
+                self.service.ports.iter().map(|p| p.port).filter(move |p| port.is_none_or(|own| own == *p))
             })
             .collect()
-    };
-    let holds = |route: &&HttpRoute| route.name.namespace == name.namespace || route.name.namespace == *caller;
-    let consumed: BTreeSet<u16> = if *caller == name.namespace {
-        BTreeSet::new()
-    } else {
-        meaning.routes.values().filter(|r| r.name.namespace == *caller).flat_map(attached).collect()
-    };
-    let cut = |route: &HttpRoute| {
-        let consumer = route.name.namespace != name.namespace;
-        let ports: Vec<u16> = attached(route).into_iter().filter(|p| consumer || !consumed.contains(p)).collect();
-        let parents = if ports.len() == service.ports.len() {
+    }
+
+    /// The parents of a route of `namespace`, where it holds; `None` where it does not.
+    fn cut(&self, namespace: &Namespace, parents: &Parents) -> Option<Vec<(ServiceName, Option<u16>)>> {
+        let name = &self.service.name;
+        let consumer = *namespace != name.namespace;
+        if consumer && namespace != self.caller {
+            return None;
+        }
+        let holds = |port: &u16| consumer || !self.consumed.contains(port);
+        let ports: Vec<u16> = self.attached(parents).into_iter().filter(holds).collect();
+        let parents = if ports.len() == self.service.ports.len() {
             vec![(name.clone(), None)]
         } else {
             ports.into_iter().map(|port| (name.clone(), Some(port))).collect()
         };
-        (!parents.is_empty()).then(|| HttpRoute { parents, ..route.clone() })
-    };
-    meaning.routes.values().filter(holds).filter_map(cut).collect()
+        (!parents.is_empty()).then_some(parents)
+    }
 }
 
 /// Where a Service can be reached now: its healthy members by id, then the addresses written down for it.
@@ -365,13 +456,16 @@ pub fn endpoints<'i>(
     let mut endpoints = BTreeMap::new();
     if let Some(service) = meaning.services.get(service) {
         for slice in meaning.endpoints.values().filter(|slice| slice.service == service.name) {
-            endpoints.extend(static_endpoints(service, slice));
+            endpoints.extend(static_endpoints(service, slice).map(|(id, address)| (id, (address, 1))));
         }
         for instance in instances.filter(|i| i.healthy && is_member(service, &i.account, &i.labels)) {
-            endpoints.insert(instance.id.clone(), EndpointAddress::Mesh(instance.inbound));
+            // What does not read as a weight is refused when the instance registers.
+            let weight = weight(&instance.labels).unwrap_or(1);
+            endpoints.insert(instance.id.clone(), (EndpointAddress::Mesh(instance.inbound), weight));
         }
     }
-    let endpoints = endpoints.into_iter().map(|(instance, address)| EndpointView { instance, address }).collect();
+    let endpoints =
+        endpoints.into_iter().map(|(instance, (address, weight))| EndpointView { instance, address, weight }).collect();
     EndpointsView { service: service.clone(), endpoints }
 }
 
@@ -402,7 +496,7 @@ pub fn resolved(ports: &[ServicePort], addresses: &[IpAddr]) -> Vec<EndpointView
     let endpoint = |address: IpAddr| {
         let instance = InstanceId::parse(&format!("dns-{}", in_a_name(address))).ok()?;
         let at = ports.iter().map(|port| (port.port, SocketAddr::new(address, port.target_port)));
-        Some(EndpointView { instance, address: EndpointAddress::Plain(at.collect()) })
+        Some(EndpointView { instance, address: EndpointAddress::Plain(at.collect()), weight: 1 })
     };
     addresses.into_iter().filter_map(endpoint).collect()
 }

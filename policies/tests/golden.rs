@@ -98,6 +98,21 @@ fn what_is_accepted_means_exactly_this() {
     finish(&wrong);
 }
 
+#[test]
+fn the_specifications_own_mesh_routes_are_accepted_as_they_are() {
+    let services = std::fs::read_to_string(home().join("tests/gamma/services.yaml")).unwrap();
+    let mut wrong = Vec::new();
+    for path in files("tests/gamma", "yaml") {
+        let text = format!("{services}{}", std::fs::read_to_string(&path).unwrap());
+        let text = if path.ends_with("services.yaml") { services.clone() } else { text };
+        match document::read(&name(&path), &text).and_then(|documents| interpret::interpret(&documents)) {
+            Ok(meaning) => everybodys_view(&meaning),
+            Err(complaints) => wrong.push(in_words(&complaints)),
+        }
+    }
+    finish(&wrong);
+}
+
 fn in_words(complaints: &[Complaint]) -> String {
     complaints.iter().map(|c| format!("{c}\n")).collect()
 }
@@ -111,6 +126,9 @@ fn as_json(meaning: &Meaning) -> Value {
         "services": values(&meaning.services),
         "endpoints": values(&meaning.endpoints),
         "routes": values(&meaning.routes),
+        "grpcRoutes": values(&meaning.grpc_routes),
+        "tcpRoutes": values(&meaning.tcp_routes),
+        "faults": values(&meaning.faults),
         "peers": values(&meaning.peers),
         "tokens": values(&meaning.tokens),
         "authorization": values(&meaning.authorization),

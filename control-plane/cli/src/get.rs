@@ -149,7 +149,7 @@ fn details(kind: Kind, document: &Value) -> String {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join(", "),
-        Kind::HttpRoute => {
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute => {
             let backends: Vec<_> = list("/spec/rules")
                 .iter()
                 .flat_map(|rule| rule.get("backendRefs").and_then(Value::as_array).into_iter().flatten())
@@ -174,7 +174,7 @@ fn details(kind: Kind, document: &Value) -> String {
         }
         Kind::PeerAuthentication => text(document, "/spec/mtls/mode").unwrap_or("-").to_owned(),
         Kind::Mesh => text(document, "/spec/mtls/mode").unwrap_or("STRICT").to_owned(),
-        Kind::TrafficPolicy => names("/spec/targetRefs"),
+        Kind::TrafficPolicy | Kind::FaultInjection => names("/spec/targetRefs"),
         Kind::Tenant => count("/spec/quotas", "quota"),
         Kind::EndpointSlice => count("/endpoints", "endpoint"),
     }

@@ -10,7 +10,7 @@ use equerry_policies::compile;
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey};
 use equerry_policies::interpret::interpret;
-use equerry_policies::names::{Namespace, ServiceName, TrustDomain};
+use equerry_policies::names::TrustDomain;
 use equerry_policies::policy::{Meaning, Mesh};
 use equerry_policies::view::{self, NamedJwtRule, Scoped, TenantView, WorkloadView};
 use equerry_wire::version_of;
@@ -288,7 +288,7 @@ fn judge(documents: &[Document], trust_domain: &TrustDomain) -> Result<Meaning, 
     complaints.extend(foreign_trust_domain(&meaning.mesh, trust_domain));
     complaints.extend(compile::workload(&everything_inbound(&meaning)).err().unwrap_or_default());
     for service in meaning.services.keys() {
-        for caller in callers(&meaning, service) {
+        for caller in view::callers(&meaning, service) {
             let view = view::destination(&meaning, service, caller);
             complaints.extend(view.and_then(|view| compile::destination(&view).err()).unwrap_or_default());
         }
@@ -299,12 +299,6 @@ fn judge(documents: &[Document], trust_domain: &TrustDomain) -> Result<Meaning, 
     complaints.sort();
     complaints.dedup();
     Err(complaints)
-}
-
-/// The namespaces from which a Service may look different: its own, and those with a route of their own to it.
-fn callers<'m>(meaning: &'m Meaning, service: &'m ServiceName) -> BTreeSet<&'m Namespace> {
-    let routes = meaning.routes.iter().filter(|(_, route)| route.parents.iter().any(|(parent, _)| parent == service));
-    routes.map(|(name, _)| &name.namespace).chain([&service.namespace]).collect()
 }
 
 fn foreign_trust_domain(mesh: &Mesh, ours: &TrustDomain) -> Option<Complaint> {

@@ -1,22 +1,18 @@
-//! Routes sorted by the Gateway API's precedence, so that the first that matches is the one that is meant.
-//!
-//! Exact paths are found by lookup, prefixes by asking for the path's ancestors from the longest; what shares a path is
-//! kept in order: a method first, more headers first, then the route's name, then the order written. Regular
-//! expressions, whose place the specification leaves open, stand between the two, the longer first: behind prefixes,
-//! the default `/` would hide them all.
+//! A Service as its callers use it: the rules of its routes, compiled, on the ports they are attached to.
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Method};
-use regex::Regex;
 
-use super::text::{HeaderPattern, whole};
+use super::fault::{self, Fault};
+use super::filter::{Filter, filters};
+use super::routes::{Match, PortRoutes, QueryMatch, RouteEntry, path_regex};
+use super::text::HeaderPattern;
 use crate::complaint::Complaint;
 use crate::names::{AccountName, PolicyName, ServiceName};
-use crate::policy::{self, HttpRoute, Origin, PathMatch, Retry, ServicePort, TrafficPolicy};
+use crate::policy::{self, HttpRoute, Origin, Retry, RouteKind, ServicePort, TcpRoute, TrafficPolicy};
 use crate::view::DestinationView;
 
 /// A Service as its callers use it.
@@ -32,32 +28,12 @@ pub struct CompiledDestination {
     pub traffic: TrafficPolicy,
     /// Every Service its routes can send to, itself included.
     pub backends: Vec<ServiceName>,
+    /// Faults made on purpose for its callers, by name; the first that fits a request is meant.
+    pub faults: Vec<Fault>,
     /// Where it was written.
     pub origin: Origin,
     routes: HashMap<u16, PortRoutes>,
-}
-
-/// The routes that hold on one Service port.
-#[derive(Debug, Clone, Default)]
-pub struct PortRoutes {
-    exact: HashMap<Box<str>, Vec<RouteEntry>>,
-    regex: Vec<(Regex, RouteEntry)>,
-    prefix: HashMap<Box<str>, Vec<RouteEntry>>,
-    /// Every rule, in the order of route names and rules: for explaining.
-    pub rules: Vec<Arc<RouteRule>>,
-}
-
-/// One match of a rule, its path aside.
-#[derive(Debug, Clone)]
-pub struct RouteEntry {
-    /// The method, if one is named.
-    pub method: Option<Method>,
-    /// Each must be there and match.
-    pub headers: Vec<HeaderMatch>,
-    /// What is meant when it matches.
-    pub rule: Arc<RouteRule>,
-    /// Its place among the rule's matches, counted from 0.
-    pub number: usize,
+    tcp: HashMap<u16, Arc<RouteRule>>,
 }
 
 /// What one header must be.
@@ -78,6 +54,8 @@ pub struct RouteRule {
     pub number: usize,
     /// Its own name, if it has one.
     pub name: Option<Box<str>>,
+    /// What is done to requests and responses, in this order.
+    pub filters: Vec<Filter>,
     /// Where requests go, by weight; backends of weight 0 are kept for explaining.
     pub backends: Vec<Backend>,
     /// The sum of the weights; 0: there is nowhere to go.
@@ -105,6 +83,8 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Its share among the rule's backends.
     pub weight: u32,
+    /// What is done to requests that go there, after the rule's filters.
+    pub filters: Vec<Filter>,
 }
 
 impl CompiledDestination {
@@ -112,22 +92,11 @@ impl CompiledDestination {
     pub fn routes(&self, port: u16) -> Option<&PortRoutes> {
         self.routes.get(&port)
     }
-}
 
-impl PortRoutes {
-    /// Every match whose path fits, in the order of precedence. The first whose method and headers fit too is meant.
-    pub fn on_path<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a RouteEntry> {
-        let exact = self.exact.get(path).into_iter().flatten();
-        let regex = self.regex.iter().filter(move |(regex, _)| regex.is_match(path)).map(|(_, entry)| entry);
-        let prefix = ancestors(path).filter_map(|ancestor| self.prefix.get(ancestor)).flatten();
-        exact.chain(regex).chain(prefix)
+    /// The one rule of the `TCPRoute` that holds on the Service port `port`.
+    pub fn tcp_route(&self, port: u16) -> Option<&Arc<RouteRule>> {
+        self.tcp.get(&port)
     }
-}
-
-/// `/a/b` → `/a/b`, `/a`, ``: every prefix of whole segments, without a trailing slash, the longest first.
-fn ancestors(path: &str) -> impl Iterator<Item = &str> {
-    let whole = path.strip_suffix('/').unwrap_or(path);
-    std::iter::successors(Some(whole), |path| path.rfind('/').map(|end| &path[..end]))
 }
 
 pub(super) fn compile(view: &DestinationView) -> Result<CompiledDestination, Vec<Complaint>> {
@@ -135,10 +104,18 @@ pub(super) fn compile(view: &DestinationView) -> Result<CompiledDestination, Vec
     let mut routes: HashMap<u16, PortRoutes> = HashMap::new();
     for route in by_name(&view.routes) {
         let compiled = rules(route, &mut complaints);
-        for port in ports_of(route, view) {
-            routes.entry(port).or_default().add(&compiled);
+        for port in ports_of(&route.parents, view) {
+            routes.entry(port).or_default().add(route.kind, &compiled);
         }
     }
+    let mut tcp: HashMap<u16, Arc<RouteRule>> = HashMap::new();
+    for route in &view.tcp_routes {
+        let rule = Arc::new(tcp_rule(route));
+        for port in ports_of(&route.parents, view) {
+            tcp.entry(port).or_insert_with(|| Arc::clone(&rule));
+        }
+    }
+    let faults = view.faults.iter().map(|from| fault::fault(from, &mut complaints)).collect();
     if !complaints.is_empty() {
         return Err(complaints);
     }
@@ -149,8 +126,10 @@ pub(super) fn compile(view: &DestinationView) -> Result<CompiledDestination, Vec
         accounts: view.accounts.clone(),
         traffic: view.traffic.clone(),
         backends: view.backends.clone(),
+        faults,
         origin: view.origin.clone(),
         routes,
+        tcp,
     })
 }
 
@@ -160,53 +139,91 @@ fn by_name(routes: &[HttpRoute]) -> Vec<&HttpRoute> {
     sorted
 }
 
-/// The Service ports that a route is attached to.
-fn ports_of(route: &HttpRoute, view: &DestinationView) -> Vec<u16> {
+/// The Service ports that a route with these parents is attached to.
+fn ports_of(parents: &[(ServiceName, Option<u16>)], view: &DestinationView) -> Vec<u16> {
     let attached = |port: u16| {
-        route.parents.iter().any(|(service, only)| *service == view.service && only.is_none_or(|only| only == port))
+        parents.iter().any(|(service, only)| *service == view.service && only.is_none_or(|only| only == port))
     };
     view.ports.iter().map(|port| port.port).filter(|port| attached(*port)).collect()
-}
-
-/// A rule's match, compiled.
-struct Match {
-    path: PathMatch,
-    regex: Option<Regex>,
-    entry: RouteEntry,
 }
 
 /// The rules of one route, each with its matches.
 fn rules(route: &HttpRoute, complaints: &mut Vec<Complaint>) -> Vec<(Arc<RouteRule>, Vec<Match>)> {
     let name: Arc<str> = route.name.to_string().into();
     let mut compiled = Vec::new();
+    let mut wrong = Vec::new();
     for (number, from) in route.rules.iter().enumerate() {
-        let rule = Arc::new(RouteRule {
-            route: Arc::clone(&name),
-            number,
-            name: from.name.as_deref().map(Into::into),
-            backends: from
-                .backends
-                .iter()
-                .map(|to| Backend { service: to.service.clone(), port: to.port, weight: to.weight })
-                .collect(),
-            total_weight: from.backends.iter().map(|backend| u64::from(backend.weight)).sum(),
-            request_timeout: from.request_timeout.filter(|timeout| !timeout.is_zero()),
-            try_timeout: from.try_timeout.filter(|timeout| !timeout.is_zero()),
-            retry: from.retry.clone(),
-            method_named: method_named(from),
-            matches: from.matches.clone(),
-            origin: from.origin.clone(),
-        });
+        let rule = Arc::new(rule(&name, number, from, &mut wrong));
         let mut matches = Vec::new();
         for (place, one) in from.matches.iter().enumerate() {
-            match compile_match(one, &rule, place, &route.name) {
+            match compile_match(one, &rule, place) {
                 Ok(done) => matches.push(done),
-                Err(complaint) => complaints.push(complaint),
+                Err(complaint) => wrong.push(complaint),
             }
         }
         compiled.push((rule, matches));
     }
+    complaints.extend(wrong.into_iter().map(|complaint| about(complaint, route.kind, &route.name)));
     compiled
+}
+
+fn about(complaint: Complaint, kind: RouteKind, route: &PolicyName) -> Complaint {
+    complaint.in_document(format_args!("{} {route}", kind.as_str()))
+}
+
+fn rule(route: &Arc<str>, number: usize, from: &policy::RouteRule, wrong: &mut Vec<Complaint>) -> RouteRule {
+    let place = format!("spec.rules[{number}]");
+    let backend = |(index, to): (usize, &policy::Backend)| Backend {
+        service: to.service.clone(),
+        port: to.port,
+        weight: to.weight,
+        filters: filters(
+            &to.filters,
+            &from.matches,
+            &from.origin,
+            &format!("{place}.backendRefs[{index}].filters"),
+            wrong,
+        ),
+    };
+    let backends = from.backends.iter().enumerate().map(backend).collect();
+    RouteRule {
+        route: Arc::clone(route),
+        number,
+        name: from.name.as_deref().map(Into::into),
+        filters: filters(&from.filters, &from.matches, &from.origin, &format!("{place}.filters"), wrong),
+        backends,
+        total_weight: from.backends.iter().map(|backend| u64::from(backend.weight)).sum(),
+        request_timeout: from.request_timeout.filter(|timeout| !timeout.is_zero()),
+        try_timeout: from.try_timeout.filter(|timeout| !timeout.is_zero()),
+        retry: from.retry.clone(),
+        method_named: method_named(from),
+        matches: from.matches.clone(),
+        origin: from.origin.clone(),
+    }
+}
+
+/// A `TCPRoute` as a rule without matches: connections have nothing that could be matched.
+fn tcp_rule(from: &TcpRoute) -> RouteRule {
+    let backend = |to: &policy::Backend| Backend {
+        service: to.service.clone(),
+        port: to.port,
+        weight: to.weight,
+        filters: Vec::new(),
+    };
+    RouteRule {
+        route: from.name.to_string().into(),
+        number: 0,
+        name: from.rule.as_deref().map(Into::into),
+        filters: Vec::new(),
+        backends: from.backends.iter().map(backend).collect(),
+        total_weight: from.backends.iter().map(|backend| u64::from(backend.weight)).sum(),
+        request_timeout: None,
+        try_timeout: None,
+        retry: None,
+        method_named: None,
+        matches: Vec::new(),
+        origin: from.origin.clone(),
+    }
 }
 
 fn method_named(rule: &policy::RouteRule) -> Option<Method> {
@@ -215,74 +232,23 @@ fn method_named(rule: &policy::RouteRule) -> Option<Method> {
     if all { Method::from_bytes(first.as_bytes()).ok() } else { None }
 }
 
-fn compile_match(
-    from: &policy::RouteMatch,
-    rule: &Arc<RouteRule>,
-    number: usize,
-    route: &PolicyName,
-) -> Result<Match, Complaint> {
+fn compile_match(from: &policy::RouteMatch, rule: &Arc<RouteRule>, number: usize) -> Result<Match, Complaint> {
     let place = format!("spec.rules[{}].matches[{number}]", rule.number);
-    let about = |complaint: Complaint| complaint.in_document(format_args!("HTTPRoute {route}"));
-    let regex = match &from.path {
-        PathMatch::Regex(text) => Some(whole(text, &rule.origin, &format!("{place}.path.value")).map_err(about)?),
-        PathMatch::Exact(_) | PathMatch::Prefix(_) => None,
-    };
     let mut headers = Vec::new();
     for (index, header) in from.headers.iter().enumerate() {
-        let key = format!("{place}.headers[{index}]");
-        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| {
-            about(Complaint::at(&rule.origin, key.as_str(), format!("{:?}", header.name), "the name of a header"))
-        })?;
-        headers
-            .push(HeaderMatch { name, value: HeaderPattern::new(&header.value, &rule.origin, &key).map_err(about)? });
+        headers.push(HeaderMatch::new(header, &rule.origin, &format!("{place}.headers[{index}]"))?);
+    }
+    let mut query = Vec::new();
+    for (index, parameter) in from.query.iter().enumerate() {
+        let value = HeaderPattern::new(&parameter.value, &rule.origin, &format!("{place}.queryParams[{index}]"))?;
+        query.push(QueryMatch { name: parameter.name.as_str().into(), value });
     }
     let method = match &from.method {
         Some(text) => Some(Method::from_bytes(text.as_bytes()).map_err(|_| {
-            about(Complaint::at(&rule.origin, format!("{place}.method"), format!("{text:?}"), "an HTTP method"))
+            Complaint::at(&rule.origin, format!("{place}.method"), format!("{text:?}"), "an HTTP method")
         })?),
         None => None,
     };
-    Ok(Match { path: from.path.clone(), regex, entry: RouteEntry { method, headers, rule: Arc::clone(rule), number } })
-}
-
-impl PortRoutes {
-    fn add(&mut self, rules: &[(Arc<RouteRule>, Vec<Match>)]) {
-        for (rule, matches) in rules {
-            self.rules.push(Arc::clone(rule));
-            for one in matches {
-                let entry = one.entry.clone();
-                match (&one.path, &one.regex) {
-                    (_, Some(regex)) => self.regex.push((regex.clone(), entry)),
-                    (PathMatch::Exact(path), None) => self.exact.entry(path.as_str().into()).or_default().push(entry),
-                    (PathMatch::Prefix(path) | PathMatch::Regex(path), None) => {
-                        let prefix = path.strip_suffix('/').unwrap_or(path);
-                        self.prefix.entry(prefix.into()).or_default().push(entry);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sorts are stable and rules were added in the order of route names, so ties keep that order.
-    fn sort(&mut self) {
-        fn rank(entry: &RouteEntry) -> (bool, Reverse<usize>) {
-            (entry.method.is_none(), Reverse(entry.headers.len()))
-        }
-        self.exact.values_mut().chain(self.prefix.values_mut()).for_each(|entries| entries.sort_by_key(rank));
-        self.regex.sort_by_key(|(regex, entry)| (Reverse(regex.as_str().len()), rank(entry)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::ancestors;
-
-    #[test]
-    fn a_path_has_its_whole_segments_as_ancestors() {
-        let of = |path| ancestors(path).collect::<Vec<_>>();
-        assert_eq!(of("/a/b"), ["/a/b", "/a", ""]);
-        assert_eq!(of("/a/"), ["/a", ""]);
-        assert_eq!(of("/"), [""]);
-        assert_eq!(of("*"), ["*"], "OPTIONS * is below nothing");
-    }
+    let entry = RouteEntry { method, headers, query, rule: Arc::clone(rule), number };
+    Ok(Match { path: path_regex(&from.path, &rule.origin, &format!("{place}.path.value"))?, entry })
 }

@@ -5,14 +5,20 @@
 
 mod authorization;
 mod destination;
+mod fault;
+mod filter;
 pub mod keys;
+mod routes;
 mod tenants;
 mod text;
 mod tokens;
 mod workload;
 
 pub use authorization::{Authorization, Candidates, Operation, Policy, Rule, RuleId, Source};
-pub use destination::{Backend, CompiledDestination, HeaderMatch, PortRoutes, RouteEntry, RouteRule};
+pub use destination::{Backend, CompiledDestination, HeaderMatch, RouteRule};
+pub use fault::Fault;
+pub use filter::{Allowed, Cors, Filter, HeaderEdits, Mirror, PathEdit, Redirect, Rewrite};
+pub use routes::{PortRoutes, QueryMatch, RouteEntry};
 pub use tenants::{ClaimTenants, HeaderTenants, Tenant, Tenants};
 pub use text::{HeaderPattern, Pattern};
 pub use tokens::{ClaimHeader, ClaimPath, TokenRule, Tokens};

@@ -16,8 +16,16 @@ pub enum Kind {
     /// How HTTP requests to a Service are routed.
     #[serde(rename = "HTTPRoute")]
     HttpRoute,
+    /// How gRPC calls to a Service are routed.
+    #[serde(rename = "GRPCRoute")]
+    GrpcRoute,
+    /// Where connections to a Service go.
+    #[serde(rename = "TCPRoute")]
+    TcpRoute,
     /// How traffic to a Service is balanced, timed, limited and protected.
     TrafficPolicy,
+    /// Faults made on purpose.
+    FaultInjection,
     /// Who may speak in plain text.
     PeerAuthentication,
     /// Which tokens are accepted.
@@ -30,8 +38,6 @@ pub enum Kind {
 
 /// Kinds known from the standards or planned here that this version does not read.
 pub(crate) const UNBUILT: &[&str] = &[
-    "GRPCRoute",
-    "TCPRoute",
     "TLSRoute",
     "UDPRoute",
     "BackendTLSPolicy",
@@ -40,7 +46,6 @@ pub(crate) const UNBUILT: &[&str] = &[
     "GatewayClass",
     "ListenerSet",
     "RateLimitPolicy",
-    "FaultInjection",
     "Telemetry",
     "PolicyTest",
     "List",
@@ -48,12 +53,15 @@ pub(crate) const UNBUILT: &[&str] = &[
 
 impl Kind {
     /// Every kind, in the order in which documents are best shown and applied.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Mesh,
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TcpRoute,
         Self::TrafficPolicy,
+        Self::FaultInjection,
         Self::PeerAuthentication,
         Self::RequestAuthentication,
         Self::AuthorizationPolicy,
@@ -67,7 +75,10 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
+            Self::FaultInjection => "FaultInjection",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
@@ -80,7 +91,7 @@ impl Kind {
         match self {
             Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::HttpRoute => "gateway.networking.k8s.io/v1",
+            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute => "gateway.networking.k8s.io/v1",
             _ => "equerry.dev/v1",
         }
     }
@@ -92,7 +103,10 @@ impl Kind {
             Self::Service => "services",
             Self::EndpointSlice => "endpointslices",
             Self::HttpRoute => "httproutes",
+            Self::GrpcRoute => "grpcroutes",
+            Self::TcpRoute => "tcproutes",
             Self::TrafficPolicy => "trafficpolicies",
+            Self::FaultInjection => "faultinjections",
             Self::PeerAuthentication => "peerauthentications",
             Self::RequestAuthentication => "requestauthentications",
             Self::AuthorizationPolicy => "authorizationpolicies",
@@ -103,11 +117,12 @@ impl Kind {
     /// Short forms for typing; Kubernetes' and Istio's where they have one.
     pub fn short_names(self) -> &'static [&'static str] {
         match self {
-            Self::Mesh => &[],
+            Self::Mesh | Self::GrpcRoute | Self::TcpRoute => &[],
             Self::Service => &["svc"],
             Self::EndpointSlice => &["eps"],
             Self::HttpRoute => &["route", "routes"],
             Self::TrafficPolicy => &["tp"],
+            Self::FaultInjection => &["fault", "faults"],
             Self::PeerAuthentication => &["pa"],
             Self::RequestAuthentication => &["ra"],
             Self::AuthorizationPolicy => &["ap"],

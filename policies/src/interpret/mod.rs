@@ -6,6 +6,10 @@
 
 mod at;
 mod authorize;
+mod balance;
+mod fault;
+mod filter;
+mod grpc;
 mod keys;
 mod mesh;
 mod route;
@@ -22,7 +26,7 @@ use at::At;
 use crate::complaint::Complaint;
 use crate::document::shape::{self, Notes};
 use crate::document::{Document, DocumentKey, Kind, shapes};
-use crate::names::{PolicyName, ServiceName, nearest};
+use crate::names::{Namespace, PolicyName, ServiceName, nearest};
 use crate::policy::{Meaning, Service};
 
 /// Reads what all documents mean together.
@@ -52,6 +56,8 @@ struct World {
     services: Option<BTreeMap<ServiceName, Option<Service>>>,
     /// Things only one document may claim, and which document claimed each.
     claimed: BTreeMap<Claim, String>,
+    /// Which kind of route each namespace has on each Service port, and which document was first.
+    routed: BTreeMap<(Namespace, ServiceName, u16), (Kind, String)>,
 }
 
 /// A thing that only one document may have.
@@ -105,6 +111,28 @@ impl World {
             Some(_) => {}
             None => {
                 self.claimed.insert(claim, own);
+            }
+        }
+    }
+
+    /// Claims the Service ports that a parent means for the kind of route being read, and complains where the namespace
+    /// has another kind there.
+    fn claim_ports(
+        &mut self,
+        at: &At<'_>,
+        namespace: &Namespace,
+        (service, only): &(ServiceName, Option<u16>),
+        notes: &mut Notes<'_>,
+    ) {
+        let Some(known) = self.services.as_ref().and_then(|services| services.get(service)?.as_ref()) else { return };
+        let (own, kind) = (described(notes.document), notes.document.kind());
+        for port in known.ports.iter().map(|p| p.port).filter(|port| only.is_none_or(|only| only == *port)) {
+            let key = (namespace.clone(), service.clone(), port);
+            let (first, other) = self.routed.entry(key).or_insert_with(|| (kind, own.clone()));
+            if *first != kind || kind == Kind::TcpRoute && *other != own {
+                let found = format!("a {kind} on port {port} of Service {service}");
+                at.complain_of(notes, found, format!("routes of one kind on a port, and one TCPRoute; {other} came first"));
+                return;
             }
         }
     }
@@ -190,6 +218,18 @@ impl Work {
             Kind::HttpRoute => {
                 let route = route::http_route(&name, root, world, notes)?;
                 meaning.routes.insert(name, route);
+            }
+            Kind::GrpcRoute => {
+                let route = grpc::grpc_route(&name, root, world, notes)?;
+                meaning.grpc_routes.insert(name, route);
+            }
+            Kind::TcpRoute => {
+                let route = route::tcp_route(&name, root, world, notes)?;
+                meaning.tcp_routes.insert(name, route);
+            }
+            Kind::FaultInjection => {
+                let faults = fault::fault_injection(&name, root, world, notes)?;
+                meaning.faults.insert(name, faults);
             }
             Kind::TrafficPolicy => {
                 let policy = traffic::traffic_policy(&name, root, world, notes)?;

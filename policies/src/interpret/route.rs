@@ -1,14 +1,16 @@
-//! `HTTPRoute`, attached to Services.
+//! `HTTPRoute` and `TCPRoute`, attached to Services; what `GRPCRoute` has in common with them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::World;
 use super::at::At;
+use super::filter::filters;
 use crate::document::shape::Notes;
 use crate::names::{PolicyName, ServiceName, nearest};
 use crate::policy::{
-    Backend, HeaderMatch, HttpRoute, PathMatch, Retry, RouteMatch, RouteRule, Service, TextMatch, whole_match,
+    Backend, HeaderMatch, HttpRoute, PathMatch, QueryMatch, Retry, RouteFilter, RouteKind, RouteMatch, RouteRule,
+    Service, TcpRoute, TextMatch, whole_match,
 };
 
 /// Matches in all rules of a route together (Gateway API).
@@ -16,24 +18,105 @@ const MAX_MATCHES: usize = 128;
 /// The shortest wait before a retry where nothing is written: Envoy's and Istio's base interval.
 const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 
-pub(super) fn http_route(name: &PolicyName, root: &At<'_>, world: &World, notes: &mut Notes<'_>) -> Option<HttpRoute> {
+pub(super) fn http_route(
+    name: &PolicyName,
+    root: &At<'_>,
+    world: &mut World,
+    notes: &mut Notes<'_>,
+) -> Option<HttpRoute> {
     let spec = root.get("spec")?;
+    let parents = parents(&spec, name, world, notes);
+    let rules: Vec<RouteRule> = rules(&spec, notes).iter().map(|at| rule(at, name, world, notes)).collect();
+    (!parents.is_empty() && !rules.is_empty()).then(|| HttpRoute {
+        name: name.clone(),
+        kind: RouteKind::Http,
+        parents,
+        rules,
+        origin: root.origin(notes),
+    })
+}
+
+pub(super) fn tcp_route(
+    name: &PolicyName,
+    root: &At<'_>,
+    world: &mut World,
+    notes: &mut Notes<'_>,
+) -> Option<TcpRoute> {
+    let spec = root.get("spec")?;
+    let parents = parents(&spec, name, world, notes);
+    let rules = spec.list("rules");
+    let rule = rules.first()?;
+    let backends: Vec<Backend> =
+        rule.list("backendRefs").iter().filter_map(|b| backend(b, &[], name, world, notes)).collect();
+    (!parents.is_empty() && !backends.is_empty()).then(|| TcpRoute {
+        name: name.clone(),
+        parents,
+        rule: rule.text_of("name").map(str::to_owned),
+        backends,
+        origin: root.origin(notes),
+    })
+}
+
+/// Reads `parentRefs`: each Service with the one port that is meant, if one is. On a port of a Service the routes of one
+/// namespace are of one kind (GEP-1294 lets one kind hold and ignores the others; nothing is ignored here), and there is
+/// one `TCPRoute` at most, since nothing could choose between two.
+pub(super) fn parents(
+    spec: &At<'_>,
+    route: &PolicyName,
+    world: &mut World,
+    notes: &mut Notes<'_>,
+) -> Vec<(ServiceName, Option<u16>)> {
     let mut parents: Vec<(ServiceName, Option<u16>)> = Vec::new();
     for at in spec.list("parentRefs") {
-        let Some(parent) = service_port(&at, name, world, notes, false) else { continue };
+        let Some((service, port)) = service_port(&at, route, world, notes, false) else { continue };
+        let port = by_section(&at, &service, port, world, notes);
+        let parent = (service, port);
         if parents.contains(&parent) {
             at.complain_of(notes, format!("Service {} a second time", parent.0), "each parent once");
+        } else {
+            world.claim_ports(&at, &route.namespace, &parent, notes);
         }
         parents.push(parent);
     }
+    parents
+}
+
+/// The port that `sectionName` names, or the one named by number.
+fn by_section(
+    at: &At<'_>,
+    service: &ServiceName,
+    port: Option<u16>,
+    world: &World,
+    notes: &mut Notes<'_>,
+) -> Option<u16> {
+    let Some(section) = at.get("sectionName") else { return port };
+    let known = world.services.as_ref().and_then(|services| services.get(service)?.as_ref());
+    let (Some(known), Some(name)) = (known, section.text()) else { return port };
+    let names = || known.ports.iter().filter_map(|p| p.name.as_deref());
+    match known.ports.iter().find(|p| p.name.as_deref() == Some(name)) {
+        Some(found) if port.is_some_and(|port| port != found.port) => {
+            section.complain(notes, format!("the name of the port that `port` names; {name} is {}", found.port));
+        }
+        Some(found) => return Some(found.port),
+        None => {
+            let listed: Vec<&str> = names().collect();
+            let expected = if listed.is_empty() {
+                format!("no sectionName: no port of Service {service} has a name")
+            } else {
+                format!("the name of a port of Service {service}: {}", listed.join(", "))
+            };
+            section.complain_near(notes, expected, nearest(name, names()));
+        }
+    }
+    port
+}
+
+/// The rules of a route, having complained about too many matches and repeated names.
+pub(super) fn rules<'d>(spec: &At<'d>, notes: &mut Notes<'_>) -> Vec<At<'d>> {
     let rules = spec.list("rules");
     let matches: usize = rules.iter().map(|rule| rule.list("matches").len()).sum();
-    if matches > MAX_MATCHES {
-        spec.get("rules")?.complain_of(
-            notes,
-            format!("{matches} matches"),
-            format!("at most {MAX_MATCHES} in all rules together"),
-        );
+    if let Some(at) = spec.get("rules").filter(|_| matches > MAX_MATCHES) {
+        at.complain_of(notes, format!("{matches} matches"), format!("at most {MAX_MATCHES} in all rules together"));
     }
     let mut names = BTreeSet::new();
     for at in rules.iter().filter_map(|rule| rule.get("name")) {
@@ -41,17 +124,11 @@ pub(super) fn http_route(name: &PolicyName, root: &At<'_>, world: &World, notes:
             at.complain(notes, "each name of a rule once in a route");
         }
     }
-    let rules: Vec<RouteRule> = rules.iter().map(|at| rule(at, name, world, notes)).collect();
-    (!parents.is_empty() && !rules.is_empty()).then(|| HttpRoute {
-        name: name.clone(),
-        parents,
-        rules,
-        origin: root.origin(notes),
-    })
+    rules
 }
 
 /// Reads the Service of a parent or backend, and its port. A backend of a Service with several ports must name one.
-fn service_port(
+pub(super) fn service_port(
     at: &At<'_>,
     route: &PolicyName,
     world: &World,
@@ -85,7 +162,12 @@ fn service_port(
 fn rule(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -> RouteRule {
     let mut matches: Vec<RouteMatch> = at.list("matches").iter().map(|m| route_match(m, notes)).collect();
     if matches.is_empty() {
-        matches.push(RouteMatch { path: PathMatch::Prefix("/".into()), headers: Vec::new(), method: None });
+        matches.push(RouteMatch {
+            path: PathMatch::Prefix("/".into()),
+            headers: Vec::new(),
+            query: Vec::new(),
+            method: None,
+        });
     }
     let timeouts = at.get("timeouts");
     let timeout = |key: &str| timeouts.as_ref().and_then(|t| t.duration(key)).filter(|t| !t.is_zero());
@@ -96,23 +178,40 @@ fn rule(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -
     {
         at.complain(notes, "a duration not longer than timeouts.request, which holds for all tries together");
     }
+    let filters = filters(at, &matches, route, world, notes);
+    let backends = at.list("backendRefs").iter().filter_map(|b| backend(b, &matches, route, world, notes)).collect();
+    if filters.iter().any(|filter| matches!(filter, RouteFilter::Redirect(_)))
+        && let Some(at) = at.get("backendRefs")
+    {
+        at.complain_of(notes, "backendRefs beside a RequestRedirect", "none: what is redirected is sent nowhere");
+    }
     RouteRule {
         name: at.text_of("name").map(str::to_owned),
+        filters,
         matches,
-        backends: at.list("backendRefs").iter().filter_map(|b| backend(b, route, world, notes)).collect(),
+        backends,
         request_timeout,
         try_timeout,
-        retry: at.get("retry").map(|r| retry(&r, notes)),
+        retry: at.get("retry").and_then(|r| retry(&r, notes)),
         origin: at.origin(notes),
     }
 }
 
-fn backend(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -> Option<Backend> {
+/// Reads one of `backendRefs` of a rule with these matches.
+pub(super) fn backend(
+    at: &At<'_>,
+    matches: &[RouteMatch],
+    route: &PolicyName,
+    world: &World,
+    notes: &mut Notes<'_>,
+) -> Option<Backend> {
+    let filters = filters(at, matches, route, world, notes);
     let (service, port) = service_port(at, route, world, notes, true)?;
-    Some(Backend { service, port, weight: at.whole("weight").unwrap_or(1) })
+    Some(Backend { service, port, weight: at.whole("weight").unwrap_or(1), filters })
 }
 
-fn retry(at: &At<'_>, notes: &mut Notes<'_>) -> Retry {
+/// `None` where 0 attempts are written: nothing is tried again.
+fn retry(at: &At<'_>, notes: &mut Notes<'_>) -> Option<Retry> {
     let mut codes = Vec::new();
     for code in at.list("codes") {
         let Some(number) = code.number::<u16>() else { continue };
@@ -121,18 +220,26 @@ fn retry(at: &At<'_>, notes: &mut Notes<'_>) -> Retry {
         }
         codes.push(number);
     }
-    Retry {
-        codes,
-        attempts: at.whole("attempts").unwrap_or(1),
-        backoff: at.duration("backoff").unwrap_or(DEFAULT_BACKOFF),
-    }
+    let attempts = at.whole("attempts").unwrap_or(1);
+    let backoff = at.duration("backoff").unwrap_or(DEFAULT_BACKOFF);
+    (attempts > 0).then_some(Retry { codes, attempts, backoff })
 }
 
 fn route_match(at: &At<'_>, notes: &mut Notes<'_>) -> RouteMatch {
+    RouteMatch {
+        path: path(at.get("path").as_ref(), notes),
+        headers: header_matches(at, notes),
+        query: query_matches(at, notes),
+        method: at.text_of("method").map(str::to_owned),
+    }
+}
+
+/// Reads `headers` of a match.
+pub(super) fn header_matches(at: &At<'_>, notes: &mut Notes<'_>) -> Vec<HeaderMatch> {
     let mut headers: Vec<HeaderMatch> = Vec::new();
     for header in at.list("headers") {
-        let (Some(name), Some(value)) = (header.get("name"), header.get("value")) else { continue };
-        let (Some(text), Some(wanted)) = (name.text().map(str::to_ascii_lowercase), value.text()) else { continue };
+        let (Some(name), Some(value)) = (header.get("name"), text_match(&header, notes)) else { continue };
+        let Some(text) = name.text().map(str::to_ascii_lowercase) else { continue };
         if text.starts_with(super::tenant::RESERVED) {
             name.complain(
                 notes,
@@ -143,13 +250,32 @@ fn route_match(at: &At<'_>, notes: &mut Notes<'_>) -> RouteMatch {
         } else if headers.iter().any(|h| h.name == text) {
             name.complain(notes, "each header once in a match; write a regular expression for several values");
         }
-        let value = match header.text_of("type") {
-            Some("RegularExpression") => TextMatch::Regex(regex(&value, wanted, notes)),
-            _ => TextMatch::Exact(wanted.to_owned()),
-        };
         headers.push(HeaderMatch { name: text, value });
     }
-    RouteMatch { path: path(at.get("path").as_ref(), notes), headers, method: at.text_of("method").map(str::to_owned) }
+    headers
+}
+
+fn query_matches(at: &At<'_>, notes: &mut Notes<'_>) -> Vec<QueryMatch> {
+    let mut query: Vec<QueryMatch> = Vec::new();
+    for parameter in at.list("queryParams") {
+        let (Some(name), Some(value)) = (parameter.get("name"), text_match(&parameter, notes)) else { continue };
+        let Some(text) = name.text().map(str::to_owned) else { continue };
+        if query.iter().any(|known| known.name == text) {
+            name.complain(notes, "each parameter once in a match; write a regular expression for several values");
+        }
+        query.push(QueryMatch { name: text, value });
+    }
+    query
+}
+
+/// `type` and `value` of a header or parameter.
+fn text_match(at: &At<'_>, notes: &mut Notes<'_>) -> Option<TextMatch> {
+    let value = at.get("value")?;
+    let wanted = value.text()?;
+    Some(match at.text_of("type") {
+        Some("RegularExpression") => TextMatch::Regex(regex(&value, wanted, notes)),
+        _ => TextMatch::Exact(wanted.to_owned()),
+    })
 }
 
 fn path(at: Option<&At<'_>>, notes: &mut Notes<'_>) -> PathMatch {
@@ -171,7 +297,7 @@ fn path(at: Option<&At<'_>>, notes: &mut Notes<'_>) -> PathMatch {
     if kind == "Exact" { PathMatch::Exact(text) } else { PathMatch::Prefix(text) }
 }
 
-fn regex(at: &At<'_>, pattern: &str, notes: &mut Notes<'_>) -> String {
+pub(super) fn regex(at: &At<'_>, pattern: &str, notes: &mut Notes<'_>) -> String {
     if let Err(wrong) = whole_match(pattern) {
         at.complain(notes, format!("a regular expression that can be matched in linear time ({wrong})"));
     }

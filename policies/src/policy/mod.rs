@@ -5,7 +5,10 @@
 //! defaults, never renamed.
 
 mod authorize;
+mod balance;
 mod breaker;
+mod fault;
+mod filter;
 mod mesh;
 mod route;
 mod service;
@@ -15,14 +18,22 @@ mod token;
 mod traffic;
 
 pub use authorize::{Action, AuthorizationPolicy, AuthorizationRule, Condition, Operation, Source, StringMatch};
-pub use breaker::{Breaker, Limits, RetryBudget};
+pub use balance::{Algorithm, HashOn, LoadBalancer, MAX_WEIGHT, Maglev, RingHash, SlowStart, WEIGHT_LABEL, weight};
+pub use breaker::{Breaker, BreakerMode, FailurePercent, Limits, RetryBudget};
+pub use fault::{FaultAbort, FaultDelay, FaultInjection, FaultStatus};
+pub use filter::{
+    CorsRules, HeaderEdits, OriginPattern, PathEdit, RequestMirror, RequestRedirect, RouteFilter, UrlRewrite,
+};
 pub use mesh::{ErrorDetail, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Verdict};
-pub use route::{Backend, HeaderMatch, HttpRoute, PathMatch, Retry, RouteMatch, RouteRule, TextMatch};
+pub use route::{
+    Backend, GrpcMethod, HeaderMatch, HttpRoute, PathMatch, QueryMatch, Retry, RouteKind, RouteMatch, RouteRule,
+    TcpRoute, TextMatch,
+};
 pub use service::{AppProtocol, Service, ServicePort, StaticEndpoints};
 pub use tenant::{OnControlPlaneLoss, Quota, Tenant, TenantMatch};
-pub use text::{claim_path, duration, whole_match};
+pub use text::{bytes, claim_path, duration, whole_match};
 pub use token::{ClaimHeader, JwtRule, RequestAuthentication};
-pub use traffic::{LoadBalancer, TrafficPolicy};
+pub use traffic::TrafficPolicy;
 
 use std::collections::BTreeMap;
 
@@ -69,6 +80,12 @@ pub struct Meaning {
     pub endpoints: BTreeMap<PolicyName, StaticEndpoints>,
     /// HTTP routes by document name.
     pub routes: BTreeMap<PolicyName, HttpRoute>,
+    /// gRPC routes by document name.
+    pub grpc_routes: BTreeMap<PolicyName, HttpRoute>,
+    /// TCP routes by document name.
+    pub tcp_routes: BTreeMap<PolicyName, TcpRoute>,
+    /// Faults made on purpose, by document name.
+    pub faults: BTreeMap<PolicyName, FaultInjection>,
     /// Who may speak in plain text.
     pub peers: BTreeMap<PolicyName, PeerAuthentication>,
     /// Which tokens are accepted.

@@ -1,18 +1,47 @@
-//! HTTP routes attached to Services (GAMMA), as the Gateway API defines them.
+//! Routes attached to Services (GAMMA), as the Gateway API defines them. HTTP and gRPC routes are one type: both choose
+//! among HTTP requests, and differ in how paths match and which match comes first.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Origin;
+use super::{Origin, RouteFilter};
 use crate::names::{PolicyName, ServiceName};
 
-/// The meaning of an `HTTPRoute`.
+/// What kind of document a route was written as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RouteKind {
+    /// An `HTTPRoute`.
+    #[default]
+    Http,
+    /// A `GRPCRoute`: it matches gRPC requests alone.
+    Grpc,
+}
+
+impl RouteKind {
+    /// As written after `kind:`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "HTTPRoute",
+            Self::Grpc => "GRPCRoute",
+        }
+    }
+
+    fn is_http(&self) -> bool {
+        *self == Self::Http
+    }
+}
+
+/// The meaning of an `HTTPRoute` or `GRPCRoute`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRoute {
     /// The document.
     pub name: PolicyName,
+    /// Which of the two it is.
+    #[serde(default, skip_serializing_if = "RouteKind::is_http")]
+    pub kind: RouteKind,
     /// The Services it is attached to, each with the one Service port it is limited to, if any.
     pub parents: Vec<(ServiceName, Option<u16>)>,
     /// Rules in the order written; at least one.
@@ -29,7 +58,11 @@ pub struct RouteRule {
     pub name: Option<String>,
     /// Any one of these matches; never empty (the default match is path prefix `/`).
     pub matches: Vec<RouteMatch>,
-    /// Where matched requests go, by weight. Empty, or all weights 0: they are answered with 500.
+    /// What is done to requests and responses beside that, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<RouteFilter>,
+    /// Where matched requests go, by weight. Empty, or all weights 0: they are answered with 500, unless a filter
+    /// answers them.
     pub backends: Vec<Backend>,
     /// Time for the whole exchange, retries included; `None` or zero: no limit.
     pub request_timeout: Option<Duration>,
@@ -49,6 +82,9 @@ pub struct RouteMatch {
     pub path: PathMatch,
     /// Header names are lower case; each named header must be there and match.
     pub headers: Vec<HeaderMatch>,
+    /// Each named parameter must be in the query, and its first value match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<QueryMatch>,
     /// The method, in upper case.
     pub method: Option<String>,
 }
@@ -63,6 +99,28 @@ pub enum PathMatch {
     Prefix(String),
     /// The whole path matches this linear-time regular expression.
     Regex(String),
+    /// It is `/SERVICE/METHOD` of gRPC, each of them as said.
+    Grpc(GrpcMethod),
+}
+
+/// What gRPC service and method must be; `None`: any.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GrpcMethod {
+    /// The service with its package, such as `shop.Orders`.
+    pub service: Option<TextMatch>,
+    /// The method, such as `Get`.
+    pub method: Option<TextMatch>,
+}
+
+/// What one parameter of the query must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueryMatch {
+    /// Its name, exactly so.
+    pub name: String,
+    /// What its first value must be, percent-decoded.
+    pub value: TextMatch,
 }
 
 /// What one header must be.
@@ -95,6 +153,9 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Its share among the rule's backends; 0 sends it nothing.
     pub weight: u32,
+    /// What is done to requests that go there, after the rule's filters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<RouteFilter>,
 }
 
 /// When a try that failed is made again (GEP-1731). Connection errors are always worth a retry.
@@ -107,4 +168,20 @@ pub struct Retry {
     pub attempts: u32,
     /// The shortest wait before the first retry; it doubles, with full jitter above the minimum. Default 25 ms.
     pub backoff: Duration,
+}
+
+/// The meaning of a `TCPRoute`: where connections go, by weight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TcpRoute {
+    /// The document.
+    pub name: PolicyName,
+    /// The Services it is attached to, each with the one Service port it is limited to, if any.
+    pub parents: Vec<(ServiceName, Option<u16>)>,
+    /// The name of its one rule, if it has one.
+    pub rule: Option<String>,
+    /// Where connections go, by weight; all weights 0: they are refused.
+    pub backends: Vec<Backend>,
+    /// Where it was written.
+    pub origin: Origin,
 }

@@ -3,20 +3,22 @@
 //! Nothing is decided here a second time: the steps walk the same compiled values with the same predicates, and the
 //! outcome is that of the deciding function itself.
 
+mod routes;
+
 use std::time::SystemTime;
 
-use equerry_policies::compile::{CompiledDestination, CompiledWorkload, Pattern, RouteEntry, RouteRule, Rule};
+use equerry_policies::compile::{CompiledWorkload, Pattern, Rule};
 use equerry_policies::names::SpiffeId;
-use equerry_policies::policy::{Action, Origin, PathMatch, RouteMatch, Verdict};
+use equerry_policies::policy::{Action, Origin, Verdict};
 use http::header::HeaderMap;
-use http::request::Parts;
 use serde::Serialize;
 
 use crate::authorize::{Asked, Facts, Failed, authorize, rule_words};
 use crate::refusal::Refusal;
-use crate::route::{self, Choice, MayLeave};
 use crate::tenant;
 use crate::token::{self, Caller};
+
+pub use routes::route;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,90 +50,6 @@ pub enum Outcome {
 impl Step {
     fn new(subject: impl Into<String>, outcome: Outcome, because: impl Into<String>, origin: &Origin) -> Self {
         Self { subject: subject.into(), outcome, because: because.into(), origin: origin.clone() }
-    }
-}
-
-/// The route's decision, and each rule in the order of route names.
-pub fn route(
-    leave: &MayLeave,
-    destination: &CompiledDestination,
-    parts: &Parts,
-    rng: &mut fastrand::Rng,
-) -> (Vec<Step>, Result<Choice, Refusal>) {
-    let outcome = route::route(leave, destination, parts, rng);
-    let Some(routes) = destination.routes(leave.port()) else {
-        let because = "it has no routes: requests go to the Service itself";
-        return (vec![Step::new(leave.service().to_string(), Outcome::Decided, because, &destination.origin)], outcome);
-    };
-    let on_path: Vec<&RouteEntry> = routes.on_path(parts.uri.path()).collect();
-    let fitting = |entry: &&&RouteEntry| route::fits(entry, &parts.method, &parts.headers);
-    let winner = on_path.iter().find(fitting);
-    let mut steps = Vec::new();
-    for rule in &routes.rules {
-        let subject = format!("{} rules[{}]", rule.route, rule.number);
-        let of_rule = |entry: &&&RouteEntry| same(&entry.rule, rule);
-        let (outcome, because) = if winner.is_some_and(|entry| same(&entry.rule, rule)) {
-            (Outcome::Decided, backends(rule))
-        } else if let Some(entry) = on_path.iter().filter(of_rule).find(fitting) {
-            let first =
-                winner.map_or_else(String::new, |entry| format!("{} rules[{}]", entry.rule.route, entry.rule.number));
-            (Outcome::TooLate, format!("matches[{}] fits, but {first} takes precedence", entry.number))
-        } else {
-            (Outcome::NoMatch, unmet(rule, &on_path, parts))
-        };
-        steps.push(Step::new(subject, outcome, because, &rule.origin));
-    }
-    (steps, outcome)
-}
-
-fn same(one: &RouteRule, other: &RouteRule) -> bool {
-    one.route == other.route && one.number == other.number
-}
-
-fn backends(rule: &RouteRule) -> String {
-    let parts: Vec<String> = rule
-        .backends
-        .iter()
-        .map(|backend| match backend.port {
-            Some(port) => format!("{}:{port} weight {}", backend.service, backend.weight),
-            None => format!("{} weight {}", backend.service, backend.weight),
-        })
-        .collect();
-    if parts.is_empty() {
-        "it matches, and sends nowhere".to_owned()
-    } else {
-        format!("it matches: {}", parts.join(", "))
-    }
-}
-
-/// What each match of a rule lacks.
-fn unmet(rule: &RouteRule, on_path: &[&RouteEntry], parts: &Parts) -> String {
-    let one = |(number, wanted): (usize, &RouteMatch)| {
-        let entry = on_path.iter().find(|entry| same(&entry.rule, rule) && entry.number == number);
-        let why = match entry {
-            None => format!("the path {} is not {}", parts.uri.path(), path_words(&wanted.path)),
-            Some(entry) => match &entry.method {
-                Some(method) if *method != parts.method => format!("the method is {}, not {method}", parts.method),
-                _ => {
-                    let fits = |header: &&equerry_policies::compile::HeaderMatch| {
-                        !parts.headers.get_all(&header.name).iter().any(|value| header.value.matches(value.as_bytes()))
-                    };
-                    let name =
-                        entry.headers.iter().find(fits).map_or_else(String::new, |header| header.name.to_string());
-                    format!("the header {name} is not as it must be")
-                }
-            },
-        };
-        if rule.matches.len() == 1 { why } else { format!("matches[{number}]: {why}") }
-    };
-    rule.matches.iter().enumerate().map(one).collect::<Vec<_>>().join("; ")
-}
-
-fn path_words(path: &PathMatch) -> String {
-    match path {
-        PathMatch::Exact(path) => path.clone(),
-        PathMatch::Prefix(path) => format!("{path} or below"),
-        PathMatch::Regex(regex) => format!("of the form {regex}"),
     }
 }
 

@@ -7,16 +7,25 @@
 pub mod authorize;
 pub mod balance;
 pub mod breaker;
+mod cors;
 pub mod deadline;
 pub mod explain;
+pub mod fault;
+pub mod filter;
+pub mod health;
 pub mod normalize;
+pub mod outlier;
+pub mod outside;
 pub mod quota;
 pub mod refusal;
 pub mod retry;
 pub mod route;
 pub mod tenant;
 pub mod token;
+pub mod trace_state;
 
+#[cfg(test)]
+mod gamma_tests;
 #[cfg(test)]
 mod measure;
 #[cfg(test)]

@@ -92,6 +92,38 @@ pub fn normalize(parts: &mut Parts, direction: Direction) -> Result<Normal, Refu
     Ok(Normal { authority, target })
 }
 
+/// The authority without its port.
+pub(crate) fn without_port(authority: &str) -> &str {
+    split_port(authority).0
+}
+
+/// A request whose authority, target or both were changed, in its normal form again.
+pub(crate) fn changed(
+    normal: Normal,
+    authority: Option<&HeaderValue>,
+    target: Option<PathAndQuery>,
+) -> Result<Normal, Refusal> {
+    let authority = match authority {
+        Some(value) => {
+            let text = value.to_str().map_err(|_| Refusal::bad_request("the rewritten authority is not text"))?;
+            match normal_authority(text)? {
+                Cow::Borrowed(_) => value.clone(),
+                Cow::Owned(text) => HeaderValue::try_from(text)
+                    .map_err(|_| Refusal::bad_request("the rewritten authority is not text"))?,
+            }
+        }
+        None => normal.authority,
+    };
+    let target = match target {
+        Some(target) => match path::normal(target.path())? {
+            Some(path) => with_query(path, target.query())?,
+            None => target,
+        },
+        None => normal.target,
+    };
+    Ok(Normal { authority, target })
+}
+
 /// Takes away the trailers of a request that could pass for headers that were judged or set before its body came, and
 /// those named in `more`: the headers that carry verified claims.
 pub fn trailers(trailers: &mut http::HeaderMap, more: &[http::header::HeaderName]) {
@@ -185,16 +217,16 @@ fn target(parts: &Parts) -> Result<PathAndQuery, Refusal> {
     let normal = path::normal(path)?;
     match (given, normal) {
         (Some(given), None) if !given.path().is_empty() => Ok(given.clone()),
-        (_, normal) => {
-            let mut text = normal.unwrap_or_else(|| path.to_owned());
-            if let Some(query) = query {
-                text.push('?');
-                text.push_str(query);
-            }
-            PathAndQuery::try_from(text)
-                .map_err(|_| Refusal::bad_request("the target cannot be brought into its normal form"))
-        }
+        (_, normal) => with_query(normal.unwrap_or_else(|| path.to_owned()), query),
     }
+}
+
+fn with_query(mut path: String, query: Option<&str>) -> Result<PathAndQuery, Refusal> {
+    if let Some(query) = query {
+        path.push('?');
+        path.push_str(query);
+    }
+    PathAndQuery::try_from(path).map_err(|_| Refusal::bad_request("the target cannot be brought into its normal form"))
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
 //! Where a request may go, and which rule and backend it goes by.
 //!
-//! [`may_leave`] settles which Service and port are meant, or refuses; [`route`] takes that proof and picks by the Gateway
-//! API's precedence, which compilation has put in order, and by weight.
+//! [`may_leave`] settles which Service and port are meant, or refuses; [`decide`] takes that proof and picks by the Gateway
+//! API's precedence, which compilation has put in order, and by weight. A rule may also answer by itself: then there is no
+//! [`Choice`] that anything could be sent by.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use equerry_policies::compile::{Backend, CompiledDestination, RouteEntry, RouteRule};
+use equerry_policies::compile::{CompiledDestination, PortRoutes, RouteEntry, RouteRule};
 use equerry_policies::names::{Authority, ServiceName};
 use equerry_policies::policy::Retry;
-use http::Method;
-use http::header::HeaderMap;
+use http::header::{CONTENT_TYPE, HeaderMap};
 use http::request::Parts;
 
+use crate::filter::{self, Answer, Filters};
 use crate::refusal::Refusal;
 
 /// What is known of the Service that a request names.
@@ -78,6 +80,15 @@ pub fn may_leave(named: &Authority, known: Known<'_>) -> Result<MayLeave, Refusa
     Ok(MayLeave { service: destination.service.clone(), port })
 }
 
+/// What becomes of a request at its caller's side.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// It is sent somewhere.
+    Forward(Choice),
+    /// It is answered here, because a filter says so.
+    Answer(Answer),
+}
+
 /// Where a request goes, and by which rule.
 #[derive(Debug, Clone)]
 pub struct Choice {
@@ -89,6 +100,8 @@ pub struct Choice {
     pub port: Option<u16>,
     /// Every match of the rule names the request's method, so that it may be retried even when not idempotent.
     pub method_named: bool,
+    /// Which of the rule's backends it is.
+    number: usize,
 }
 
 impl Choice {
@@ -111,57 +124,172 @@ impl Choice {
     pub fn retry(&self) -> Option<&Retry> {
         self.rule.as_ref()?.retry.as_ref()
     }
+
+    /// What is done to the request and its response, the rule's filters and then the backend's.
+    pub fn filters(&self) -> Filters<'_> {
+        self.rule.as_ref().map_or(Filters::NONE, |rule| Filters::of(rule, Some(self.number)))
+    }
+
+    /// The Service itself, where no route says otherwise.
+    fn itself(leave: &MayLeave) -> Self {
+        let (backend, port) = (leave.service.clone(), Some(leave.port));
+        Self { rule: None, backend, port, method_named: false, number: 0 }
+    }
+
+    /// A backend of `rule`, drawn by weight.
+    fn by(rule: &Arc<RouteRule>, leave: &MayLeave, rng: &mut fastrand::Rng) -> Result<Self, Refusal> {
+        let number = weighted(rule, rng)
+            .ok_or_else(|| Refusal::NoBackend { route: rule.route.to_string(), rule: rule.number })?;
+        let to = &rule.backends[number];
+        let same = to.service == leave.service;
+        Ok(Self {
+            rule: Some(Arc::clone(rule)),
+            backend: to.service.clone(),
+            port: to.port.or(if same { Some(leave.port) } else { None }),
+            method_named: false,
+            number,
+        })
+    }
 }
 
-/// Chooses rule and backend for a request in its normal form.
+/// Decides what becomes of a request in its normal form.
 ///
 /// # Errors
 /// [`Refusal::NoRoute`] when there are routes and none matches, [`Refusal::NoBackend`] when the rule sends nowhere.
+pub fn decide(
+    leave: &MayLeave,
+    destination: &CompiledDestination,
+    parts: &Parts,
+    rng: &mut fastrand::Rng,
+) -> Result<Decision, Refusal> {
+    let Some(routes) = destination.routes(leave.port) else {
+        return straight(leave, destination, rng).map(Decision::Forward);
+    };
+    let Some(entry) = matching(routes, parts).next() else {
+        return Err(Refusal::NoRoute { service: leave.service.clone() });
+    };
+    let rule = &entry.rule;
+    if !rule.filters.is_empty()
+        && let Some(answer) = filter::answer(Filters::of(rule, None), rule, parts, leave.port)
+    {
+        return Ok(Decision::Answer(answer));
+    }
+    let mut choice = Choice::by(rule, leave, rng)?;
+    choice.method_named = rule.method_named.as_ref() == Some(&parts.method);
+    if !rule.backends[choice.number].filters.is_empty()
+        && let Some(answer) = filter::answer(choice.filters(), rule, parts, leave.port)
+    {
+        return Ok(Decision::Answer(answer));
+    }
+    Ok(Decision::Forward(choice))
+}
+
+/// Chooses rule and backend for a request that is to be sent somewhere.
+///
+/// # Errors
+/// Those of [`decide`]; a rule that answers by itself has no backend, and is [`Refusal::NoBackend`].
 pub fn route(
     leave: &MayLeave,
     destination: &CompiledDestination,
     parts: &Parts,
     rng: &mut fastrand::Rng,
 ) -> Result<Choice, Refusal> {
-    let Some(routes) = destination.routes(leave.port) else {
-        return Ok(Choice { rule: None, backend: leave.service.clone(), port: Some(leave.port), method_named: false });
-    };
-    let entry = routes.on_path(parts.uri.path()).find(|entry| fits(entry, &parts.method, &parts.headers));
-    let Some(entry) = entry else {
-        return Err(Refusal::NoRoute { service: leave.service.clone() });
-    };
-    let rule = &entry.rule;
-    let Some(backend) = weighted(rule, rng) else {
-        return Err(Refusal::NoBackend { route: rule.route.to_string(), rule: rule.number });
-    };
-    let same = backend.service == leave.service;
-    Ok(Choice {
-        rule: Some(Arc::clone(rule)),
-        backend: backend.service.clone(),
-        port: backend.port.or(if same { Some(leave.port) } else { None }),
-        method_named: rule.method_named.as_ref() == Some(&parts.method),
-    })
+    match decide(leave, destination, parts, rng)? {
+        Decision::Forward(choice) => Ok(choice),
+        Decision::Answer(by) => Err(Refusal::NoBackend { route: by.rule.route.to_string(), rule: by.rule.number }),
+    }
 }
 
-/// Whether method and headers of a match fit.
-pub(crate) fn fits(entry: &RouteEntry, method: &Method, headers: &HeaderMap) -> bool {
-    entry.method.as_ref().is_none_or(|wanted| wanted == method)
-        && entry
-            .headers
-            .iter()
-            .all(|header| headers.get_all(&header.name).iter().any(|value| header.value.matches(value.as_bytes())))
+/// Chooses a backend for a connection of which nothing but its destination is known.
+///
+/// # Errors
+/// [`Refusal::BadRequest`] where the port has routes for HTTP or gRPC: what is neither would pass them by.
+/// [`Refusal::NoBackend`] when the `TCPRoute` sends nowhere.
+pub fn connect(
+    leave: &MayLeave,
+    destination: &CompiledDestination,
+    rng: &mut fastrand::Rng,
+) -> Result<Choice, Refusal> {
+    if destination.routes(leave.port).is_some() {
+        return Err(Refusal::bad_request(format!(
+            "port {} of {} has routes for HTTP, and this is not HTTP",
+            leave.port, leave.service
+        )));
+    }
+    straight(leave, destination, rng)
 }
 
-/// A backend, drawn by weight; `None` when all weights are 0.
-fn weighted<'a>(rule: &'a RouteRule, rng: &mut fastrand::Rng) -> Option<&'a Backend> {
+/// Where everything goes that comes to a port without routes for HTTP: by its `TCPRoute`, else to the Service itself.
+fn straight(leave: &MayLeave, destination: &CompiledDestination, rng: &mut fastrand::Rng) -> Result<Choice, Refusal> {
+    match destination.tcp_route(leave.port) {
+        Some(rule) => Choice::by(rule, leave, rng),
+        None => Ok(Choice::itself(leave)),
+    }
+}
+
+/// The matches that fit a request, the one that is meant first.
+pub(crate) fn matching<'a>(routes: &'a PortRoutes, parts: &'a Parts) -> impl Iterator<Item = &'a RouteEntry> {
+    let spoken = !routes.grpc_alone() || is_grpc(&parts.headers);
+    routes.on_path(parts.uri.path()).filter(move |entry| spoken && fits(entry, parts))
+}
+
+/// `application/grpc`, alone or with a suffix or parameters.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default();
+    kind.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// Whether method, headers and query of a match fit.
+pub(crate) fn fits(entry: &RouteEntry, parts: &Parts) -> bool {
+    entry.method.as_ref().is_none_or(|wanted| *wanted == parts.method)
+        && entry.headers.iter().all(|header| has_header(header, &parts.headers))
+        && entry.query.iter().all(|wanted| has_parameter(wanted, parts.uri.query()))
+}
+
+pub(crate) fn has_header(wanted: &equerry_policies::compile::HeaderMatch, headers: &HeaderMap) -> bool {
+    headers.get_all(&wanted.name).iter().any(|value| wanted.value.matches(value.as_bytes()))
+}
+
+pub(crate) fn has_parameter(wanted: &equerry_policies::compile::QueryMatch, query: Option<&str>) -> bool {
+    let named = |pair: &&str| *decoded(pair.split('=').next().unwrap_or_default()) == *wanted.name.as_bytes();
+    let first = query.unwrap_or_default().split('&').find(named);
+    first.is_some_and(|pair| wanted.value.matches(&decoded(pair.split_once('=').map_or("", |(_, value)| value))))
+}
+
+/// A name or value of the query as an application reads it: percent-decoded, `+` for a space (the URL standard's form
+/// encoding). A percent sign that begins no escape stands for itself.
+fn decoded(text: &str) -> Cow<'_, [u8]> {
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text.as_bytes());
+    }
+    let hex = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let escape = (*byte == b'%').then(|| hex(bytes.get(at + 1)).zip(hex(bytes.get(at + 2)))).flatten();
+        match escape.and_then(|(high, low)| u8::try_from(high << 4 | low).ok()) {
+            Some(value) => {
+                out.push(value);
+                at += 2;
+            }
+            None => out.push(if *byte == b'+' { b' ' } else { *byte }),
+        }
+        at += 1;
+    }
+    Cow::Owned(out)
+}
+
+/// The place of a backend, drawn by weight; `None` when all weights are 0.
+fn weighted(rule: &RouteRule, rng: &mut fastrand::Rng) -> Option<usize> {
     if let [only] = rule.backends.as_slice() {
-        return (only.weight > 0).then_some(only);
+        return (only.weight > 0).then_some(0);
     }
     if rule.total_weight == 0 {
         return None;
     }
     let mut drawn = rng.u64(..rule.total_weight);
-    rule.backends.iter().find(|backend| {
+    rule.backends.iter().position(|backend| {
         let weight = u64::from(backend.weight);
         let found = drawn < weight;
         drawn = drawn.saturating_sub(weight);

@@ -22,7 +22,7 @@ fn port(port: u16) -> ServicePort {
 }
 
 fn on(path: PathMatch) -> RouteMatch {
-    RouteMatch { path, headers: vec![], method: None }
+    RouteMatch { path, headers: vec![], query: vec![], method: None }
 }
 
 fn header(name: &str, value: &str) -> HeaderMatch {
@@ -34,7 +34,13 @@ fn rule(to: &str, matches: Vec<RouteMatch>) -> policy::RouteRule {
     policy::RouteRule {
         name: None,
         matches,
-        backends: vec![policy::Backend { service: service(&format!("shop/{to}")), port: Some(80), weight: 1 }],
+        filters: vec![],
+        backends: vec![policy::Backend {
+            service: service(&format!("shop/{to}")),
+            port: Some(80),
+            weight: 1,
+            filters: vec![],
+        }],
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -45,6 +51,7 @@ fn rule(to: &str, matches: Vec<RouteMatch>) -> policy::RouteRule {
 fn http_route(name: &str, rules: Vec<policy::RouteRule>) -> HttpRoute {
     HttpRoute {
         name: PolicyName::parse(name).unwrap(),
+        kind: policy::RouteKind::Http,
         parents: vec![(service("shop/orders"), None)],
         rules,
         origin: Origin::default(),
@@ -58,6 +65,8 @@ fn destination(routes: Vec<HttpRoute>, ports: Vec<ServicePort>) -> CompiledDesti
         accounts: vec![],
         external: None,
         routes,
+        tcp_routes: vec![],
+        faults: vec![],
         traffic: TrafficPolicy::default(),
         backends: vec![],
         origin: Origin::default(),
@@ -166,7 +175,9 @@ fn a_route_limited_to_one_port_leaves_the_others_alone() {
 
 #[test]
 fn a_rule_that_sends_nowhere_is_answered_with_500() {
-    for backends in [vec![], vec![policy::Backend { service: service("shop/a"), port: None, weight: 0 }]] {
+    for backends in
+        [vec![], vec![policy::Backend { service: service("shop/a"), port: None, weight: 0, filters: vec![] }]]
+    {
         let nowhere = policy::RouteRule { backends, ..rule("a", vec![on(PathMatch::Prefix("/".to_owned()))]) };
         let to = destination(vec![http_route("shop/a", vec![nowhere])], vec![port(80)]);
         let refused = route(&leave(&to), &to, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap_err();
@@ -222,7 +233,12 @@ fn weights_are_met_within_four_standard_deviations() {
     let mut split = rule("a", vec![on(PathMatch::Prefix("/".to_owned()))]);
     split.backends = (0_u8..)
         .zip(weights)
-        .map(|(index, weight)| policy::Backend { service: service(&format!("shop/b{index}")), port: None, weight })
+        .map(|(index, weight)| policy::Backend {
+            service: service(&format!("shop/b{index}")),
+            port: None,
+            weight,
+            filters: vec![],
+        })
         .collect();
     let to = destination(vec![http_route("shop/a", vec![split])], vec![port(80)]);
     let (leave, parts) = (leave(&to), request("GET", "/", &[]));
@@ -283,7 +299,7 @@ fn model(routes: &[HttpRoute], parts: &Parts) -> Option<String> {
 prop_compose! {
     fn any_match()(exact: bool, path in "(/[ab]{0,2}){1,3}", method in prop::option::of("GET|POST"), headers in prop::collection::btree_map("[xy]", "[12]", 0..3)) -> RouteMatch {
         let path = if exact { PathMatch::Exact(path) } else { PathMatch::Prefix(path.trim_end_matches('/').to_owned() + "/") };
-        RouteMatch { path, method, headers: headers.iter().map(|(name, value)| header(name, value)).collect() }
+        RouteMatch { path, method, query: vec![], headers: headers.iter().map(|(name, value)| header(name, value)).collect() }
     }
 }
 

@@ -40,11 +40,12 @@ pub(super) fn tell(explanation: &Explanation) -> String {
 }
 
 fn verdict(verdict: &Verdict) -> String {
-    if verdict.allowed {
-        return out::styled(out::GOOD, "allowed");
-    }
     let status = verdict.status.map_or_else(String::new, |status| format!(" {status}"));
     let detail = verdict.detail.as_deref().unwrap_or_default();
+    if verdict.allowed {
+        let told = if detail.is_empty() { String::new() } else { format!("{status}: {detail}") };
+        return format!("{}{told}", out::styled(out::GOOD, "allowed"));
+    }
     let place = verdict
         .origin
         .as_ref()

@@ -11,8 +11,9 @@ use equerry_policies::policy::{
 use equerry_policies::view::{self, WorkloadFacts};
 use equerry_traffic::authorize::Facts;
 use equerry_traffic::explain::{self, Outcome, Step};
+use equerry_traffic::filter::{self, Answer, Filters};
 use equerry_traffic::normalize::{Direction, Normal, normalize};
-use equerry_traffic::route::{Choice, Known, may_leave};
+use equerry_traffic::route::{Choice, Decision, Known, may_leave};
 use equerry_traffic::{Reason, Refusal};
 use http::request::Parts;
 use serde::Serialize;
@@ -86,6 +87,16 @@ struct Target<'m> {
     service: &'m Service,
     port: &'m ServicePort,
     percent: f64,
+    /// The request as it is sent there.
+    sent: Parts,
+}
+
+/// What the caller's sidecar does with a request that it does not refuse.
+enum Sent<'m> {
+    /// It goes to one of these.
+    To(Vec<Target<'m>>),
+    /// It is answered there, because a filter says so.
+    Answered(Answer),
 }
 
 /// Walks the request through the mesh that the documents describe.
@@ -117,9 +128,10 @@ pub(crate) fn walk(meaning: &Meaning, question: &Question) -> Result<Explanation
     explanation.caller = stages;
     match targets {
         Err(refusal) => explanation.verdict = Verdict::refused(&refusal),
-        Ok(targets) => {
+        Ok(Sent::Answered(answer)) => explanation.verdict = Verdict::answered(&answer),
+        Ok(Sent::To(targets)) => {
             for target in targets {
-                explanation.callees.push(inbound(meaning, question, &target, &parts)?);
+                explanation.callees.push(inbound(meaning, question, &target)?);
             }
             let worst = explanation.callees.iter().find(|callee| !callee.verdict.allowed);
             explanation.verdict = worst.map_or_else(Verdict::ok, |callee| callee.verdict.clone());
@@ -135,7 +147,7 @@ fn outbound<'m>(
     question: &Question,
     normal: &Normal,
     parts: &Parts,
-) -> Result<(Vec<Stage>, Result<Vec<Target<'m>>, Refusal>), Vec<Complaint>> {
+) -> Result<(Vec<Stage>, Result<Sent<'m>, Refusal>), Vec<Complaint>> {
     let named = match Authority::parse(normal.authority(), &question.from.namespace) {
         Ok(named) => named,
         Err(bad) => {
@@ -174,15 +186,16 @@ fn outbound<'m>(
         "destination",
         vec![step(leave.service().to_string(), Outcome::Decided, because, &destination.origin)],
     )];
-    let (steps, choice) = explain::route(&leave, &destination, parts, &mut fastrand::Rng::with_seed(0));
+    let (steps, decision) = explain::route(&leave, &destination, parts, &mut fastrand::Rng::with_seed(0));
     stages.push(stage("route", steps));
-    let choice = match choice {
-        Ok(choice) => choice,
+    let choice = match decision {
+        Ok(Decision::Forward(choice)) => choice,
+        Ok(Decision::Answer(answer)) => return Ok((stages, Ok(Sent::Answered(answer)))),
         Err(refusal) => return Ok((stages, Err(refusal))),
     };
-    let targets = targets(meaning, &destination, &choice, leave.port());
+    let targets = targets(meaning, &destination, &choice, leave.port(), (parts, normal));
     stages.push(stage("traffic", traffic(meaning, &destination, &choice)));
-    Ok((stages, targets))
+    Ok((stages, targets.map(Sent::To)))
 }
 
 /// Every backend that a request by this rule can reach, the likeliest first.
@@ -191,19 +204,21 @@ fn targets<'m>(
     destination: &CompiledDestination,
     choice: &Choice,
     named: u16,
+    (parts, normal): (&Parts, &Normal),
 ) -> Result<Vec<Target<'m>>, Refusal> {
-    let backends: Vec<(ServiceName, Option<u16>, u32)> = match &choice.rule {
+    let backends: Vec<(ServiceName, Option<u16>, u32, Filters<'_>)> = match &choice.rule {
         Some(rule) => rule
             .backends
             .iter()
-            .filter(|backend| backend.weight > 0)
-            .map(|backend| (backend.service.clone(), backend.port, backend.weight))
+            .enumerate()
+            .filter(|(_, to)| to.weight > 0)
+            .map(|(place, to)| (to.service.clone(), to.port, to.weight, Filters::of(rule, Some(place))))
             .collect(),
-        None => vec![(choice.backend.clone(), choice.port, 1)],
+        None => vec![(choice.backend.clone(), choice.port, 1, Filters::NONE)],
     };
-    let total: u64 = backends.iter().map(|(_, _, weight)| u64::from(*weight)).sum();
+    let total: u64 = backends.iter().map(|(_, _, weight, _)| u64::from(*weight)).sum();
     let mut targets = Vec::new();
-    for (name, port, weight) in backends {
+    for (name, port, weight, filters) in backends {
         let service =
             meaning.services.get(&name).ok_or_else(|| Refusal::NoService { name: name.to_string(), nearest: None })?;
         let wanted = port.or((name == destination.service).then_some(named));
@@ -217,7 +232,9 @@ fn targets<'m>(
             port: wanted.unwrap_or_default(),
             ports: ports(),
         })?;
-        targets.push(Target { service, port, percent: f64::from(weight) * 100.0 / total as f64 });
+        let mut sent = parts.clone();
+        filter::apply_request(filters, &mut sent, normal.clone())?;
+        targets.push(Target { service, port, percent: f64::from(weight) * 100.0 / total as f64, sent });
     }
     targets.sort_by(|a, b| b.percent.total_cmp(&a.percent));
     Ok(targets)
@@ -273,12 +290,7 @@ fn traffic(meaning: &Meaning, destination: &CompiledDestination, choice: &Choice
 }
 
 /// Mutual TLS, token, authorization, tenant: what the callee's sidecar asks, until one refuses.
-fn inbound(
-    meaning: &Meaning,
-    question: &Question,
-    target: &Target<'_>,
-    sent: &Parts,
-) -> Result<Callee, Vec<Complaint>> {
+fn inbound(meaning: &Meaning, question: &Question, target: &Target<'_>) -> Result<Callee, Vec<Complaint>> {
     let service = target.service;
     let account = service.accounts.first().map(|first| question.to.clone().unwrap_or_else(|| first.clone()));
     let mut callee = Callee {
@@ -321,7 +333,7 @@ fn inbound(
         .stages
         .push(stage("mtls", vec![step("mutual TLS", Outcome::Decided, because, &mode_origin(meaning, &facts))]));
 
-    let mut parts = sent.clone();
+    let mut parts = target.sent.clone();
     let outcome = (|| {
         let normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true })?;
         let (steps, caller) = explain::token(&workload, callee.port, &mut parts.headers, Some(&peer), question.now);
@@ -383,6 +395,18 @@ fn step(subject: impl Into<String>, outcome: Outcome, because: impl Into<String>
 impl Verdict {
     fn ok() -> Self {
         Self { allowed: true, status: None, reason: Reason::Ok.as_str(), cause: None, detail: None, origin: None }
+    }
+
+    /// The mesh gives the answer itself, as a filter says.
+    fn answered(answer: &Answer) -> Self {
+        let rule = &answer.rule;
+        Self {
+            status: Some(answer.status.as_u16()),
+            cause: Some(format!("{} rules[{}]", rule.route, rule.number)),
+            detail: Some(format!("answered by the caller's sidecar: {}", answer.kind)),
+            origin: Some(rule.origin.clone()),
+            ..Self::ok()
+        }
     }
 
     fn refused(refusal: &Refusal) -> Self {

@@ -1,10 +1,15 @@
 //! The tables of every kind: what may stand in each document.
 
+mod balance;
+mod fault;
+mod filter;
 mod route;
 mod security;
 mod service;
 mod tenant;
 mod traffic;
+
+pub(crate) use fault::GRPC_STATUSES;
 
 use super::Kind;
 use super::shape::{Choice, Field, Form, Shape, Text, ignored, may, must, unbuilt};
@@ -18,7 +23,10 @@ pub(crate) fn of(kind: Kind) -> &'static Shape {
         Kind::Service => &service::SERVICE,
         Kind::EndpointSlice => &service::ENDPOINT_SLICE,
         Kind::HttpRoute => &route::HTTP_ROUTE,
+        Kind::GrpcRoute => &route::GRPC_ROUTE,
+        Kind::TcpRoute => &route::TCP_ROUTE,
         Kind::TrafficPolicy => &traffic::TRAFFIC_POLICY,
+        Kind::FaultInjection => &fault::FAULT_INJECTION,
         Kind::PeerAuthentication => &security::PEER_AUTHENTICATION,
         Kind::RequestAuthentication => &security::REQUEST_AUTHENTICATION,
         Kind::AuthorizationPolicy => &security::AUTHORIZATION_POLICY,

@@ -86,7 +86,7 @@ spec:
 
 #[tokio::test]
 async fn something_not_built_yet_is_refused_as_such() -> Result<()> {
-    let text = "apiVersion: equerry.dev/v1\nkind: FaultInjection\nmetadata: {name: a, namespace: shop}\nspec: {}\n";
+    let text = "apiVersion: equerry.dev/v1\nkind: Telemetry\nmetadata: {name: a, namespace: shop}\nspec: {}\n";
     refused(text, &[(":2:", "not supported by this version")]).await
 }
 
