@@ -23,8 +23,6 @@ pub(crate) struct RequestHead {
     pub(crate) keep_alive: bool,
     /// The caller waits for `100 Continue` before it sends the body, which is not empty.
     pub(crate) expects_continue: bool,
-    /// Bytes of the head.
-    pub(crate) length: usize,
 }
 
 /// A response's head.
@@ -36,21 +34,10 @@ pub(crate) struct ResponseHead {
     pub(crate) framing: Framing,
     /// The connection can be used again after the body.
     pub(crate) keep_alive: bool,
-    /// Bytes of the head.
-    pub(crate) length: usize,
 }
 
-/// Reads the head of a request from the front of `bytes`; `None`: it is not whole yet. `headers` is empty: a map to reuse.
-///
-/// # Errors
-/// [`Bad`], when it is none.
-pub(crate) fn request(bytes: &Bytes, headers: HeaderMap) -> Result<Option<RequestHead>, Bad> {
-    let start = request_start(bytes)?;
-    let Some(lines) = Lines::find(bytes, start)? else { return Ok(None) };
-    read_request(bytes, start, &lines, headers).map(Some)
-}
-
-/// [`request`], taken off `inbox` once it is whole: until then nothing is moved or shared.
+/// Takes the head of a request off `inbox`; `None`: it is not whole yet, and until then nothing is moved or shared.
+/// `headers` is empty: a map to reuse.
 ///
 /// # Errors
 /// [`Bad`], when it is none.
@@ -61,18 +48,8 @@ pub(crate) fn take_request(inbox: &mut BytesMut, headers: HeaderMap) -> Result<O
     read_request(&bytes, start, &lines, headers).map(Some)
 }
 
-/// Reads the head of a response to a request with `method` from the front of `bytes`; `None`: it is not whole yet. Interim
-/// ones are returned like any other. `headers` is empty: a map to reuse.
-///
-/// # Errors
-/// [`Bad`], when it is none.
-pub(crate) fn response(bytes: &Bytes, method: &Method, headers: HeaderMap) -> Result<Option<ResponseHead>, Bad> {
-    response_start(bytes)?;
-    let Some(lines) = Lines::find(bytes, 0)? else { return Ok(None) };
-    read_response(bytes, &lines, method, headers).map(Some)
-}
-
-/// [`response`], taken off `inbox` once it is whole: until then nothing is moved or shared.
+/// Takes the head of a response to a request with `method` off `inbox`, as [`take_request`] does. Interim ones are returned
+/// like any other.
 ///
 /// # Errors
 /// [`Bad`], when it is none.
@@ -129,7 +106,6 @@ fn read_request(bytes: &Bytes, start: usize, lines: &Lines, mut headers: HeaderM
         framing,
         keep_alive: stays(&said, version),
         expects_continue: said.expects_continue && framing != Framing::Empty && version == Version::HTTP_11,
-        length: lines.length,
     })
 }
 
@@ -161,7 +137,7 @@ fn read_response(bytes: &Bytes, lines: &Lines, method: &Method, mut headers: Hea
     parts.status = status;
     parts.version = version;
     parts.headers = headers;
-    Ok(ResponseHead { parts, framing, keep_alive: keep_alive && framing != Framing::UntilClose, length: lines.length })
+    Ok(ResponseHead { parts, framing, keep_alive: keep_alive && framing != Framing::UntilClose })
 }
 
 /// The framing that the headers declare; `None`: they are silent.

@@ -1,14 +1,14 @@
 //! What is taken as the head of a response, from an application that may be hostile.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::header::HeaderMap;
 use http::{Method, Version};
 
-use super::head::{ResponseHead, response, take_response};
+use super::head::{ResponseHead, take_response};
 use super::{Bad, Framing};
 
 fn read(text: &[u8], method: &Method) -> Result<Option<ResponseHead>, Bad> {
-    response(&Bytes::copy_from_slice(text), method, HeaderMap::new())
+    take_response(&mut BytesMut::from(text), method, HeaderMap::new())
 }
 
 #[track_caller]
@@ -30,11 +30,11 @@ fn a_response_is_read_as_it_was_written() {
     let head = whole(text, &Method::GET);
     assert_eq!((head.parts.status.as_u16(), head.parts.version), (404, Version::HTTP_11));
     assert_eq!(head.parts.headers["server"], "x");
-    assert_eq!((head.framing, head.keep_alive, head.length), (Framing::Length(3), true, text.len() - 3));
+    assert_eq!((head.framing, head.keep_alive), (Framing::Length(3), true));
 
     let mut inbox = BytesMut::from(text);
-    let taken = take_response(&mut inbox, &Method::GET, HeaderMap::new()).unwrap().unwrap();
-    assert_eq!((taken.length, &inbox[..]), (head.length, &b"abc"[..]));
+    assert!(take_response(&mut inbox, &Method::GET, HeaderMap::new()).unwrap().is_some());
+    assert_eq!(inbox, "abc");
 }
 
 #[test]

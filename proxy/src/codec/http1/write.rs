@@ -66,8 +66,8 @@ pub(crate) fn response_head(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes what stands before a chunk of `length` bytes, which is not 0: that would be the last. Behind its data comes
-/// [`chunk_end`].
+/// Writes what stands before a chunk of `length` bytes, which is not 0: that would be the last. CRLF comes
+/// behind its data.
 pub(crate) fn chunk_start(out: &mut Vec<u8>, length: usize) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 18];
@@ -79,11 +79,6 @@ pub(crate) fn chunk_start(out: &mut Vec<u8>, length: usize) {
         left >>= 4;
     }
     out.extend_from_slice(&text[at..]);
-}
-
-/// Writes what stands behind the data of a chunk.
-pub(crate) fn chunk_end(out: &mut Vec<u8>) {
-    out.extend_from_slice(b"\r\n");
 }
 
 /// Writes the end of a chunked body.
