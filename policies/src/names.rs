@@ -406,7 +406,8 @@ mod tests {
             assert!(HostName::parse(good).is_ok(), "{good}");
         }
         let long = "a".repeat(64);
-        let bad = ["", ".", "a.", "a..b", "-a.com", "a-.com", "A.com", "a b", "a:80", "10.0.0.1", "127.1", "0x7f000001"];
+        let bad =
+            ["", ".", "a.", "a..b", "-a.com", "a-.com", "A.com", "a b", "a:80", "10.0.0.1", "127.1", "0x7f000001"];
         for bad in bad.into_iter().chain(["2130706433", "1.0x7f", "a.0x", "::1", "[::1]", "a/b", long.as_str()]) {
             assert!(HostName::parse(bad).is_err(), "{bad}");
         }

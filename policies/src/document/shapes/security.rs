@@ -25,8 +25,12 @@ static MESH_SPEC: Shape = Shape {
             Form::Choice(&ERROR_DETAIL),
             "What a refused caller is told: the reason, or (full) policy and rule too.",
         ),
-        may("outboundTraffic", Form::Choice(&OUTBOUND), "REGISTRY_ONLY: names that no Service has are refused. ALLOW_ANY: they are looked up in the DNS and called in plain \
-             text."),
+        may(
+            "outboundTraffic",
+            Form::Choice(&OUTBOUND),
+            "REGISTRY_ONLY: names that no Service has are refused. ALLOW_ANY: they are looked up in the DNS and called in plain \
+             text.",
+        ),
         unbuilt("accessLog"),
         unbuilt("locality"),
         unbuilt("telemetry"),

@@ -19,7 +19,11 @@ static SERVICE_SPEC: Shape = Shape {
             Form::Map(&LABEL_KEY, &Form::Text(&LABEL_VALUE)),
             "Labels of the instances that stand behind it, all of them.",
         ),
-        may("type", Form::Choice(&SERVICE_TYPE), "ClusterIP, or ExternalName: callers are sent, in plain text, to what the DNS says of externalName."),
+        may(
+            "type",
+            Form::Choice(&SERVICE_TYPE),
+            "ClusterIP, or ExternalName: callers are sent, in plain text, to what the DNS says of externalName.",
+        ),
         may(
             "externalName",
             Form::Text(&HOST_NAME),
