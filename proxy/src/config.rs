@@ -107,6 +107,9 @@ pub struct Given {
     /// Metrics and health, for scrapers and kubelets [default: 0.0.0.0:15090].
     #[arg(long, env = "EQUERRY_TELEMETRY", value_name = "IP:PORT")]
     telemetry: Option<SocketAddr>,
+    /// Name server for names outside the mesh, port 53 unless said; may be repeated [default: those of /etc/resolv.conf].
+    #[arg(long, env = "EQUERRY_DNS", value_name = "IP[:PORT]", value_delimiter = ',')]
+    dns: Option<Vec<NameServer>>,
     /// Data threads [default: 2, or the CPU quota when that is less].
     #[arg(long, env = "EQUERRY_WORKERS", value_name = "N")]
     workers: Option<usize>,
@@ -153,6 +156,8 @@ pub struct Settings {
     pub admin: SocketAddr,
     /// For scrapers and kubelets.
     pub telemetry: SocketAddr,
+    /// Name servers for names outside the mesh; none: those of this machine.
+    pub dns: Vec<SocketAddr>,
     /// Data threads; at least 1.
     pub workers: usize,
     /// Where access log lines go.
@@ -204,6 +209,27 @@ impl std::str::FromStr for AppPort {
             (Some(port), Some(local)) => Ok(Self { port, local }),
             _ => Err("expected PORT or PORT=LOCAL, each from 1 to 65535".to_owned()),
         }
+    }
+}
+
+/// A name server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct NameServer(SocketAddr);
+
+impl TryFrom<String> for NameServer {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for NameServer {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let whole = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+        let address = text.parse().ok().map(|address: IpAddr| SocketAddr::new(address, 53));
+        whole.or(address).map(Self).ok_or_else(|| "expected an IP address, or IP:PORT".to_owned())
     }
 }
 
@@ -276,6 +302,7 @@ impl Given {
             advertise: advertise(self.advertise.or(file.advertise))?,
             admin: self.admin.or(file.admin).unwrap_or_else(|| local(15_000)),
             telemetry: self.telemetry.or(file.telemetry).unwrap_or_else(|| any(15_090)),
+            dns: self.dns.or(file.dns).unwrap_or_default().into_iter().map(|server| server.0).collect(),
             workers: workers(self.workers.or(file.workers))?,
             access_log: match self.access_log.or(file.access_log).as_deref() {
                 None | Some("-") => AccessLogTarget::Stdout,
@@ -453,6 +480,19 @@ mod tests {
         assert_eq!(settings.labels["app"], "orders");
         assert_eq!(settings.outbound.port(), 15_001);
         assert!(settings.outbound.ip().is_loopback());
+    }
+
+    #[test]
+    fn name_servers_are_addresses_with_or_without_a_port() {
+        let read = |text: &str| text.parse().map(|NameServer(address)| address.to_string()).ok();
+        for (text, address) in [("10.0.0.1", "10.0.0.1:53"), ("[::1]:5353", "[::1]:5353"), ("::1", "[::1]:53")] {
+            assert_eq!(read(text).as_deref(), Some(address));
+        }
+        for bad in ["dns.example.com", "10.0.0.1:0", "10.0.0.1:x", ""] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        let settings = given(&["--control-plane", "x:1", "--instance", "a", "--dns", "10.0.0.1,10.0.0.2:5353"]);
+        assert_eq!(settings.complete().unwrap().dns.len(), 2);
     }
 
     #[test]

@@ -6,16 +6,22 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use equerry_policies::names::SpiffeId;
 use equerry_traffic::token::Believed;
+use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks};
 use crate::accept::tls;
 use crate::app::Shared;
+use crate::codec::Incoming;
+use crate::codec::http1::Bad;
+use crate::codec::http1::serve::Respond;
+use crate::exchange::body::Answer;
 use crate::exchange::{connection, serve};
 use crate::observe::Direction;
 use crate::upstream::Pool;
@@ -38,7 +44,7 @@ pub(crate) struct Via {
     /// When that certificate ends, and with it the connection.
     pub(crate) not_after: Option<SystemTime>,
     /// The server name of the TLS connection.
-    pub(crate) server_name: Option<Box<str>>,
+    pub(crate) server_name: Option<Arc<str>>,
     /// The application port that it names.
     pub(crate) port: Option<u16>,
 }
@@ -98,16 +104,29 @@ impl Inbound {
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let _open = self.shared.observe.connection(Direction::Inbound, via.peer.is_some());
-        let (this, via) = (Rc::clone(self), Rc::new(via));
         let address = via.address;
         let time_to_go = connection::time_to_go(speaks, &self.shared.drain, via.not_after);
-        let respond = move |request| {
-            let (this, via) = (Rc::clone(&this), Rc::clone(&via));
-            async move { serve::inbound(&this, &via, request).await }
-        };
-        if let Err(error) = connection::serve(stream, speaks, time_to_go, respond).await {
-            connection::bad_head(&error).inspect(|word| self.shared.observe.handshake_failed(Direction::Inbound, word));
-            tracing::debug!(%error, peer = %address, "an inbound connection ended badly");
+        let responder = Responder { at: Rc::clone(self), via };
+        if let Some(word) = connection::serve(stream, speaks, time_to_go, responder).await {
+            tracing::debug!(reason = word, peer = %address, "an inbound connection ended badly");
         }
+    }
+}
+
+/// Answers the requests of one connection.
+struct Responder {
+    at: Rc<Inbound>,
+    via: Via,
+}
+
+impl Respond for Responder {
+    type Answer = Answer;
+
+    async fn respond(&self, request: Request<Incoming>) -> Response<Answer> {
+        serve::inbound(&self.at, &self.via, request).await
+    }
+
+    fn refuse(&self, bad: Bad) -> Response<Answer> {
+        serve::unreadable(&self.at.shared, Direction::Inbound, self.via.address, &bad)
     }
 }

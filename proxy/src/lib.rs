@@ -7,6 +7,7 @@ pub mod accept;
 mod admin;
 pub mod app;
 pub mod config;
+mod codec;
 pub mod drain;
 pub mod exchange;
 pub mod inbound;

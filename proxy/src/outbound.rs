@@ -4,13 +4,19 @@
 //! connection, send, judge) → reply. The last eight are `exchange::serve::outbound`.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use http::{Request, Response};
 use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks};
 use crate::app::Shared;
+use crate::codec::http1::Bad;
+use crate::codec::http1::serve::Respond;
+use crate::codec::{Incoming, Seldom};
+use crate::exchange::body::Answer;
 use crate::exchange::connection::{self, Quiet};
 use crate::exchange::serve;
 use crate::observe::Direction;
@@ -50,17 +56,13 @@ impl Outbound {
             Err(error) => return tracing::debug!(%error, peer = %address, "an outbound connection said nothing"),
         };
         let via = Rc::new(Via { address, quiet: Quiet::new() });
-        let (this, from) = (Rc::clone(self), Rc::clone(&via));
-        let respond = move |request| {
-            let (this, from) = (Rc::clone(&this), Rc::clone(&from));
-            async move { serve::outbound(&this, &from, request).await }
-        };
+        let responder = Responder { at: Rc::clone(self), via: Rc::clone(&via) };
+        let holding = pin!(self.hold_the_process(&via));
         tokio::select! {
-            served = connection::serve(stream, speaks, std::future::pending(), respond) => if let Err(error) = served {
-                connection::bad_head(&error).inspect(|word| observe.handshake_failed(Direction::Outbound, word));
-                tracing::debug!(%error, peer = %address, "an outbound connection ended badly");
+            ended = connection::serve(stream, speaks, std::future::pending(), responder) => if let Some(word) = ended {
+                tracing::debug!(reason = word, peer = %address, "an outbound connection ended badly");
             },
-            () = self.hold_the_process(&via) => {}
+            () = Seldom::new(holding) => {}
         }
     }
 
@@ -72,5 +74,23 @@ impl Outbound {
         via.quiet.for_so_long(QUIET).await;
         drop(working);
         std::future::pending::<()>().await;
+    }
+}
+
+/// Answers the requests of one connection.
+struct Responder {
+    at: Rc<Outbound>,
+    via: Rc<Via>,
+}
+
+impl Respond for Responder {
+    type Answer = Answer;
+
+    async fn respond(&self, request: Request<Incoming>) -> Response<Answer> {
+        serve::outbound(&self.at, &self.via, request).await
+    }
+
+    fn refuse(&self, bad: Bad) -> Response<Answer> {
+        serve::unreadable(&self.at.shared, Direction::Outbound, self.via.address, &bad)
     }
 }

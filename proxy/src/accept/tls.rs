@@ -30,7 +30,7 @@ pub(crate) struct Secured<S> {
     /// What is spoken.
     pub(crate) speaks: Speaks,
     /// The server name asked for.
-    pub(crate) server_name: Box<str>,
+    pub(crate) server_name: Arc<str>,
     /// The application port that it names; `None` when it names none.
     pub(crate) port: Option<u16>,
 }
@@ -71,7 +71,7 @@ where
             });
         }
     };
-    let server_name: Box<str> = session.server_name().unwrap_or_default().into();
+    let server_name: Arc<str> = session.server_name().unwrap_or_default().into();
     let port = port_named_by(&server_name);
     Ok(Secured { stream, peer: leaf.id, not_after: leaf.not_after, speaks, server_name, port })
 }

@@ -14,10 +14,12 @@ use http::uri::{Authority, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::body::{LARGEST_HELD, ToSend};
-use crate::upstream::{ConnectFailure, Lease, Pool, Protocol, RequestBody, SendFailure, Target};
+use crate::codec::http1::call;
+use crate::upstream::{
+    ConnectFailure, Lease, Message, Pool, Protocol, RequestBody, ResponseBody, SendFailure, Target, Untouched,
+};
 
 /// How long the rest of a response that nobody will see may take.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
@@ -50,27 +52,13 @@ impl Failed {
     }
 }
 
-/// A response whose head is here, on the connection its body comes over.
-pub(crate) struct Answered {
-    /// The response.
-    pub(crate) response: Response<Incoming>,
-    /// Its connection.
-    pub(crate) lease: Lease,
-}
-
-impl Answered {
-    /// Lets go of a response that nobody will see. A short one is read to its end, so that its connection can be used
-    /// again.
-    pub(crate) fn discard(self) {
-        let short = self.response.body().size_hint().exact().is_some_and(|length| length <= LARGEST_HELD);
-        if short {
-            tokio::task::spawn_local(async move {
-                let rest = self.response.into_body().collect();
-                if let Ok(Ok(_)) = tokio::time::timeout(DISCARD_PATIENCE, rest).await {
-                    self.lease.give_back();
-                }
-            });
-        }
+/// Lets go of a response that nobody will see. A short one is read to its end, so that its connection can be used again.
+pub(crate) fn discard(response: Response<ResponseBody>) {
+    let short = response.body().size_hint().exact().is_some_and(|length| length <= LARGEST_HELD);
+    if short && !response.body().is_end_stream() {
+        tokio::task::spawn_local(async move {
+            let _ = tokio::time::timeout(DISCARD_PATIENCE, response.into_body().collect()).await;
+        });
     }
 }
 
@@ -91,37 +79,42 @@ impl<'a> Outgoing<'a> {
     }
 
     /// The next try of it, in the words of `protocol`; `None` when its body is gone.
-    fn next(&mut self, protocol: Protocol) -> Option<Request<RequestBody>> {
+    fn next(&mut self, protocol: Protocol) -> Option<Message<'_>> {
         let body = self.body.next()?;
+        match protocol {
+            Protocol::Http1 => {
+                join_cookies(&mut self.head.headers);
+                let target = self.normal.target().as_str();
+                let head = call::Head { method: &self.head.method, target, headers: &self.head.headers };
+                Some(Message::Http1(head, body))
+            }
+            Protocol::Http2 => self.http2(body).map(Message::Http2),
+        }
+    }
+
+    fn http2(&mut self, body: RequestBody) -> Option<Request<RequestBody>> {
         let mut request = Request::new(body);
         *request.method_mut() = self.head.method.clone();
         let headers = &mut self.head.headers;
         *request.headers_mut() = if self.body.is_left() { headers.clone() } else { std::mem::take(headers) };
-        let path = self.normal.target().clone();
-        match protocol {
-            Protocol::Http1 => {
-                *request.version_mut() = Version::HTTP_11;
-                *request.uri_mut() = Uri::from(path);
-                join_cookies(request.headers_mut());
-            }
-            Protocol::Http2 => {
-                *request.version_mut() = Version::HTTP_2;
-                request.headers_mut().remove(HOST);
-                let mut uri = http::uri::Parts::default();
-                uri.scheme = Some(Scheme::HTTP);
-                uri.authority = Authority::try_from(self.normal.authority()).ok();
-                uri.path_and_query = Some(path);
-                *request.uri_mut() = Uri::from_parts(uri).ok()?;
-            }
-        }
+        request.headers_mut().remove(HOST);
+        *request.version_mut() = Version::HTTP_2;
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Authority::try_from(self.normal.authority()).ok();
+        uri.path_and_query = Some(self.normal.target().clone());
+        *request.uri_mut() = Uri::from_parts(uri).ok()?;
         Some(request)
     }
 
-    fn take_back(&mut self, request: Request<RequestBody>) {
-        let (head, body) = request.into_parts();
-        self.head.headers = head.headers;
-        self.head.headers.insert(HOST, self.normal.host_header().clone());
-        self.body.unsent(body);
+    fn take_back(&mut self, untouched: Untouched) {
+        if let Some(headers) = untouched.headers {
+            self.head.headers = headers;
+            self.head.headers.insert(HOST, self.normal.host_header().clone());
+        }
+        if let Some(body) = untouched.body {
+            self.body.unsent(body);
+        }
     }
 }
 
@@ -146,7 +139,7 @@ pub(crate) async fn send(
     target: &Target<'_>,
     outgoing: &mut Outgoing<'_>,
     until: Option<TryDeadline>,
-) -> Result<Answered, Failed> {
+) -> Result<Response<ResponseBody>, Failed> {
     let sending = over_some_connection(pool, target, outgoing);
     match until.and_then(|until| Some((until, until.at?))) {
         None => sending.await,
@@ -160,7 +153,7 @@ async fn over_some_connection(
     pool: &std::rc::Rc<Pool>,
     target: &Target<'_>,
     outgoing: &mut Outgoing<'_>,
-) -> Result<Answered, Failed> {
+) -> Result<Response<ResponseBody>, Failed> {
     let kept = pool.checkout(target, false).await.map_err(|failure| no_connection(failure, target))?;
     let reused = kept.reused();
     match over(kept, target, outgoing).await {
@@ -181,21 +174,18 @@ impl Failed {
     }
 }
 
-async fn over(mut lease: Lease, target: &Target<'_>, outgoing: &mut Outgoing<'_>) -> Result<Answered, Failed> {
+async fn over(mut lease: Lease, target: &Target<'_>, outgoing: &mut Outgoing<'_>) -> Result<Response<ResponseBody>, Failed> {
     if !outgoing.body.is_empty() {
-        confirmed(&lease, target).await?;
+        confirmed(&mut lease, target).await?;
     }
-    let Some(request) = outgoing.next(target.protocol) else {
+    let Some(message) = outgoing.next(target.protocol) else {
         return Err(Failed::reset("the body of the request is gone".to_owned()));
     };
-    match lease.send(request).await {
-        Ok(response) => Ok(Answered { response, lease }),
-        Err(failure) => Err(not_answered(failure, outgoing)),
-    }
+    lease.send(message).await.map_err(|failure| not_answered(failure, outgoing))
 }
 
 /// A request with a body waits until the peer has accepted our certificate: it must not be lost in a refused connection.
-async fn confirmed(lease: &Lease, target: &Target<'_>) -> Result<(), Failed> {
+async fn confirmed(lease: &mut Lease, target: &Target<'_>) -> Result<(), Failed> {
     let waited = tokio::time::timeout(target.connect_timeout, lease.confirmed()).await;
     let failure = match waited {
         Ok(Ok(())) => return Ok(()),
@@ -206,10 +196,8 @@ async fn confirmed(lease: &Lease, target: &Target<'_>) -> Result<(), Failed> {
 }
 
 fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
-    let SendFailure { unsent, refused, not_connected, detail } = failure;
-    if let Some(request) = unsent {
-        outgoing.take_back(request);
-    }
+    let SendFailure { refused, untouched, not_connected, detail } = failure;
+    outgoing.take_back(untouched);
     if let Some(refusal) = outgoing.body.broke_off() {
         return Failed { refusal, unprocessed: false };
     }

@@ -1,7 +1,7 @@
 //! Bodies on their way: what of a request is held for a retry, and a response with everything that must last as long.
 //!
-//! When the last byte of a response has passed, its connection is given back and its record closed; when the body is
-//! dropped before, the connection is closed, which also ends the work upstream.
+//! When the last byte of a response has passed, its record is closed; when the body is dropped before, its connection is
+//! closed, which also ends the work upstream.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -13,11 +13,11 @@ use equerry_traffic::{Reason, Refusal};
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::connection::Busy;
 use super::facts::Record;
-use crate::upstream::{BrokeOff, Lease, RequestBody};
+use crate::codec::{BodyError, Incoming};
+use crate::upstream::{BrokeOff, RequestBody, ResponseBody};
 
 /// A body up to this size is held so that the request can be sent again (Linkerd's limit).
 pub(crate) const LARGEST_HELD: u64 = 64 * 1024;
@@ -109,7 +109,6 @@ pub(crate) struct Answer {
     content: Content,
     /// Data bytes still to come, when that is known.
     left: Option<u64>,
-    lease: Option<Lease>,
     /// Places in flight, given back when the exchange ends.
     _held: Held,
     record: Record,
@@ -120,7 +119,7 @@ pub(crate) type Held = (Option<crate::live::Held>, Option<Busy>);
 
 enum Content {
     Ours(Option<Bytes>),
-    Theirs(Incoming),
+    Theirs(ResponseBody),
     /// All of it has passed.
     Passed,
 }
@@ -129,51 +128,39 @@ impl Answer {
     /// A body that the mesh made.
     pub(crate) fn ours(content: Bytes, record: Record) -> Self {
         let content = if content.is_empty() { Content::Passed } else { Content::Ours(Some(content)) };
-        Self { content, left: None, lease: None, _held: (None, None), record }
+        Self { content, left: None, _held: (None, None), record }
     }
 
     /// The upstream's body.
-    pub(crate) fn theirs(from: Incoming, lease: Lease, held: Held, record: Record) -> Self {
+    pub(crate) fn theirs(from: ResponseBody, held: Held, record: Record) -> Self {
         let left = from.size_hint().exact();
-        let ended = from.is_end_stream();
-        let mut answer = Self { content: Content::Theirs(from), left, lease: Some(lease), _held: held, record };
-        if ended {
-            answer.passed();
-        }
-        answer
-    }
-
-    fn passed(&mut self) {
-        self.content = Content::Passed;
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
+        let content = if from.is_end_stream() { Content::Passed } else { Content::Theirs(from) };
+        Self { content, left, _held: held, record }
     }
 }
 
 impl Body for Answer {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         match &mut this.content {
             Content::Passed => Poll::Ready(None),
             Content::Ours(content) => {
                 let all = content.take().unwrap_or_default();
                 this.record.sent(all.len());
-                this.passed();
+                this.content = Content::Passed;
                 Poll::Ready(Some(Ok(Frame::data(all))))
             }
             Content::Theirs(from) => {
                 let polled = Pin::new(&mut *from).poll_frame(cx);
                 match &polled {
                     Poll::Pending => {}
-                    Poll::Ready(None) => this.passed(),
+                    Poll::Ready(None) => this.content = Content::Passed,
                     Poll::Ready(Some(Err(_))) => {
                         this.record.broke(Reason::UpstreamReset);
                         this.content = Content::Passed;
-                        this.lease = None;
                     }
                     Poll::Ready(Some(Ok(frame))) => {
                         let ended = from.is_end_stream();
@@ -182,7 +169,7 @@ impl Body for Answer {
                             this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                         }
                         if ended {
-                            this.passed();
+                            this.content = Content::Passed;
                         }
                     }
                 }

@@ -10,19 +10,17 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::body::Answer;
-use super::timer::OneTimer;
 use crate::accept::detect::Speaks;
+use crate::codec::http1::serve::{self, Ended, Patience, Respond};
+use crate::codec::{Incoming, Link, MAX_HEADER_BYTES, Seldom, Wire};
 use crate::drain::Drain;
-use crate::upstream::{MAX_HEADER_BYTES, MAX_HEADERS, OnThisThread};
+use crate::upstream::OnThisThread;
 
 /// How long a head may take, and so how long a kept connection may be idle. Longer than any sidecar keeps one
 /// (`upstream::LONGEST_IDLE`), so that it is the caller who closes and no request meets a closing connection.
@@ -36,84 +34,60 @@ const STREAMS: u32 = 1024;
 /// An HTTP/2 caller is asked for a sign of life this often.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
-/// Serves the exchanges of one connection with `respond`. Once it is `time_to_go`, what is under way is finished and
-/// nothing more is taken.
-pub(crate) async fn serve<S, R, F>(
-    stream: S,
+/// Serves the exchanges of one connection with `responder`. Once it is `time_to_go`, what is under way is finished and
+/// nothing more is taken. Ends with a word for metrics when it ended badly.
+pub(crate) async fn serve<R>(
+    stream: impl Wire + 'static,
     speaks: Speaks,
     time_to_go: impl Future<Output = ()>,
-    respond: R,
-) -> hyper::Result<()>
+    responder: R,
+) -> Option<&'static str>
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-    R: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Response<Answer>> + 'static,
+    R: Respond<Answer = Answer> + 'static,
 {
-    let asked = Cell::new(false);
-    let service = service_fn(|request| {
-        asked.set(true);
-        let response = respond(request);
-        async move { Ok::<_, Infallible>(response.await) }
+    if speaks == Speaks::Http2 {
+        return serve_http2(stream, time_to_go, Rc::new(responder)).await;
+    }
+    let patience = Patience { head: FIRST_HEAD_PATIENCE, idle: HEAD_PATIENCE };
+    match serve::serve(Link::new(stream), patience, time_to_go, &responder).await {
+        Ended::Well | Ended::Silent => None,
+        Ended::Broken(word) => Some(word),
+    }
+}
+
+async fn serve_http2<R>(
+    stream: impl Wire + 'static,
+    time_to_go: impl Future<Output = ()>,
+    responder: Rc<R>,
+) -> Option<&'static str>
+where
+    R: Respond<Answer = Answer> + 'static,
+{
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let responder = Rc::clone(&responder);
+        async move { Ok::<_, Infallible>(responder.respond(request.map(Incoming::Http2)).await) }
     });
-    let stream = TokioIo::new(stream);
-    match speaks {
-        Speaks::Http2 => {
-            let mut connection = pin!(
-                http2::Builder::new(OnThisThread)
-                    .timer(TokioTimer::new())
-                    .max_header_list_size(MAX_HEADER_BYTES)
-                    .max_concurrent_streams(STREAMS)
-                    .keep_alive_interval(PING_EVERY)
-                    .auto_date_header(false)
-                    .serve_connection(stream, service)
-            );
-            tokio::select! {
-                ended = connection.as_mut() => return ended,
-                () = time_to_go => connection.as_mut().graceful_shutdown(),
-            }
+    let mut connection = pin!(
+        http2::Builder::new(OnThisThread)
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .max_concurrent_streams(STREAMS)
+            .keep_alive_interval(PING_EVERY)
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let time_to_go = pin!(time_to_go);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = Seldom::new(time_to_go) => {
+            connection.as_mut().graceful_shutdown();
             connection.await
         }
-        Speaks::Http1 | Speaks::Tls => {
-            let mut connection = pin!(
-                http1::Builder::new()
-                    .timer(OneTimer::default())
-                    .header_read_timeout(HEAD_PATIENCE)
-                    .max_headers(MAX_HEADERS)
-                    .max_header_size(MAX_HEADER_BYTES as usize)
-                    .auto_date_header(false)
-                    .serve_connection(stream, service)
-            );
-            tokio::select! {
-                ended = connection.as_mut() => return ended,
-                () = time_to_go => connection.as_mut().graceful_shutdown(),
-                () = nothing_asked(&asked) => {
-                    tracing::debug!("let go of a connection without a whole head after {FIRST_HEAD_PATIENCE:?}");
-                    return Ok(());
-                }
-            }
-            connection.await
-        }
-    }
-}
-
-/// Ends when nothing was `asked` in time; never, when something was.
-async fn nothing_asked(asked: &Cell<bool>) {
-    tokio::time::sleep(FIRST_HEAD_PATIENCE).await;
-    if asked.get() {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Why a connection ended in the middle of a request's head, in a word for metrics; `None`: it did not. hyper has answered
-/// such a head itself, with 400 or 431.
-pub(crate) fn bad_head(error: &hyper::Error) -> Option<&'static str> {
-    if error.is_parse_too_large() {
-        Some("head_too_large")
-    } else if error.is_parse() {
-        Some("malformed_head")
-    } else {
-        None
-    }
+    };
+    ended.err().map(|error| {
+        tracing::debug!(%error, "an HTTP/2 connection ended badly");
+        "http2"
+    })
 }
 
 /// Whether exchanges are under way on a connection, and since when not.
@@ -174,9 +148,26 @@ pub(crate) async fn time_to_go(speaks: Speaks, drain: &Drain, not_after: Option<
 
 #[cfg(test)]
 mod tests {
+    use http::{Request, Response};
+
     use super::*;
+    use crate::codec::http1::Bad;
 
     const MS: Duration = Duration::from_millis(1);
+
+    struct Never;
+
+    impl Respond for Never {
+        type Answer = Answer;
+
+        async fn respond(&self, _: Request<Incoming>) -> Response<Answer> {
+            std::future::pending().await
+        }
+
+        fn refuse(&self, bad: Bad) -> Response<Answer> {
+            panic!("{bad}")
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_quiet_only_so_long_after_its_last_exchange() {
@@ -200,9 +191,8 @@ mod tests {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let begun = Instant::now();
         let (mut caller, ours) = tokio::io::duplex(64);
-        let never = |_: Request<Incoming>| std::future::pending::<Response<Answer>>();
         let serving = async {
-            serve(ours, Speaks::Http1, std::future::pending(), never).await.unwrap();
+            serve(ours, Speaks::Http1, std::future::pending(), Never).await;
             begun.elapsed()
         };
         let dawdling = async {

@@ -3,12 +3,13 @@
 //! The record travels with the exchange. Whoever drops it has ended the exchange; until somebody says otherwise, the
 //! cause is that the caller went away.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 
 use equerry_traffic::Reason;
 use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 
 use super::now;
 use crate::observe::{Direction, Exchange, Observer};
@@ -26,13 +27,14 @@ const LONGEST_REQUEST_ID: usize = 128;
 pub(crate) struct Record {
     open: Option<Box<Exchange>>,
     observe: Observer,
-    received: Rc<Cell<u64>>,
+    /// Made when there is a body to count.
+    received: OnceCell<Rc<Cell<u64>>>,
 }
 
 impl Record {
     /// Opens the record of the exchange that `about` begins to describe.
     pub(crate) fn open(about: Exchange, observe: &Observer) -> Self {
-        Self { open: Some(Box::new(about)), observe: observe.clone(), received: Rc::default() }
+        Self { open: Some(Box::new(about)), observe: observe.clone(), received: OnceCell::new() }
     }
 
     /// Changes what is known.
@@ -59,12 +61,12 @@ impl Record {
 
     /// Bytes of the caller's body are counted here.
     pub(crate) fn received(&self) -> Rc<Cell<u64>> {
-        Rc::clone(&self.received)
+        Rc::clone(self.received.get_or_init(Rc::default))
     }
 
     /// The id of the request, for the body of a refusal.
     pub(crate) fn request_id(&self) -> &str {
-        self.open.as_ref().map_or("", |exchange| &exchange.request_id)
+        self.open.as_ref().and_then(|exchange| exchange.request_id.to_str().ok()).unwrap_or_default()
     }
 
     /// Who is told of retries, breakers and quotas.
@@ -76,7 +78,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if let Some(mut exchange) = self.open.take() {
-            exchange.bytes_in = self.received.get();
+            exchange.bytes_in = self.received.get().map_or(0, |received| received.get());
             exchange.duration = now().saturating_duration_since(exchange.started);
             self.observe.finished(*exchange);
         }
@@ -86,7 +88,7 @@ impl Drop for Record {
 /// Starts the description of an exchange: what its head says, before anything is decided.
 pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: std::net::SocketAddr) -> Exchange {
     let request_id = request_id(&mut parts.headers);
-    let trace_id = trace_id(&mut parts.headers);
+    let traceparent = traceparent(&mut parts.headers);
     Exchange {
         direction,
         started: now(),
@@ -94,8 +96,8 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: st
         upstream_time: None,
         epoch: 0,
         method: parts.method.clone(),
-        path: String::new(),
-        authority: String::new(),
+        target: PathAndQuery::from_static("/"),
+        authority: HeaderValue::from_static(""),
         protocol: parts.version,
         status: 0,
         reason: Reason::ClientGone,
@@ -112,34 +114,30 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: st
         upstream_address: None,
         peer_address,
         request_id,
-        trace_id: Some(trace_id),
+        traceparent: Some(traceparent),
         tls: false,
-        user_agent: text(&parts.headers, &USER_AGENT),
-        x_forwarded_for: text(&parts.headers, &X_FORWARDED_FOR),
+        user_agent: parts.headers.get(USER_AGENT).cloned(),
+        x_forwarded_for: parts.headers.get(X_FORWARDED_FOR).cloned(),
         sni: None,
         detail: None,
     }
 }
 
-fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-}
-
 /// The caller's id if it is one, else a new one; forwarded either way.
-fn request_id(headers: &mut HeaderMap) -> String {
-    let given = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
-    if let Some(given) = given.filter(|id| !id.is_empty() && id.len() <= LONGEST_REQUEST_ID) {
-        return given.to_owned();
+fn request_id(headers: &mut HeaderMap) -> HeaderValue {
+    if let Some(given) = headers.get(&REQUEST_ID)
+        && (1..=LONGEST_REQUEST_ID).contains(&given.len())
+        && given.to_str().is_ok()
+    {
+        return given.clone();
     }
-    let made = new_request_id();
-    set(headers, REQUEST_ID, &made);
-    String::from_utf8_lossy(&made).into_owned()
+    set(headers, REQUEST_ID, &new_request_id())
 }
 
-fn set(headers: &mut HeaderMap, name: HeaderName, text: &[u8]) {
-    if let Ok(value) = HeaderValue::from_bytes(text) {
-        headers.insert(name, value);
-    }
+fn set(headers: &mut HeaderMap, name: HeaderName, text: &[u8]) -> HeaderValue {
+    let value = HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    headers.insert(name, value.clone());
+    value
 }
 
 /// A random UUID (RFC 9562 version 4). It names a request and protects nothing, so any randomness will do.
@@ -168,18 +166,17 @@ fn hex(number: u128, text: &mut [u8]) {
 
 /// The trace this request belongs to. A well-formed `traceparent` is forwarded as it is; else a new trace begins, to be
 /// sampled as OpenTelemetry's SDKs sample a root by default.
-fn trace_id(headers: &mut HeaderMap) -> String {
+fn traceparent(headers: &mut HeaderMap) -> HeaderValue {
     let mut given = headers.get_all(&TRACEPARENT).iter();
     if let (Some(only), None) = (given.next(), given.next())
-        && let Some(id) = only.to_str().ok().and_then(read_traceparent)
+        && only.to_str().ok().and_then(read_traceparent).is_some()
     {
-        return id.to_owned();
+        return only.clone();
     }
     let mut made = *b"00-................................-................-01";
     hex(fastrand::u128(1..), &mut made[3..35]);
     hex(u128::from(fastrand::u64(1..)), &mut made[36..52]);
-    set(headers, TRACEPARENT, &made);
-    String::from_utf8_lossy(&made[3..35]).into_owned()
+    set(headers, TRACEPARENT, &made)
 }
 
 /// `VERSION-TRACE-SPAN-FLAGS` in lower-case hex, neither id all zeros (W3C Trace Context section 3.2.2).
@@ -211,10 +208,10 @@ mod tests {
         assert_eq!(request_id(&mut headers), "abc-1");
         headers.insert(REQUEST_ID, HeaderValue::from_str(&"x".repeat(200)).unwrap());
         let made = request_id(&mut headers);
-        assert_eq!(headers[&REQUEST_ID], made.as_str());
-        let groups: Vec<usize> = made.split('-').map(str::len).collect();
+        assert_eq!(headers[&REQUEST_ID], made);
+        let groups: Vec<usize> = made.to_str().unwrap().split('-').map(str::len).collect();
         assert_eq!(groups, [8, 4, 4, 4, 12]);
-        assert!(made.as_bytes()[14] == b'4' && b"89ab".contains(&made.as_bytes()[19]), "{made}");
+        assert!(made.as_bytes()[14] == b'4' && b"89ab".contains(&made.as_bytes()[19]), "{made:?}");
     }
 
     #[test]
@@ -222,7 +219,7 @@ mod tests {
         const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let mut headers = HeaderMap::new();
         headers.insert(TRACEPARENT, HeaderValue::from_static(GIVEN));
-        assert_eq!(trace_id(&mut headers), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(traceparent(&mut headers), GIVEN);
         assert_eq!(headers[TRACEPARENT], GIVEN);
         for bad in [
             "",
@@ -234,8 +231,9 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
         ] {
             headers.insert(TRACEPARENT, HeaderValue::from_static(bad));
-            let made = trace_id(&mut headers);
-            assert_eq!(read_traceparent(headers[TRACEPARENT].to_str().unwrap()), Some(made.as_str()), "{bad}");
+            let made = traceparent(&mut headers);
+            assert_eq!(headers[TRACEPARENT], made);
+            assert!(read_traceparent(made.to_str().unwrap()).is_some() && made != bad, "{bad}");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use equerry_certs::tls::{self, ClientAuth};
@@ -16,6 +16,7 @@ use equerry_policies::names::{AccountName, InstanceId, ServiceName, SpiffeId, Tr
 use equerry_policies::policy::{Labels, Meaning};
 use equerry_policies::view::{self, EndpointAddress, WorkloadFacts};
 use equerry_policies::{compile, document, interpret};
+use equerry_traffic::balance::{Balancer, Member};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -187,12 +188,16 @@ impl World {
             },
             state: Arc::default(),
         });
+        let endpoints: Vec<Endpoint> = endpoints.collect();
+        let members = endpoints.iter().map(|endpoint| Member::new(endpoint.instance.as_str(), 1)).collect();
+        let mut rng = fastrand::Rng::new();
         let backend = Backend {
             name: name.clone(),
             traffic: view.traffic.clone(),
             accounts: accounts.into(),
             ports: view.ports,
-            endpoints: endpoints.collect(),
+            endpoints,
+            balancer: Balancer::new(&view.traffic.load_balancer, members, None, Instant::now(), &mut rng),
             limits: Arc::default(),
         };
         Destination {
@@ -239,6 +244,7 @@ fn settings(instance: &InstanceId, ports: &[(u16, SocketAddr)]) -> Settings {
         advertise: None,
         admin: any,
         telemetry: any,
+        dns: Vec::new(),
         workers: 1,
         access_log: AccessLogTarget::Off,
         health_path: None,

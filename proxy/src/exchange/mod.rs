@@ -9,7 +9,6 @@ pub(crate) mod connection;
 pub(crate) mod facts;
 pub(crate) mod reply;
 pub(crate) mod serve;
-mod timer;
 pub(crate) mod tries;
 
 #[cfg(test)]

@@ -18,9 +18,9 @@ use http::header::{
 use http::{Method, Response, StatusCode, Version};
 use serde::Serialize;
 
-use super::attempt::Answered;
 use super::body::{Answer, Held};
 use super::facts::Record;
+use crate::upstream::ResponseBody;
 
 /// How this proxy names itself in `Proxy-Status`.
 const NAME: &str = "equerry";
@@ -64,16 +64,21 @@ fn is_grpc(kind: &[u8]) -> bool {
 
 /// The response of an upstream, passed on. The `Proxy-Status` of an authenticated sidecar is its own; everybody else's is
 /// removed.
-pub(crate) fn answer(answered: Answered, held: Held, style: &Style, mut record: Record) -> Response<Answer> {
-    let (mut head, body) = answered.response.into_parts();
-    strip(&mut head.headers, answered.lease.peer().is_none());
+pub(crate) fn answer(
+    answered: Response<ResponseBody>,
+    held: Held,
+    style: &Style,
+    mut record: Record,
+) -> Response<Answer> {
+    let (mut head, body) = answered.into_parts();
+    strip(&mut head.headers, body.peer().is_none());
     if style.close {
         head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     head.version = Version::HTTP_11;
     head.extensions.clear();
     record.note(|exchange| exchange.status = head.status.as_u16());
-    Response::from_parts(head, Answer::theirs(body, answered.lease, held, record))
+    Response::from_parts(head, Answer::theirs(body, held, record))
 }
 
 /// Says that the request goes no further, and why.
@@ -233,16 +238,22 @@ fn strip(headers: &mut HeaderMap, stranger: bool) {
         http::header::TRANSFER_ENCODING,
         http::header::UPGRADE,
     ];
-    let options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let named: Vec<&HeaderName> = options
-        .flat_map(|value| value.split(','))
-        .filter_map(|option| headers.keys().find(|name| name.as_str().eq_ignore_ascii_case(option.trim())))
-        .filter(|name| **name != CONTENT_LENGTH)
-        .collect();
+    // Most answers name none but those that always go.
+    let named: Vec<HeaderName> = headers.get(CONNECTION).map(|_| named_by_connection(headers, &ALWAYS)).unwrap_or_default();
     let reserved = |name: &HeaderName| *name == PROXY_STATUS || name.as_str().starts_with("x-equerry-");
     let ends_here = |name: &&HeaderName| ALWAYS.contains(name) || named.contains(name) || stranger && reserved(name);
-    let taken: Vec<HeaderName> = headers.keys().filter(ends_here).cloned().collect();
-    for name in taken {
+    while let Some(name) = headers.keys().find(ends_here).cloned() {
         headers.remove(name);
     }
+}
+
+/// The fields that `Connection` names, beside those that `always` go.
+fn named_by_connection(headers: &HeaderMap, always: &[HeaderName]) -> Vec<HeaderName> {
+    let options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    options
+        .flat_map(|value| value.split(','))
+        .filter_map(|option| headers.keys().find(|name| name.as_str().eq_ignore_ascii_case(option.trim())))
+        .filter(|name| **name != CONTENT_LENGTH && !always.contains(name))
+        .cloned()
+        .collect()
 }

@@ -1,7 +1,7 @@
 //! The two pipelines, read downwards. Each value is made only by the stage before it: no route without the proof that a
 //! request may leave, nothing forwarded without a permit.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +9,7 @@ use equerry_policies::compile::{CompiledWorkload, Tenant};
 use equerry_policies::names::{Authority, ServiceName, TenantName};
 use equerry_policies::policy::{ErrorDetail, MtlsMode, ServicePort};
 use equerry_traffic::authorize::{self, Permit};
+use equerry_traffic::balance::Source;
 use equerry_traffic::deadline::Deadline;
 use equerry_traffic::normalize::{self, Normal, normalize};
 use equerry_traffic::quota::Share;
@@ -17,15 +18,17 @@ use equerry_traffic::token::Caller;
 use equerry_traffic::{Reason, Refusal, tenant, token};
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Request, Response, Version};
-use hyper::body::Incoming;
+use http::{HeaderMap, Method, Request, Response, Version};
 
-use super::attempt::{self, Answered, Outgoing};
+use super::attempt::{self, Outgoing};
 use super::body::{Answer, ToSend};
 use super::facts::{self, Record};
 use super::now;
 use super::reply::{self, Style};
-use super::tries::{self, Errand};
+use super::tries::{self, Answered, Errand};
+use crate::app::Shared;
+use crate::codec::http1::Bad;
+use crate::codec::{Incoming, MAX_HEADER_BYTES, spare};
 use crate::inbound::{Inbound, Via};
 use crate::live::{self, Backend, Destination, Live, NotThere};
 use crate::observe::Direction;
@@ -39,6 +42,21 @@ const APPLICATION_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Who called, as the application's frameworks know it (Envoy's header).
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
+/// A request whose head cannot be read.
+pub(crate) fn unreadable(shared: &Shared, direction: Direction, from: SocketAddr, bad: &Bad) -> Response<Answer> {
+    let mut head = Request::new(()).into_parts().0;
+    // Nobody knows which it was.
+    head.method = Method::from_bytes(b"-").unwrap_or_default();
+    let record = Record::open(facts::describe(direction, &mut head, from), &shared.observe);
+    shared.observe.handshake_failed(direction, bad.word());
+    let refusal = match bad {
+        Bad::TooLarge => Refusal::HeadTooLarge { limit: u64::from(MAX_HEADER_BYTES) },
+        bad => Refusal::bad_request(format!("the head of the request cannot be read: {bad}")),
+    };
+    let style = Style::of(&Method::GET, &head.headers, head.version, ErrorDetail::Reason, true);
+    reply::refuse(&refusal, &style, record)
+}
+
 /// An exchange that the application begins.
 pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Request<Incoming>) -> Response<Answer> {
     let busy = from.quiet.begin();
@@ -47,7 +65,9 @@ pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Reque
     let live = at.shared.live.load();
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
-    match leave(at, live, &mut head, body, &mut record).await {
+    let left = leave(at, from.address.ip(), live, &mut head, body, &mut record).await;
+    spare::keep(head.headers);
+    match left {
         Ok((answered, held)) => reply::answer(answered, (Some(held), Some(busy)), &style, record),
         Err(refusal) => reply::refuse(&refusal, &style, record),
     }
@@ -55,6 +75,7 @@ pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Reque
 
 async fn leave(
     at: &Outbound,
+    from: IpAddr,
     live: Arc<Live>,
     head: &mut Parts,
     body: Incoming,
@@ -62,7 +83,7 @@ async fn leave(
 ) -> Result<(Answered, live::Held), Refusal> {
     let normal = normalize(head, normalize::Direction::Outbound)?;
     record.note(|exchange| {
-        (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned());
+        (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });
     let (live, named) = resolve(at, live, &normal).await?;
     record.note(|exchange| exchange.epoch = live.epoch);
@@ -76,11 +97,14 @@ async fn leave(
     let held = take_place(backend)?;
     let protocol = if head.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
     let body = in_time(deadline, ToSend::take(body, choice.retry().is_some(), record)).await?;
+    let source = Source { address: from, instance: at.shared.settings.instance.as_str(), identity: &live.own };
+    let key = backend.balancer.key(head, &source);
     let mut outgoing = Outgoing::new(head, normal, body);
     let errand = Errand {
         destination,
         backend,
         port,
+        key,
         protocol,
         identity: at.shared.identity.current(),
         deadline,
@@ -178,10 +202,12 @@ pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>)
         exchange.source = via.peer.clone();
         exchange.destination_principal = Some(live.own.clone());
         exchange.tls = via.peer.is_some();
-        exchange.sni = via.server_name.as_deref().map(str::to_owned);
+        exchange.sni = via.server_name.clone();
     });
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), at.shared.drain.begun());
-    match enter(at, &live, via, &mut head, body, &mut record).await {
+    let entered = enter(at, &live, via, &mut head, body, &mut record).await;
+    spare::keep(head.headers);
+    match entered {
         Ok((answered, counted)) => {
             let mut response = reply::answer(answered, (None, None), &style, record);
             if let Some((tenant, share)) = counted {
@@ -203,7 +229,7 @@ async fn enter(
 ) -> Result<(Answered, Counted), Refusal> {
     let normal = normalize(head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some() })?;
     record.note(|exchange| {
-        (exchange.path, exchange.authority) = (normal.path().to_owned(), normal.authority().to_owned());
+        (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });
     let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
     let door = door(at, workload, via, &normal)?;

@@ -12,13 +12,17 @@ use equerry_traffic::breaker::Transition;
 use equerry_traffic::deadline::Deadline;
 use equerry_traffic::retry::{self, Failure, Verdict};
 use equerry_traffic::{Reason, Refusal};
+use http::Response;
 
-use super::attempt::{self, Answered, Failed, Outgoing};
+use super::attempt::{self, Failed, Outgoing};
 use super::facts::Record;
 use super::{now, reply};
 use crate::live::{Backend, Destination, TlsIdentity};
 use crate::observe::BreakerState;
-use crate::upstream::{self, Chosen, LONGEST_IDLE, Places, Pool, Protocol, Target, Whom};
+use crate::upstream::{self, Chosen, LONGEST_IDLE, Places, Pool, Protocol, ResponseBody, Target, Whom};
+
+/// A response whose head is here.
+pub(crate) type Answered = Response<ResponseBody>;
 
 /// Everything that the tries of one exchange share.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) backend: &'a Backend,
     /// The port of that Service.
     pub(crate) port: &'a ServicePort,
+    /// What the backend's balancer hashes, if it does.
+    pub(crate) key: Option<u64>,
     /// What the caller speaks; between sidecars the same is spoken.
     pub(crate) protocol: Protocol,
     /// As whom we call; `None` while we have no valid certificate.
@@ -67,7 +73,7 @@ pub(crate) async fn until_answered(
         record.observe().retry("sent");
         retries += 1;
         if let Ok(answered) = outcome {
-            answered.discard();
+            attempt::discard(answered);
         }
         tokio::time::sleep(after).await;
     }
@@ -75,7 +81,7 @@ pub(crate) async fn until_answered(
 
 fn choose<'a>(errand: &Errand<'a>, tried: &mut Vec<usize>, record: &Record) -> Result<Chosen<'a>, Refusal> {
     let backend = errand.backend;
-    let chosen = with_randomness(|rng| upstream::choose(backend, errand.port.port, tried, now(), rng));
+    let chosen = with_randomness(|rng| upstream::choose(backend, errand.port.port, errand.key, tried, now(), rng));
     let chosen = chosen.map_err(|none| match none {
         NoEndpoint::None => Refusal::NoHealthyEndpoint { service: backend.name.clone() },
         NoEndpoint::AllOpen => Refusal::BreakerOpen { service: backend.name.clone() },
@@ -106,7 +112,7 @@ async fn once(
     record.note(|exchange| exchange.upstream_time = Some(ended.saturating_duration_since(began)));
     let verdict = match &outcome {
         Ok(answered) => {
-            record.note(|exchange| exchange.destination_principal = answered.lease.peer().cloned());
+            record.note(|exchange| exchange.destination_principal = answered.body().peer().cloned());
             verdict(answered)
         }
         Err(failed) if failed.refusal.reason().counts_against_endpoint() => Some(balance::Verdict::Failure),
@@ -114,7 +120,7 @@ async fn once(
     };
     if let Some(verdict) = verdict {
         let breaker = backend.traffic.breaker.as_ref();
-        let change = with_randomness(|rng| chosen.this_try.finish(verdict, breaker, ended, rng));
+        let change = with_randomness(|rng| chosen.this_try.finish(verdict, breaker, &backend.endpoints, ended, rng));
         report(change, backend, &chosen.endpoint.instance, record);
     }
     outcome
@@ -149,7 +155,7 @@ fn target<'a>(errand: &'a Errand<'a>, chosen: &Chosen<'_>) -> Result<Target<'a>,
 
 /// The reason that the sidecar beside the application gives for a response of its own making.
 pub(crate) fn believed(answered: &Answered) -> Option<Reason> {
-    answered.lease.peer().and_then(|_| reply::believed(answered.response.headers()))
+    answered.body().peer().and_then(|_| reply::believed(answered.headers()))
 }
 
 /// What an answer says about its endpoint; `None`: nothing, because policy decided it there.
@@ -159,9 +165,8 @@ fn verdict(answered: &Answered) -> Option<balance::Verdict> {
         Some(reason) if reason.counts_against_endpoint() => Some(balance::Verdict::Failure),
         Some(_) => None,
         None => {
-            let response = &answered.response;
-            let unavailable = response.headers().get("grpc-status").is_some_and(|status| status == UNAVAILABLE);
-            let failed = response.status().is_server_error() || unavailable;
+            let unavailable = answered.headers().get("grpc-status").is_some_and(|status| status == UNAVAILABLE);
+            let failed = answered.status().is_server_error() || unavailable;
             Some(if failed { balance::Verdict::Failure } else { balance::Verdict::Success })
         }
     }
@@ -170,7 +175,7 @@ fn verdict(answered: &Answered) -> Option<balance::Verdict> {
 fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Outgoing<'_>, retries: u32) -> Verdict {
     let failure = match outcome {
         Ok(answered) => {
-            let status = answered.response.status().as_u16();
+            let status = answered.status().as_u16();
             match believed(answered) {
                 Some(reason) => Failure::Mesh { reason, status, unprocessed: reason.provably_unprocessed() },
                 None => Failure::Status(status),
@@ -185,6 +190,9 @@ fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Out
         retry: errand.retry,
         method_named: errand.method_named,
         replayable: outgoing.can_be_sent(),
+        marked: false,
+        pushback: retry::Pushback::None,
+        place: true,
         retries,
         deadline: errand.deadline,
     };
@@ -213,7 +221,7 @@ fn report(change: Option<Transition>, backend: &Backend, instance: &InstanceId, 
     let state = match change {
         Transition::Opened { .. } | Transition::Reopened { .. } => BreakerState::Open,
         Transition::Probing => BreakerState::HalfOpen,
-        Transition::Closed => BreakerState::Closed,
+        Transition::Closed | Transition::Kept { .. } => BreakerState::Closed,
     };
     record.observe().breaker(&backend.name, instance, state);
     if state == BreakerState::Open {

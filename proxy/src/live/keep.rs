@@ -1,4 +1,5 @@
-//! What outlives a change of configuration, by id: endpoints' latency and breakers, retry budgets, counts in flight.
+//! What outlives a change of configuration, by id: endpoints' latency and breakers, balancers, retry budgets, counts in
+//! flight.
 //!
 //! A thing that is no longer named is remembered for a while, so that a flapping registration does not close an open
 //! breaker, and is then forgotten.
@@ -9,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use equerry_policies::names::{InstanceId, ServiceName};
-use equerry_traffic::balance::EndpointState;
+use equerry_policies::policy::LoadBalancer;
+use equerry_traffic::balance::{Balancer, EndpointState, Member};
 use equerry_traffic::retry::RetryBudget;
 
 use super::limits::LimitState;
@@ -21,6 +23,7 @@ const MEMORY: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub(crate) struct Keep {
     endpoints: Kept<(ServiceName, InstanceId), EndpointState>,
+    balancers: HashMap<ServiceName, (Arc<Balancer>, Instant)>,
     budgets: Kept<ServiceName, RetryBudget>,
     limits: Kept<ServiceName, LimitState>,
 }
@@ -37,6 +40,20 @@ impl Keep {
         self.endpoints.named(key, now)
     }
 
+    /// The balancer of a backend's list of endpoints: the same as before where nothing has changed.
+    pub(crate) fn balancer(
+        &mut self,
+        backend: &ServiceName,
+        settings: &LoadBalancer,
+        members: Vec<Member>,
+        now: Instant,
+    ) -> Arc<Balancer> {
+        let before = self.balancers.get(backend).map(|(before, _)| before);
+        let balancer = Balancer::new(settings, members, before, now, &mut fastrand::Rng::new());
+        self.balancers.insert(backend.clone(), (Arc::clone(&balancer), now));
+        balancer
+    }
+
     /// The retry budget of a Service that callers name.
     pub(crate) fn budget(&mut self, service: &ServiceName, now: Instant) -> Arc<RetryBudget> {
         self.budgets.named(service.clone(), now)
@@ -49,6 +66,7 @@ impl Keep {
 
     /// Forgets what has not been named for [`MEMORY`]; the endpoints forgotten.
     pub(crate) fn forget(&mut self, now: Instant) -> Vec<(ServiceName, InstanceId)> {
+        self.balancers.retain(|_, (_, named)| now.duration_since(*named) <= MEMORY);
         self.budgets.forget(now);
         self.limits.forget(now);
         self.endpoints.forget(now)

@@ -29,7 +29,7 @@ use equerry_policies::compile::{CompiledDestination, CompiledWorkload};
 use equerry_policies::names::{InstanceId, ServiceName, SpiffeId};
 use equerry_policies::policy::{ServicePort, TrafficPolicy};
 use equerry_policies::view::EndpointAddress;
-use equerry_traffic::balance::EndpointState;
+use equerry_traffic::balance::{Balancer, EndpointState};
 use equerry_traffic::retry::RetryBudget;
 use tokio::sync::{mpsc, watch};
 
@@ -89,6 +89,8 @@ pub struct Backend {
     pub ports: Vec<ServicePort>,
     /// Where it can be reached now.
     pub endpoints: Vec<Endpoint>,
+    /// How one of them is chosen; made for this very list.
+    pub balancer: Arc<Balancer>,
     /// What is in flight to it from this proxy; kept across changes.
     pub limits: Arc<LimitState>,
 }
@@ -106,12 +108,6 @@ pub struct Endpoint {
 
 impl AsRef<EndpointState> for Endpoint {
     fn as_ref(&self) -> &EndpointState {
-        &self.state
-    }
-}
-
-impl AsRef<Arc<EndpointState>> for Endpoint {
-    fn as_ref(&self) -> &Arc<EndpointState> {
         &self.state
     }
 }

@@ -171,13 +171,15 @@ pub(crate) fn compiled_workload() -> Arc<equerry_policies::compile::CompiledWork
 fn route(to: &[&str], path: PathMatch) -> HttpRoute {
     HttpRoute {
         name: equerry_policies::names::PolicyName::parse("shop/route").unwrap(),
+        kind: equerry_policies::policy::RouteKind::Http,
         parents: vec![(service("shop/orders"), None)],
         rules: vec![RouteRule {
             name: None,
-            matches: vec![RouteMatch { path, headers: Vec::new(), method: None }],
+            matches: vec![RouteMatch { path, headers: Vec::new(), query: Vec::new(), method: None }],
+            filters: vec![],
             backends: to
                 .iter()
-                .map(|name| equerry_policies::policy::Backend { service: service(name), port: Some(80), weight: 1 })
+                .map(|name| equerry_policies::policy::Backend { service: service(name), port: Some(80), weight: 1, filters: vec![] })
                 .collect(),
             request_timeout: None,
             try_timeout: None,
@@ -200,6 +202,8 @@ fn destination(name: &str, routes: Vec<HttpRoute>) -> Resource {
         accounts: vec![equerry_policies::names::AccountName::parse("shop/orders").unwrap()],
         external: None,
         routes,
+        tcp_routes: vec![],
+        faults: vec![],
         traffic: TrafficPolicy::default(),
         backends,
         origin: Origin::default(),
@@ -210,6 +214,7 @@ fn endpoints(name: &str, ports: &[u16]) -> Resource {
     let endpoints = ports.iter().map(|port| EndpointView {
         instance: InstanceId::parse(&format!("i{port}")).unwrap(),
         address: EndpointAddress::Mesh(([127, 0, 0, 1], *port).into()),
+        weight: 1,
     });
     Resource::Endpoints(Box::new(EndpointsView { service: service(name), endpoints: endpoints.collect() }))
 }

@@ -12,6 +12,7 @@ use equerry_policies::compile::{self, CompiledDestination, CompiledWorkload};
 use equerry_policies::complaint::Complaint;
 use equerry_policies::names::{InstanceId, ServiceName, SpiffeId};
 use equerry_policies::view::{DestinationView, EndpointView};
+use equerry_traffic::balance::Member;
 use equerry_wire::proto;
 use equerry_wire::{Resource, ResourceKey};
 
@@ -287,6 +288,7 @@ impl Swap {
                 state: self.keep.endpoint(service, &endpoint.instance, now),
             })
             .collect();
+        let members = listed.iter().map(|endpoint| Member::new(endpoint.instance.as_str(), endpoint.weight)).collect();
         let accounts = view.accounts.iter().map(|account| {
             SpiffeId::new(self.own.trust_domain.clone(), account.namespace.clone(), account.name.clone())
         });
@@ -296,6 +298,7 @@ impl Swap {
             accounts: accounts.collect(),
             ports: view.ports.clone(),
             endpoints,
+            balancer: self.keep.balancer(service, &view.traffic.load_balancer, members, now),
             limits: self.keep.limits(service, now),
         };
         Destination {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -187,9 +188,9 @@ fn render(exchange: &Exchange, ended: SystemTime, out: &mut String) {
     line.text("start_time", started.format(&Rfc3339).ok().as_deref());
     line.text("direction", Some(exchange.direction.as_str()));
     line.text("method", Some(exchange.method.as_str()));
-    line.text("path", Some(&exchange.path));
+    line.text("path", Some(exchange.target.path()));
     line.text("protocol", Some(reason::protocol(exchange.protocol)));
-    line.text("authority", Some(&exchange.authority));
+    line.value("authority", Some(&exchange.authority));
     line.number("response_code", u128::from(exchange.status));
     line.text("response_flags", Some(exchange.reason.flag()));
     line.text("response_code_details", Some(reason::details(exchange.reason)));
@@ -212,11 +213,16 @@ fn render(exchange: &Exchange, ended: SystemTime, out: &mut String) {
     line.text("tls", Some(reason::tls(exchange.tls)));
     line.shown("tenant", exchange.tenant.as_ref());
     line.number("epoch", u128::from(exchange.epoch));
-    line.text("request_id", Some(&exchange.request_id));
-    line.text("trace_id", exchange.trace_id.as_deref());
-    line.text("user_agent", exchange.user_agent.as_deref());
-    line.text("x_forwarded_for", exchange.x_forwarded_for.as_deref());
+    line.value("request_id", Some(&exchange.request_id));
+    line.text("trace_id", exchange.traceparent.as_ref().and_then(trace_id));
+    line.value("user_agent", exchange.user_agent.as_ref());
+    line.value("x_forwarded_for", exchange.x_forwarded_for.as_ref());
     line.close();
+}
+
+/// The second part of a well-formed `traceparent`.
+fn trace_id(traceparent: &HeaderValue) -> Option<&str> {
+    traceparent.to_str().ok()?.split('-').nth(1)
 }
 
 /// A JSON object being written on one line.
@@ -246,6 +252,10 @@ impl<'a> Line<'a> {
             Some(value) => quote(value, self.out),
             None => self.out.push_str("null"),
         }
+    }
+
+    fn value(&mut self, key: &str, value: Option<&HeaderValue>) {
+        self.text(key, value.map(|value| String::from_utf8_lossy(value.as_bytes())).as_deref());
     }
 
     fn shown(&mut self, key: &str, value: Option<&impl ToString>) {
@@ -295,17 +305,17 @@ mod tests {
     #[test]
     fn a_forged_line_break_or_escape_stays_inside_its_field() {
         let mut exchange = an_exchange();
-        exchange.path = "/a\n{\"reason\":\"ok\"}".to_owned();
-        exchange.user_agent = Some("x\u{1b}[31m\u{9b}31m\u{7f}\"\\ \u{2028}é".to_owned());
-        exchange.sni = Some("\r\nforged".to_owned());
+        exchange.policy_rule = Some("/a\n{\"reason\":\"ok\"}".to_owned());
+        exchange.detail = Some("x\u{1b}[31m\u{9b}31m\u{7f}\"\\ \u{2028}é".to_owned());
+        exchange.sni = Some("\r\nforged".into());
         let mut text = String::new();
         render(&exchange, SystemTime::now(), &mut text);
 
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
         assert!(!text.trim_end().chars().any(char::is_control), "{text}");
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(read["path"], exchange.path.as_str());
-        assert_eq!(read["user_agent"], exchange.user_agent.unwrap().as_str());
+        assert_eq!(read["policy"], exchange.policy_rule.unwrap().as_str());
+        assert_eq!(read["upstream_transport_failure_reason"], exchange.detail.unwrap().as_str());
         assert_eq!(read["requested_server_name"], "\r\nforged");
     }
 

@@ -57,10 +57,10 @@ pub struct Exchange {
     pub epoch: u64,
     /// The method as received.
     pub method: http::Method,
-    /// The normalised path, without its query (which may carry secrets).
-    pub path: String,
+    /// The normalised target; only its path is told, because a query may carry secrets.
+    pub target: http::uri::PathAndQuery,
     /// The normalised authority.
-    pub authority: String,
+    pub authority: http::HeaderValue,
     /// The version spoken by the caller.
     pub protocol: http::Version,
     /// The status sent; 0 when the caller left before there was one.
@@ -92,17 +92,17 @@ pub struct Exchange {
     /// The caller's address.
     pub peer_address: SocketAddr,
     /// `x-request-id`.
-    pub request_id: String,
-    /// From `traceparent`.
-    pub trace_id: Option<String>,
+    pub request_id: http::HeaderValue,
+    /// The trace it belongs to, as it is forwarded.
+    pub traceparent: Option<http::HeaderValue>,
     /// Mutual TLS on the mesh's side of it.
     pub tls: bool,
     /// The caller's `user-agent`.
-    pub user_agent: Option<String>,
+    pub user_agent: Option<http::HeaderValue>,
     /// The caller's `x-forwarded-for`.
-    pub x_forwarded_for: Option<String>,
+    pub x_forwarded_for: Option<http::HeaderValue>,
     /// The server name of the TLS connection, inbound.
-    pub sni: Option<String>,
+    pub sni: Option<Arc<str>>,
     /// Why it failed, for people: an I/O or TLS error in words.
     pub detail: Option<String>,
 }
@@ -263,8 +263,8 @@ pub(crate) mod tests {
             upstream_time: Some(Duration::from_millis(2)),
             epoch: 7,
             method: http::Method::GET,
-            path: "/".to_owned(),
-            authority: "orders.shop".to_owned(),
+            target: http::uri::PathAndQuery::from_static("/"),
+            authority: http::HeaderValue::from_static("orders.shop"),
             protocol: http::Version::HTTP_11,
             status: 200,
             reason: Reason::Ok,
@@ -280,8 +280,8 @@ pub(crate) mod tests {
             retry_outcome: None,
             upstream_address: None,
             peer_address: ([127, 0, 0, 1], 40_000).into(),
-            request_id: "one".to_owned(),
-            trace_id: None,
+            request_id: http::HeaderValue::from_static("one"),
+            traceparent: None,
             tls: true,
             user_agent: None,
             x_forwarded_for: None,

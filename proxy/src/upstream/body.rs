@@ -1,4 +1,5 @@
-//! The body of a request on its way out: nothing, bytes held for a retry, or the caller's own stream.
+//! Bodies: of a request on its way out (nothing, bytes held for a retry, or the caller's own stream), and of its response,
+//! with the connection it comes over.
 
 use std::cell::Cell;
 use std::error::Error;
@@ -11,7 +12,11 @@ use bytes::Bytes;
 use equerry_traffic::normalize;
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+
+use super::connect::Connected;
+use super::pool::{Exchanging, Place};
+use crate::codec::http1::call::Call;
+use crate::codec::{BodyError, Incoming};
 
 /// How the caller's stream ended early: no fault of whoever it was sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +29,10 @@ pub(crate) enum BrokeOff {
 
 impl BrokeOff {
     /// What an error of the caller's stream means.
-    pub(crate) fn of(error: &hyper::Error) -> Self {
+    pub(crate) fn of(error: &BodyError) -> Self {
+        let BodyError::Http2(error) = error else {
+            return if matches!(error, BodyError::Malformed(_)) { Self::Unreadable } else { Self::Gone };
+        };
         let kind = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         match kind {
             Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Self::Unreadable,
@@ -55,9 +63,9 @@ pub(crate) enum RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => {
@@ -93,6 +101,91 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Streaming { from, .. } => from.size_hint(),
+        }
+    }
+}
+
+/// The body of a response. When it has passed, its connection is given back; when it is dropped before, an HTTP/1.1
+/// connection is closed, and so the work at its other end is over.
+pub(crate) struct ResponseBody {
+    facts: Rc<Connected>,
+    from: From,
+}
+
+enum From {
+    Http1 { call: Box<Call<RequestBody>>, place: Place },
+    Http2 { body: hyper::body::Incoming, _exchanging: Exchanging },
+    /// All of it has passed.
+    Passed,
+}
+
+impl ResponseBody {
+    pub(super) fn http1(facts: Rc<Connected>, call: Call<RequestBody>, place: Place) -> Self {
+        Self { facts, from: From::Http1 { call: Box::new(call), place } }.unless_passed()
+    }
+
+    pub(super) fn http2(facts: Rc<Connected>, body: hyper::body::Incoming, exchanging: Exchanging) -> Self {
+        Self { facts, from: From::Http2 { body, _exchanging: exchanging } }.unless_passed()
+    }
+
+    /// Who answers there, if a certificate says so.
+    pub(crate) fn peer(&self) -> Option<&equerry_policies::names::SpiffeId> {
+        self.facts.peer.as_ref()
+    }
+
+    fn unless_passed(mut self) -> Self {
+        let ended = match &self.from {
+            From::Http1 { call, .. } => call.is_end(),
+            From::Http2 { body, .. } => body.is_end_stream(),
+            From::Passed => false,
+        };
+        if ended {
+            self.passed();
+        }
+        self
+    }
+
+    fn passed(&mut self) {
+        if let From::Http1 { call, place } = std::mem::replace(&mut self.from, From::Passed)
+            && let Some(link) = call.into_link()
+        {
+            place.give_back(link);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let (frame, ended) = match &mut this.from {
+            From::Http1 { call, .. } => (ready!(call.poll_frame(cx)), call.is_end()),
+            From::Http2 { body, .. } => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                (frame.map(|frame| frame.map_err(BodyError::Http2)), body.is_end_stream())
+            }
+            From::Passed => return Poll::Ready(None),
+        };
+        match &frame {
+            Some(Err(_)) => this.from = From::Passed,
+            None => this.passed(),
+            Some(Ok(_)) if ended => this.passed(),
+            Some(Ok(_)) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.from, From::Passed)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.from {
+            From::Http1 { call, .. } => call.left().map(SizeHint::with_exact).unwrap_or_default(),
+            From::Http2 { body, .. } => body.size_hint(),
+            From::Passed => SizeHint::with_exact(0),
         }
     }
 }

@@ -17,7 +17,7 @@ use equerry_certs::PeerFault;
 use equerry_certs::tls::{self, TicketWatch};
 use equerry_policies::names::{ServiceName, SpiffeId};
 use equerry_policies::policy::AppProtocol;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,7 +26,9 @@ use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{MAX_HEADER_BYTES, MAX_HEADERS, OnThisThread, RequestBody};
+use super::{OnThisThread, RequestBody};
+use crate::codec::http1::call;
+use crate::codec::{Link, MAX_HEADER_BYTES};
 use crate::live::{Held, LimitState, TlsIdentity};
 
 /// An HTTP/2 connection is asked for a sign of life this often, so that a peer that vanished is noticed.
@@ -203,13 +205,31 @@ impl Connected {
 /// A connection that one exchange uses at a time.
 #[derive(Debug)]
 pub(super) struct Http1 {
-    pub(super) send: http1::SendRequest<RequestBody>,
+    pub(super) link: Link,
     pub(super) facts: Rc<Connected>,
     /// Given back with the connection, not with its task: a connection that nobody can use is no longer counted.
-    place: Option<(Held, Arc<LimitState>)>,
+    pub(super) place: Option<(Held, Arc<LimitState>)>,
 }
 
 impl Http1 {
+    /// Waits until the peer has accepted our certificate; at once on a connection in use.
+    ///
+    /// # Errors
+    /// When the peer refused it, or ended the connection.
+    pub(super) async fn confirmed(&mut self) -> Result<(), ConnectFailure> {
+        while !self.facts.confirmed.get() {
+            let heard = call::heard(&mut self.link, || self.facts.confirmed.get()).await;
+            if let Some(refusal) = self.facts.refusal() {
+                return Err(ConnectFailure::Failed(refusal.to_owned()));
+            }
+            match heard {
+                Ok(()) => {}
+                Err(error) => return Err(ConnectFailure::Failed(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
     /// Whether it is one of the connections that `state` counts.
     pub(super) fn counted_for(&self, state: &Arc<LimitState>) -> bool {
         self.place.as_ref().is_some_and(|(_, of)| Arc::ptr_eq(of, state))
@@ -235,15 +255,8 @@ pub(super) async fn http1(target: &Target<'_>, session: Option<&Session>) -> Res
     in_time(target.connect_timeout, async {
         let place = target.places.map(|places| places.connection()).transpose()?;
         let (wire, facts) = open(target, session).await?;
-        let (send, connection) = http1::Builder::new()
-            .max_headers(MAX_HEADERS)
-            .max_header_size(MAX_HEADER_BYTES as usize)
-            .handshake(TokioIo::new(wire))
-            .await
-            .map_err(|error| ConnectFailure::Failed(in_words(&error)))?;
-        drive(connection, &facts);
         let place = place.zip(target.places.map(|places| Arc::clone(places.state)));
-        Ok(Http1 { send, facts, place })
+        Ok(Http1 { link: Link::new(wire), facts, place })
     })
     .await
 }
@@ -364,11 +377,9 @@ impl AsyncRead for Wire {
                 match &read {
                     Poll::Ready(Err(error)) => facts.refuse(|| error.to_string()),
                     Poll::Ready(Ok(())) if buf.filled().len() > before => facts.confirm(),
-                    Poll::Ready(Ok(())) | Poll::Pending => {
-                        if ticket.arrived() {
-                            facts.confirm();
-                        }
-                    }
+                    _ if ticket.arrived() => facts.confirm(),
+                    Poll::Ready(Ok(())) => facts.refuse(|| "the peer closed the connection".to_owned()),
+                    Poll::Pending => {}
                 }
                 read
             }

@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,13 +16,14 @@ use equerry_policies::names::{ServiceName, SpiffeId};
 use futures_util::FutureExt;
 use futures_util::future::Shared;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::RequestBody;
+use super::{RequestBody, ResponseBody};
 use super::connect::{self, ConnectFailure, Connected, Http1, Http2, Places, Protocol, Session, Target, Whom};
-use crate::live::{LimitState, TlsIdentity};
+use crate::codec::Link;
+use crate::codec::http1::call::{self, Call};
+use crate::live::{Held, LimitState, TlsIdentity};
 
 /// How often idle connections are looked at.
 const REAP_EVERY: Duration = Duration::from_secs(1);
@@ -51,6 +52,10 @@ struct Idle {
     until: Instant,
 }
 
+/// The idle HTTP/1.1 connections that are interchangeable, the last used at the end.
+#[derive(Default)]
+struct Shelf(RefCell<Vec<Idle>>);
+
 /// An HTTP/2 connection on its way, for all who wait for it.
 type Coming = Shared<oneshot::Receiver<Result<Rc<SharedHttp2>, ConnectFailure>>>;
 
@@ -71,7 +76,7 @@ struct SharedHttp2 {
 /// The connections of one worker.
 #[derive(Default)]
 pub(crate) struct Pool {
-    http1: RefCell<HashMap<Key, Vec<Idle>>>,
+    http1: RefCell<HashMap<Key, Rc<Shelf>>>,
     http2: RefCell<HashMap<Key, Slot>>,
     sessions: RefCell<HashMap<(ServiceName, Protocol), KeptSession>>,
 }
@@ -106,7 +111,8 @@ impl Pool {
         let key = Key::of(target);
         match target.protocol {
             Protocol::Http1 => {
-                let kept = if fresh { None } else { self.kept_http1(&key, target.whom) };
+                let shelf = self.shelf(key);
+                let kept = if fresh { None } else { shelf.take(target.whom) };
                 let reused = kept.is_some();
                 let connection = match kept {
                     Some(kept) => kept,
@@ -121,8 +127,7 @@ impl Pool {
                 Ok(Lease(Kind::Http1 {
                     connection,
                     reused,
-                    home: Rc::downgrade(self),
-                    key,
+                    shelf,
                     idle_timeout: target.idle_timeout,
                 }))
             }
@@ -134,23 +139,8 @@ impl Pool {
         }
     }
 
-    /// The most recently used connection that still stands and whose peer is still accepted.
-    fn kept_http1(&self, key: &Key, whom: Option<Whom<'_>>) -> Option<Http1> {
-        let mut all = self.http1.borrow_mut();
-        let kept = all.get_mut(key)?;
-        // Only what is met on the way is looked at: at every request there may be hundreds.
-        let mut looked_at = kept.len();
-        while looked_at > 0 {
-            looked_at -= 1;
-            let Http1 { send, facts, .. } = &kept[looked_at].connection;
-            if send.is_closed() || !accepted(facts, whom) {
-                kept.remove(looked_at);
-            } else if send.is_ready() {
-                return Some(kept.remove(looked_at).connection);
-            }
-            // Else its last request is still being sent (it was answered early): it is left for later.
-        }
-        None
+    fn shelf(&self, key: Key) -> Rc<Shelf> {
+        Rc::clone(self.http1.borrow_mut().entry(key).or_default())
     }
 
     async fn shared_http2(
@@ -251,7 +241,8 @@ impl Pool {
         if places.state.connection(places.connections).is_some() {
             return;
         }
-        for kept in self.http1.borrow_mut().values_mut() {
+        for shelf in self.http1.borrow().values() {
+            let mut kept = shelf.0.borrow_mut();
             if let Some(idle) = kept.iter().position(|idle| idle.connection.counted_for(places.state)) {
                 kept.remove(idle);
                 return;
@@ -261,14 +252,28 @@ impl Pool {
 
     fn reap(&self) {
         let now = Instant::now();
-        self.http1.borrow_mut().retain(|_, kept| {
-            kept.retain(|idle| !idle.connection.send.is_closed() && now < idle.until);
-            !kept.is_empty()
+        self.http1.borrow_mut().retain(|_, shelf| {
+            shelf.0.borrow_mut().retain_mut(|idle| now < idle.until && call::is_quiet(&mut idle.connection.link));
+            Rc::strong_count(shelf) > 1 || !shelf.0.borrow().is_empty()
         });
         self.http2.borrow_mut().retain(|_, slot| match slot {
             Slot::Coming(_) => true,
             Slot::Here(here) => here.is_usable() && !here.is_stale(now),
         });
+    }
+}
+
+impl Shelf {
+    /// The most recently used connection that still stands and whose peer is still accepted.
+    fn take(&self, whom: Option<Whom<'_>>) -> Option<Http1> {
+        let mut kept = self.0.borrow_mut();
+        // What is met on the way is looked at, not all of them: there may be hundreds.
+        while let Some(Idle { mut connection, .. }) = kept.pop() {
+            if accepted(&connection.facts, whom) && call::is_quiet(&mut connection.link) {
+                return Some(connection);
+            }
+        }
+        None
     }
 }
 
@@ -357,12 +362,27 @@ impl OwnedTarget {
 pub(crate) struct Lease(Kind);
 
 enum Kind {
-    Http1 { connection: Http1, reused: bool, home: Weak<Pool>, key: Key, idle_timeout: Duration },
+    Http1 { connection: Http1, reused: bool, shelf: Rc<Shelf>, idle_timeout: Duration },
     Http2 { connection: Exchanging, reused: bool },
 }
 
+/// Where an HTTP/1.1 connection goes when its exchange is over.
+pub(super) struct Place {
+    shelf: Rc<Shelf>,
+    facts: Rc<Connected>,
+    counted: Option<(Held, Arc<LimitState>)>,
+    idle_timeout: Duration,
+}
+
+impl Place {
+    pub(super) fn give_back(self, link: Link) {
+        let connection = Http1 { link, facts: self.facts, place: self.counted };
+        self.shelf.0.borrow_mut().push(Idle { connection, until: Instant::now() + self.idle_timeout });
+    }
+}
+
 /// An exchange on a shared connection; over when dropped.
-struct Exchanging(Rc<SharedHttp2>);
+pub(super) struct Exchanging(Rc<SharedHttp2>);
 
 impl Drop for Exchanging {
     fn drop(&mut self) {
@@ -371,17 +391,35 @@ impl Drop for Exchanging {
     }
 }
 
+/// A request in the form that a connection takes.
+#[derive(Debug)]
+pub(crate) enum Message<'a> {
+    /// Its head is left where it is.
+    Http1(call::Head<'a>, RequestBody),
+    /// All of it is handed over.
+    Http2(Request<RequestBody>),
+}
+
 /// A request that got no response head.
 #[derive(Debug)]
 pub(crate) struct SendFailure {
-    /// The request, when nothing of it was sent.
-    pub(crate) unsent: Option<Request<RequestBody>>,
-    /// The peer says that it did not process it.
+    /// The peer has certainly not processed it: nothing was sent, or the peer says so.
     pub(crate) refused: bool,
+    /// What can be sent over another connection.
+    pub(crate) untouched: Untouched,
     /// The peer did not accept us: the connection never stood.
     pub(crate) not_connected: bool,
     /// What happened, in words.
     pub(crate) detail: String,
+}
+
+/// The parts of a request that were handed over and not used.
+#[derive(Debug, Default)]
+pub(crate) struct Untouched {
+    /// Its headers.
+    pub(crate) headers: Option<http::HeaderMap>,
+    /// Its body.
+    pub(crate) body: Option<RequestBody>,
 }
 
 impl Lease {
@@ -392,57 +430,78 @@ impl Lease {
         }
     }
 
-    /// Who answers there, if a certificate says so.
-    pub(crate) fn peer(&self) -> Option<&SpiffeId> {
-        self.facts().peer.as_ref()
-    }
-
     /// Waits until the peer has accepted our certificate.
     ///
     /// # Errors
     /// When it has not.
-    pub(crate) async fn confirmed(&self) -> Result<(), ConnectFailure> {
-        self.facts().confirmed().await
+    pub(crate) async fn confirmed(&mut self) -> Result<(), ConnectFailure> {
+        match &mut self.0 {
+            Kind::Http1 { connection, .. } => connection.confirmed().await,
+            Kind::Http2 { connection, .. } => connection.0.connection.facts.confirmed().await,
+        }
     }
 
     /// Sends the request and waits for the head of the response.
     ///
     /// # Errors
     /// When the connection ends first; says what became of the request.
-    pub(crate) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendFailure> {
-        let sent = match &mut self.0 {
-            Kind::Http1 { connection, .. } => connection.send.try_send_request(request).await,
-            Kind::Http2 { connection, .. } => connection.0.connection.send.clone().try_send_request(request).await,
-        };
-        sent.map_err(|mut failure| {
-            let unsent = failure.take_message();
-            let error = failure.into_error();
-            let refusal = self.facts().refusal();
-            SendFailure {
-                refused: unsent.is_some() || is_refused_stream(&error),
-                not_connected: refusal.is_some(),
-                detail: refusal.map_or_else(|| connect::in_words(&error), str::to_owned),
-                unsent,
+    pub(crate) async fn send(self, message: Message<'_>) -> Result<Response<ResponseBody>, SendFailure> {
+        match (self.0, message) {
+            (Kind::Http1 { connection, shelf, idle_timeout, .. }, Message::Http1(head, body)) => {
+                let Http1 { link, facts, place } = connection;
+                match Call::send(link, head, body).await {
+                    Ok((parts, call)) => {
+                        let place = Place { shelf, facts: Rc::clone(&facts), counted: place, idle_timeout };
+                        Ok(Response::from_parts(parts, ResponseBody::http1(facts, call, place)))
+                    }
+                    Err(failure) => {
+                        let untouched = Untouched { headers: None, body: failure.body };
+                        Err(SendFailure::new(&facts, failure.detail, failure.unsent, untouched))
+                    }
+                }
             }
-        })
-    }
-
-    /// Gives the connection back, after the response was read to its end. Dropping the lease instead closes an HTTP/1.1
-    /// connection, and so ends what is still under way on it.
-    pub(crate) fn give_back(self) {
-        if let Kind::Http1 { connection, home, key, idle_timeout, .. } = self.0
-            && let Some(home) = home.upgrade()
-            && !connection.send.is_closed()
-        {
-            let until = Instant::now() + idle_timeout;
-            home.http1.borrow_mut().entry(key).or_default().push(Idle { connection, until });
+            (Kind::Http2 { connection, .. }, Message::Http2(request)) => {
+                let shared = Rc::clone(&connection.0);
+                match shared.connection.send.clone().try_send_request(request).await {
+                    Ok(response) => {
+                        let (parts, body) = response.into_parts();
+                        let facts = Rc::clone(&shared.connection.facts);
+                        Ok(Response::from_parts(parts, ResponseBody::http2(facts, body, connection)))
+                    }
+                    Err(mut failure) => {
+                        let unsent = failure.take_message().map(Request::into_parts);
+                        let error = failure.into_error();
+                        let refused = unsent.is_some() || is_refused_stream(&error);
+                        let untouched = unsent
+                            .map(|(head, body)| Untouched { headers: Some(head.headers), body: Some(body) })
+                            .unwrap_or_default();
+                        Err(SendFailure::new(&shared.connection.facts, connect::in_words(&error), refused, untouched))
+                    }
+                }
+            }
+            (_, message) => {
+                let untouched = match message {
+                    Message::Http1(_, body) => Untouched { headers: None, body: Some(body) },
+                    Message::Http2(request) => {
+                        let (head, body) = request.into_parts();
+                        Untouched { headers: Some(head.headers), body: Some(body) }
+                    }
+                };
+                let detail = "the connection speaks another protocol".to_owned();
+                Err(SendFailure { refused: true, untouched, not_connected: false, detail })
+            }
         }
     }
+}
 
-    fn facts(&self) -> &Rc<Connected> {
-        match &self.0 {
-            Kind::Http1 { connection, .. } => &connection.facts,
-            Kind::Http2 { connection, .. } => &connection.0.connection.facts,
+impl SendFailure {
+    fn new(facts: &Connected, detail: String, refused: bool, untouched: Untouched) -> Self {
+        let refusal = facts.refusal();
+        Self {
+            refused,
+            untouched,
+            not_connected: refusal.is_some(),
+            detail: refusal.map_or(detail, str::to_owned),
         }
     }
 }

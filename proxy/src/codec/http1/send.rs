@@ -1,0 +1,145 @@
+//! A message on its way out: its head is in the link's outbox already, its body follows as it comes.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::Body;
+
+use super::Framing;
+use super::write;
+use crate::codec::link::{Link, LinkCell};
+
+/// What is still to be sent of a message.
+#[derive(Debug)]
+pub(super) struct Sending<B> {
+    /// `None` once its end was added to the outbox.
+    body: Option<B>,
+    framing: Framing,
+    /// Bytes still owed, where the head promised a length.
+    owed: u64,
+    /// Something of the body was taken.
+    taken: bool,
+}
+
+/// Why a message was not sent whole.
+#[derive(Debug)]
+pub(super) enum Unsent<E> {
+    /// The connection failed.
+    Wire,
+    /// Its body did.
+    Body(E),
+    /// The body is not as long as the head says.
+    Length,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// All of it was sent.
+    Done,
+    /// What there was of the body was sent; more is to come.
+    Waiting,
+}
+
+impl<B> Sending<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    /// A message whose head waits in the outbox.
+    pub(super) fn new(body: B, framing: Framing) -> Self {
+        let owed = if let Framing::Length(length) = framing { length } else { 0 };
+        let body = if framing == Framing::Empty { None } else { Some(body) };
+        Self { body, framing, owed, taken: false }
+    }
+
+    /// Whether all of it was added to the outbox.
+    pub(super) fn is_whole(&self) -> bool {
+        self.body.is_none()
+    }
+
+    /// The body, to be sent over another connection, when nothing of it was taken.
+    pub(super) fn into_body(self) -> Option<B> {
+        self.body.filter(|_| !self.taken)
+    }
+
+    /// Sends what there is. Pending: the connection takes no more now.
+    pub(super) fn poll(
+        &mut self,
+        cell: &impl LinkCell,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Progress, Unsent<B::Error>>> {
+        loop {
+            let waits = self.gather(cell, cx).inspect_err(|_| {
+                // What came before it broke is passed on, as far as it goes at once.
+                let _ = cell.link(|link| link.poll_send(cx));
+            })?;
+            let sent = cell.link(|link| if link.is_flushed() { Poll::Ready(Ok(())) } else { link.poll_send(cx) });
+            ready!(sent).map_err(|_| Unsent::Wire)?;
+            if self.body.is_none() {
+                return Poll::Ready(Ok(Progress::Done));
+            }
+            if waits {
+                return Poll::Ready(Ok(Progress::Waiting));
+            }
+        }
+    }
+
+    /// Adds pieces of the body to the outbox until it is full; whether the body is being waited for. The link is left alone
+    /// while the body is asked: it may itself be read from there.
+    fn gather(&mut self, cell: &impl LinkCell, cx: &mut Context<'_>) -> Result<bool, Unsent<B::Error>> {
+        while let Some(body) = &mut self.body {
+            if cell.link(|link| link.is_full()) {
+                return Ok(false);
+            }
+            let frame = match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Pending => return Ok(true),
+                Poll::Ready(Some(frame)) => frame.map_err(Unsent::Body)?,
+                Poll::Ready(None) => return cell.link(|link| self.end(link, None)).map(|()| false),
+            };
+            self.taken = true;
+            let ended = body.is_end_stream();
+            match frame.into_data() {
+                Ok(data) => cell.link(|link| self.data(link, data))?,
+                Err(frame) => {
+                    let trailers = frame.into_trailers().ok();
+                    return cell.link(|link| self.end(link, trailers.as_ref())).map(|()| false);
+                }
+            }
+            // Asked here, so that the end goes out with the last piece.
+            if ended {
+                cell.link(|link| self.end(link, None))?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn data(&mut self, link: &mut Link, data: Bytes) -> Result<(), Unsent<B::Error>> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        match self.framing {
+            Framing::Chunked => {
+                write::chunk_start(link.outbox(), data.len());
+                link.add(data);
+                link.outbox().extend_from_slice(b"\r\n");
+            }
+            Framing::Length(_) => {
+                self.owed = self.owed.checked_sub(data.len() as u64).ok_or(Unsent::Length)?;
+                link.add(data);
+            }
+            Framing::UntilClose | Framing::Empty => link.add(data),
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, link: &mut Link, trailers: Option<&http::HeaderMap>) -> Result<(), Unsent<B::Error>> {
+        self.body = None;
+        match self.framing {
+            Framing::Length(_) if self.owed > 0 => return Err(Unsent::Length),
+            Framing::Chunked => write::last_chunk(link.outbox(), trailers),
+            Framing::Length(_) | Framing::UntilClose | Framing::Empty => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! A body as it comes in, whichever version of HTTP carries it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::http1;
+
+/// The body of a request, read as it is asked for.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// There is none.
+    Empty,
+    /// Over HTTP/1.1.
+    Http1(http1::serve::Body),
+    /// Over HTTP/2.
+    Http2(hyper::body::Incoming),
+}
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The sender went away.
+    #[error("the sender ended the connection in the middle of a body{}", .0.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
+    Gone(Option<io::Error>),
+    /// What was sent is no body.
+    #[error("the framing of the body is broken: {0}")]
+    Malformed(http1::Bad),
+    /// HTTP/2's own.
+    #[error("{}", in_words(.0))]
+    Http2(#[source] hyper::Error),
+}
+
+fn in_words(error: &hyper::Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Http1(body) => body.poll_frame(cx),
+            Self::Http2(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::Http2)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(body) => body.is_end(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Http1(body) => body.left().map(SizeHint::with_exact).unwrap_or_default(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! One connection as a codec sees it: bytes that came and were not understood yet, bytes that wait to be sent.
+//!
+//! At rest it holds no buffer. The first bytes of a message are read into a buffer that all connections of the thread
+//! share, and what came is copied out once; a body in flow gets a buffer of its own, which grows while it is filled and
+//! goes when the body ends. Small pieces to be sent are put together, large ones are handed to the system where they are.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The bytes of a connection, whatever protects them.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Wire for T {}
+
+/// What one read takes when nobody knows how much will come.
+const GLANCE: usize = 16 * 1024;
+/// The largest buffer of a body in flow: one read and one write move so much.
+const LARGEST_BUFFER: usize = 64 * 1024;
+/// Pieces up to this size are copied together rather than sent as separate slices.
+const SMALL: usize = 4 * 1024;
+/// What waits to be sent is not added to beyond this.
+const ENOUGH: usize = 32 * 1024;
+
+thread_local! {
+    static GLANCED: RefCell<Box<[u8; GLANCE]>> = RefCell::new(Box::new([0; GLANCE]));
+    /// The memory of an emptied outbox, for whoever writes next.
+    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A connection and what is on its way.
+pub(crate) struct Link {
+    wire: Box<dyn Wire>,
+    /// What was read and is not understood yet.
+    pub(super) inbox: BytesMut,
+    /// The size of the next read of a body in flow.
+    flow: usize,
+    /// Small pieces to be sent, the first `sent` bytes of which were.
+    pub(super) outbox: Vec<u8>,
+    sent: usize,
+    /// A large piece, to be sent after them.
+    large: Bytes,
+    /// Small pieces to be sent after that.
+    after: Vec<u8>,
+}
+
+/// Where a link can be reached for a moment, while others who use it are at rest.
+pub(super) trait LinkCell {
+    /// Does `work` with it.
+    fn link<T>(&self, work: impl FnOnce(&mut Link) -> T) -> T;
+}
+
+impl LinkCell for RefCell<Link> {
+    fn link<T>(&self, work: impl FnOnce(&mut Link) -> T) -> T {
+        work(&mut self.borrow_mut())
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("unread", &self.inbox.len()).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// A connection on which nothing was said yet.
+    pub(crate) fn new(wire: impl Wire + 'static) -> Self {
+        let (inbox, outbox) = (BytesMut::new(), Vec::new());
+        Self { wire: Box::new(wire), inbox, flow: GLANCE, outbox, sent: 0, large: Bytes::new(), after: Vec::new() }
+    }
+
+    /// Reads what is there, without holding a buffer while nothing is. The number of bytes; 0: the peer will send no more.
+    pub(super) fn poll_glance(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Self { wire, inbox, .. } = self;
+        GLANCED.with_borrow_mut(|shared| {
+            let mut read = ReadBuf::new(shared.as_mut_slice());
+            ready!(Pin::new(wire).poll_read(cx, &mut read))?;
+            let came = read.filled();
+            if inbox.is_empty() {
+                *inbox = BytesMut::from(came);
+            } else {
+                inbox.extend_from_slice(came);
+            }
+            Poll::Ready(Ok(came.len()))
+        })
+    }
+
+    /// Reads a piece of a body of which at most `left` bytes are still to come.
+    pub(super) fn poll_flow(&mut self, left: Option<u64>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let left = left.and_then(|left| usize::try_from(left).ok()).unwrap_or(usize::MAX);
+        if left <= GLANCE || self.flow == GLANCE {
+            let came = ready!(self.poll_glance(cx))?;
+            if came == GLANCE {
+                self.flow = LARGEST_BUFFER;
+            }
+            return Poll::Ready(Ok(came));
+        }
+        self.inbox.reserve(self.flow);
+        let polled = tokio_util::io::poll_read_buf(Pin::new(&mut self.wire), cx, &mut self.inbox);
+        if polled.is_pending() && self.inbox.is_empty() {
+            // Nothing is held while waiting for a sender that is slower than we are.
+            self.rest();
+        }
+        polled
+    }
+
+    /// Lets go of the buffers of a body that has passed.
+    pub(super) fn rest(&mut self) {
+        self.flow = GLANCE;
+        if self.inbox.is_empty() {
+            self.inbox = BytesMut::new();
+        }
+    }
+
+    /// Whether the connection can be used for a request: open, and nothing came that nobody asked for.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.inbox.is_empty() && self.poll_glance(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    /// Whether enough waits to be sent: nothing may be added then.
+    pub(super) fn is_full(&self) -> bool {
+        !self.large.is_empty() || self.outbox.len() >= ENOUGH
+    }
+
+    /// Whether anything was sent of the message that waits, or was sent, last.
+    pub(super) fn has_sent(&self) -> bool {
+        self.sent > 0 || self.is_flushed()
+    }
+
+    /// Whether nothing waits to be sent.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.outbox.is_empty() && self.large.is_empty()
+    }
+
+    /// Where small pieces are added.
+    pub(super) fn outbox(&mut self) -> &mut Vec<u8> {
+        if !self.large.is_empty() {
+            return &mut self.after;
+        }
+        if self.outbox.capacity() == 0 {
+            self.outbox = SPARE.take();
+        }
+        &mut self.outbox
+    }
+
+    /// Adds a piece of data.
+    pub(super) fn add(&mut self, data: Bytes) {
+        if data.len() <= SMALL || !self.large.is_empty() {
+            self.outbox().extend_from_slice(&data);
+        } else {
+            self.large = data;
+        }
+    }
+
+    /// Sends what waits.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.is_flushed() {
+            let small = &self.outbox[self.sent..];
+            let wire = Pin::new(&mut self.wire);
+            let taken = if self.large.is_empty() {
+                ready!(wire.poll_write(cx, small))?
+            } else {
+                let pieces = [IoSlice::new(small), IoSlice::new(&self.large), IoSlice::new(&self.after)];
+                ready!(wire.poll_write_vectored(cx, &pieces))?
+            };
+            if taken == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.took(taken);
+        }
+        Pin::new(&mut self.wire).poll_flush(cx)
+    }
+
+    /// So many bytes of what waits were sent.
+    fn took(&mut self, taken: usize) {
+        let of_small = taken.min(self.outbox.len() - self.sent);
+        let of_large = (taken - of_small).min(self.large.len());
+        self.sent += of_small;
+        self.large.advance(of_large);
+        if self.sent < self.outbox.len() || !self.large.is_empty() {
+            return;
+        }
+        self.large = Bytes::new();
+        self.sent = taken - of_small - of_large;
+        self.outbox.clear();
+        // Kept by the thread, not by a connection that may now rest for long.
+        let emptied = std::mem::replace(&mut self.outbox, std::mem::take(&mut self.after));
+        if emptied.capacity() > 0 && emptied.capacity() <= LARGEST_BUFFER {
+            SPARE.set(emptied);
+        }
+        if self.sent == self.outbox.len() {
+            self.sent = 0;
+            self.outbox.clear();
+        }
+    }
+
+    /// Says that nothing more will be sent.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.wire).poll_shutdown(cx)
+    }
+}
