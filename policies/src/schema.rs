@@ -52,6 +52,10 @@ fn form(form_: &Form) -> Value {
         Form::Anything => json!({}),
         Form::Bool => json!({ "type": "boolean" }),
         Form::Whole(min, max) => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Form::Bytes(min, max) => {
+            let number = json!({ "type": "integer", "minimum": min, "maximum": max });
+            json!({ "oneOf": [{ "type": "string", "pattern": "^[0-9]+(k|M|G|Ki|Mi|Gi)?$" }, number] })
+        }
         Form::Text(text) => match text.pattern {
             Some(pattern) => json!({ "type": "string", "pattern": pattern }),
             None => json!({ "type": "string" }),

@@ -8,6 +8,7 @@ use super::Document;
 use super::node::{Entry, Mark, Node, Value, quoted};
 use crate::complaint::{Complaint, NOT_SUPPORTED};
 use crate::names::nearest;
+use crate::policy::bytes;
 
 /// After so many complaints about one document the rest is not written down.
 const MAX_COMPLAINTS: usize = 200;
@@ -44,6 +45,8 @@ pub(crate) enum Form {
     Bool,
     /// A whole number between the two, inclusive.
     Whole(i64, i64),
+    /// So many bytes, inclusive: a whole number, or a text with a unit such as `64Ki`.
+    Bytes(u64, u64),
     Text(&'static Text),
     Choice(&'static Choice),
     /// So many items of one form: at least, at most.
@@ -208,6 +211,9 @@ fn check_value(node: &Node, form: &Form, path: &str, notes: &mut Notes<'_>) {
     match (form, &node.value) {
         (Form::Anything, _) | (Form::Bool, Value::Bool(_)) | (Form::KeySet, Value::Text(_) | Value::Map(_)) => {}
         (Form::Whole(min, max), Value::Whole(number)) if (min..=max).contains(&number) => {}
+        (Form::Bytes(min, max), Value::Whole(number))
+            if u64::try_from(*number).is_ok_and(|n| (*min..=*max).contains(&n)) => {}
+        (Form::Bytes(min, max), Value::Text(text)) if bytes(text).is_some_and(|n| (*min..=*max).contains(&n)) => {}
         (Form::Text(text), Value::Text(found)) => {
             if !(text.check)(found) {
                 notes.complain(node.mark, path, quoted(found), text.expected);
@@ -280,6 +286,9 @@ fn in_words(form: &Form) -> String {
         Form::Anything => "a value".into(),
         Form::Bool => "true or false".into(),
         Form::Whole(min, max) => format!("a whole number from {min} to {max}"),
+        Form::Bytes(min, max) => {
+            format!("a number of bytes such as 65536, 64Ki or 2M, from {min} to {}", with_unit(*max))
+        }
         Form::Text(text) => text.expected.into(),
         Form::Choice(choice) => one_of(choice.built),
         Form::List(_, 0, max) => format!("a list of at most {max} items"),
@@ -287,5 +296,14 @@ fn in_words(form: &Form) -> String {
         Form::Object(_) | Form::Map(..) => "a map".into(),
         Form::PortText | Form::TargetPort => "a port number from 1 to 65535".into(),
         Form::KeySet => "a JSON Web Key Set, as JSON text or as a map".into(),
+    }
+}
+
+/// A number of bytes that is a power of 1024 times a whole number, in the largest unit.
+fn with_unit(bytes: u64) -> String {
+    match bytes {
+        n if n % (1 << 30) == 0 => format!("{}Gi", n >> 30),
+        n if n % (1 << 20) == 0 => format!("{}Mi", n >> 20),
+        n => n.to_string(),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::document::node::{Node, Value};
 use crate::document::shape::{Notes, join};
-use crate::policy::{Origin, StringMatch, duration};
+use crate::policy::{Origin, StringMatch, bytes, duration};
 
 /// A value, and its path.
 #[derive(Clone)]
@@ -78,6 +78,11 @@ impl<'d> At<'d> {
 
     pub(super) fn duration(&self, key: &str) -> Option<Duration> {
         duration(self.text_of(key)?)
+    }
+
+    /// The number of bytes under `key`, with or without a unit.
+    pub(super) fn bytes(&self, key: &str) -> Option<u64> {
+        self.whole(key).or_else(|| bytes(self.text_of(key)?))
     }
 
     pub(super) fn parse<T>(&self, key: &str) -> Option<T>

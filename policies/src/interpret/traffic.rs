@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use super::at::At;
-use super::{Claim, World, target};
+use super::{Claim, World, balance, target};
 use crate::document::shape::Notes;
 use crate::names::PolicyName;
-use crate::policy::{Breaker, Limits, LoadBalancer, RetryBudget, TrafficPolicy};
+use crate::policy::{Breaker, BreakerMode, FailurePercent, Limits, RetryBudget, TrafficPolicy};
 
-/// Failures in a row that open a breaker where nothing is written: Envoy's and Istio's `consecutive5xxErrors`.
-const DEFAULT_FAILURES: u32 = 5;
+/// The time over which a breaker takes the share of failures where nothing is written: Envoy's and Linkerd's.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+/// So few requests say nothing about a share of failures, where nothing is written.
+const DEFAULT_MINIMUM: u32 = 20;
 
 pub(super) fn traffic_policy(
     name: &PolicyName,
@@ -37,12 +39,19 @@ pub(super) fn traffic_policy(
     Some(TrafficPolicy {
         name: Some(name.clone()),
         services,
-        load_balancer: LoadBalancer::P2cEwma,
+        load_balancer: balance::load_balancer(&spec, notes),
         connect_timeout: positive(timeouts.as_ref(), "connect", defaults.connect_timeout, notes),
         idle_timeout: positive(timeouts.as_ref(), "idle", defaults.idle_timeout, notes),
+        max_connection_age: match at_of(timeouts.as_ref(), "maxAge") {
+            Some(age) => Some(age).filter(|age| !age.is_zero()),
+            None => defaults.max_connection_age,
+        },
+        stream_idle_timeout: at_of(timeouts.as_ref(), "streamIdle"),
+        stream_timeout: at_of(timeouts.as_ref(), "stream").filter(|timeout| !timeout.is_zero()),
+        retry_buffer: spec.bytes("retryBuffer").unwrap_or(defaults.retry_buffer),
         retry_budget: spec.get("retryBudget").as_ref().map_or(budget, read_budget),
         breaker: spec.get("breaker").map(|b| breaker(&b, notes)),
-        limits: spec.get("limits").map(|l| limits(&l)).unwrap_or_default(),
+        limits: spec.get("limits").map(|l| limits(&l, notes)).unwrap_or_default(),
         origin: root.origin(notes),
     })
 }
@@ -56,15 +65,43 @@ fn breaker(at: &At<'_>, notes: &mut Notes<'_>) -> Breaker {
     {
         at.complain(notes, "a duration not shorter than penalty.min");
     }
+    let defaults = Breaker::default();
     Breaker {
-        consecutive_failures: at.whole("consecutiveFailures").unwrap_or(DEFAULT_FAILURES),
+        consecutive_failures: at.whole("consecutiveFailures").unwrap_or(defaults.consecutive_failures),
         penalty_min,
         penalty_max,
+        failure_percent: at.get("failurePercent").and_then(|share| failure_percent(&share, notes)),
+        max_ejected_percent: at.whole("maxEjectedPercent").unwrap_or(defaults.max_ejected_percent),
+        mode: match at.text_of("mode") {
+            Some("observe") => BreakerMode::Observe,
+            _ => BreakerMode::Enforce,
+        },
     }
 }
 
-fn limits(at: &At<'_>) -> Limits {
-    Limits { connections: at.whole("connections"), pending: at.whole("pending"), requests: at.whole("requests") }
+fn failure_percent(at: &At<'_>, notes: &mut Notes<'_>) -> Option<FailurePercent> {
+    Some(FailurePercent {
+        threshold: at.whole("threshold")?,
+        interval: positive(Some(at), "interval", DEFAULT_INTERVAL, notes),
+        minimum_requests: at.whole("minimumRequests").unwrap_or(DEFAULT_MINIMUM),
+    })
+}
+
+fn limits(at: &At<'_>, notes: &mut Notes<'_>) -> Limits {
+    let defaults = Limits::default();
+    Limits {
+        connections: at.whole("connections"),
+        pending: at.whole("pending"),
+        pending_timeout: positive(Some(at), "pendingTimeout", defaults.pending_timeout, notes),
+        requests: at.whole("requests"),
+        retries: at.whole("retries"),
+        request_bytes: at.bytes("requestBytes"),
+        response_bytes: at.bytes("responseBytes"),
+    }
+}
+
+fn at_of(map: Option<&At<'_>>, key: &str) -> Option<Duration> {
+    map.and_then(|map| map.duration(key))
 }
 
 /// A duration that must be longer than nothing.

@@ -36,6 +36,24 @@ pub fn duration(text: &str) -> Option<Duration> {
     None
 }
 
+/// Reads a number of bytes as Kubernetes writes a quantity: a whole number, alone or with `k`, `M`, `G` (powers of 1000)
+/// or `Ki`, `Mi`, `Gi` (powers of 1024).
+pub fn bytes(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let amount: u64 = text[..digits].parse().ok()?;
+    let unit = match &text[digits..] {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return None,
+    };
+    amount.checked_mul(unit)
+}
+
 /// Compiles a regular expression that must match a whole text. Matching takes linear time; pattern and program are
 /// limited in size.
 ///
@@ -95,6 +113,16 @@ mod tests {
         }
         for bad in ["", "5", "1.5s", "-1s", "100000s", "1d", "s", "1s ", "1s1s1s1s1s", "1S"] {
             assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_number_of_bytes_is_read_as_a_kubernetes_quantity() {
+        for (text, read) in [("0", 0), ("65536", 65536), ("64Ki", 65536), ("2M", 2_000_000), ("1Gi", 1 << 30)] {
+            assert_eq!(bytes(text), Some(read), "{text}");
+        }
+        for bad in ["", "Ki", "-1", "1.5Mi", "1 Mi", "1KB", "1ki", "99999999999999999999", "18446744073709551615Gi"] {
+            assert_eq!(bytes(bad), None, "{bad}");
         }
     }
 

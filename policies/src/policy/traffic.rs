@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Breaker, Limits, Origin, RetryBudget};
+use super::{Breaker, Limits, LoadBalancer, Origin, RetryBudget};
 use crate::names::{PolicyName, ServiceName};
 
 /// The meaning of a `TrafficPolicy`, and of there being none (`TrafficPolicy::for_nobody`).
@@ -22,6 +21,19 @@ pub struct TrafficPolicy {
     pub connect_timeout: Duration,
     /// An idle pooled connection is closed after this. Default 60 s.
     pub idle_timeout: Duration,
+    /// A connection this old gets no further exchange, up to a tenth earlier at random; `None`: however old. Default 1 h.
+    #[serde(default = "an_hour")]
+    pub max_connection_age: Option<Duration>,
+    /// An exchange in which nothing passes for so long, after its response head, is cut. `None`: nothing is written, so that it
+    /// is 5 min, but no limit for a streaming call; zero: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_idle_timeout: Option<Duration>,
+    /// A streaming call that lasts longer is cut. `None`: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_timeout: Option<Duration>,
+    /// A request body up to so many bytes is held, so that it can be sent again. Default 64 KiB (Linkerd).
+    #[serde(default = "linkerds_buffer")]
+    pub retry_buffer: u64,
     /// Belongs to the Service the caller named.
     pub retry_budget: RetryBudget,
     /// `None`: off.
@@ -37,9 +49,13 @@ impl Default for TrafficPolicy {
         Self {
             name: None,
             services: Vec::new(),
-            load_balancer: LoadBalancer::P2cEwma,
+            load_balancer: LoadBalancer::default(),
             connect_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(60),
+            max_connection_age: an_hour(),
+            stream_idle_timeout: None,
+            stream_timeout: None,
+            retry_buffer: linkerds_buffer(),
             retry_budget: RetryBudget::default(),
             breaker: None,
             limits: Limits::default(),
@@ -48,11 +64,10 @@ impl Default for TrafficPolicy {
     }
 }
 
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LoadBalancer {
-    /// The better of two random endpoints by peak-EWMA latency times requests in flight.
-    #[default]
-    P2cEwma,
+fn an_hour() -> Option<Duration> {
+    Some(Duration::from_secs(3600))
+}
+
+fn linkerds_buffer() -> u64 {
+    64 << 10
 }
