@@ -1,11 +1,14 @@
 //! The circuit breaker of one endpoint: closed, open for a penalty, half-open with exactly one live request as probe.
 //!
 //! A state machine and nothing else; [`crate::balance::EndpointState`] shares one among threads. The settings are an
-//! argument of every step, because the breaker outlives changes of policy.
+//! argument of every step, because the breaker outlives changes of policy. One that only observes takes every step, and lets
+//! everybody pass.
 
 use std::time::{Duration, Instant};
 
-use equerry_policies::policy::Breaker as Settings;
+use equerry_policies::policy::{Breaker as Settings, BreakerMode};
+
+use crate::outlier::{Share, Window};
 
 /// Up to this share of a penalty is added at random, so that many callers do not probe in step.
 const JITTER: f64 = 0.1;
@@ -43,15 +46,39 @@ pub enum Admission {
     Probe,
 }
 
+/// What opens a breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// So many failures in a row.
+    Consecutive(u32),
+    /// The share of failures among the requests of the interval.
+    TooHigh(Share),
+}
+
+impl Cause {
+    /// In one word, for metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Consecutive(_) => "consecutive_failures",
+            Self::TooHigh(_) => "failure_percent",
+        }
+    }
+}
+
 /// Why a breaker changed its state, for logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// Closed to open: so many failures in a row.
+    /// Closed to open.
     Opened {
-        /// How many.
-        failures: u32,
+        /// By what.
+        cause: Cause,
         /// For how long.
         penalty: Duration,
+    },
+    /// It would have opened, but `maxEjectedPercent` of the endpoints are kept away already. It counts from the beginning.
+    Kept {
+        /// By what it would have been opened.
+        cause: Cause,
     },
     /// Half-open to open: the probe failed.
     Reopened {
@@ -68,7 +95,8 @@ impl Transition {
     /// Its reason in one word, for metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
-            Self::Opened { .. } => "consecutive_failures",
+            Self::Opened { cause, .. } => cause.as_str(),
+            Self::Kept { .. } => "max_ejected_percent",
             Self::Reopened { .. } => "probe_failed",
             Self::Probing => "penalty_over",
             Self::Closed => "probe_succeeded",
@@ -80,11 +108,13 @@ impl Transition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Breaker {
     state: State,
+    /// While closed, and where a share of failures opens it: since the first failure, until all are forgotten.
+    window: Option<Box<Window>>,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { state: State::Closed { failures: 0 } }
+        Self { state: State::Closed { failures: 0 }, window: None }
     }
 }
 
@@ -94,18 +124,26 @@ impl Breaker {
         self.state
     }
 
+    /// Whether it keeps requests away, were it to enforce: open, or waiting for its probe.
+    pub fn is_open(&self) -> bool {
+        !matches!(self.state, State::Closed { .. })
+    }
+
     /// Whether a request could pass now, and as what; changes nothing.
-    pub fn would_admit(&self, now: Instant) -> Option<Admission> {
+    pub fn would_admit(&self, settings: &Settings, now: Instant) -> Option<Admission> {
         match self.state {
             State::Closed { .. } => Some(Admission::Closed),
             State::Open { until, .. } if until <= now => Some(Admission::Probe),
+            State::Open { .. } | State::HalfOpen { .. } if settings.mode == BreakerMode::Observe => {
+                Some(Admission::Closed)
+            }
             State::Open { .. } | State::HalfOpen { .. } => None,
         }
     }
 
     /// Lets a request pass, or not (`None`).
-    pub fn admit(&mut self, now: Instant) -> Option<(Admission, Option<Transition>)> {
-        let admission = self.would_admit(now)?;
+    pub fn admit(&mut self, settings: &Settings, now: Instant) -> Option<(Admission, Option<Transition>)> {
+        let admission = self.would_admit(settings, now)?;
         match (admission, self.state) {
             (Admission::Probe, State::Open { until, penalty }) => {
                 self.state = State::HalfOpen { until, penalty };
@@ -116,14 +154,15 @@ impl Breaker {
     }
 
     /// A request that was admitted so has succeeded.
-    pub fn succeeded(&mut self, admitted: Admission) -> Option<Transition> {
+    pub fn succeeded(&mut self, admitted: Admission, settings: &Settings, now: Instant) -> Option<Transition> {
         match (admitted, self.state) {
             (Admission::Probe, State::HalfOpen { .. }) => {
-                self.state = State::Closed { failures: 0 };
+                *self = Self::default();
                 Some(Transition::Closed)
             }
             (_, State::Closed { .. }) => {
                 self.state = State::Closed { failures: 0 };
+                self.record(false, settings, now);
                 None
             }
             // A success of a request that left before the breaker opened says nothing about now.
@@ -131,11 +170,13 @@ impl Breaker {
         }
     }
 
-    /// A request that was admitted so has failed; `random` is in 0..1.
+    /// A request that was admitted so has failed. `may_eject` is asked before it opens: whether one more endpoint of its
+    /// Service may be kept away. `random` is in 0..1.
     pub fn failed(
         &mut self,
         admitted: Admission,
         settings: &Settings,
+        may_eject: impl FnOnce() -> bool,
         now: Instant,
         random: f64,
     ) -> Option<Transition> {
@@ -149,13 +190,21 @@ impl Breaker {
             }
             (_, State::Closed { failures }) => {
                 let failures = failures.saturating_add(1);
-                if failures < settings.consecutive_failures.max(1) {
-                    self.state = State::Closed { failures };
-                    return None;
+                self.state = State::Closed { failures };
+                let share = self.record(true, settings, now);
+                let too_high = share.filter(|share| settings.failure_percent.is_some_and(|at| share.is_too_high(&at)));
+                let cause = if failures >= settings.consecutive_failures.max(1) {
+                    Cause::Consecutive(failures)
+                } else {
+                    Cause::TooHigh(too_high?)
+                };
+                if !may_eject() {
+                    *self = Self::default();
+                    return Some(Transition::Kept { cause });
                 }
                 let penalty = settings.penalty_min;
                 self.open(penalty, now, random);
-                Some(Transition::Opened { failures, penalty })
+                Some(Transition::Opened { cause, penalty })
             }
             // A failure of a request that left before the breaker opened is already counted in its being open.
             _ => None,
@@ -169,95 +218,29 @@ impl Breaker {
         }
     }
 
+    /// Takes a result into the window, which begins with a failure and ends when the last one is forgotten.
+    fn record(&mut self, failed: bool, settings: &Settings, now: Instant) -> Option<Share> {
+        let Some(interval) = settings.failure_percent.map(|share| share.interval) else {
+            self.window = None;
+            return None;
+        };
+        let mut window = match self.window.take().filter(|window| window.looks_back(interval)) {
+            Some(window) => window,
+            None if failed => Box::new(Window::new(interval, now)),
+            None => return None,
+        };
+        let share = window.record(failed, now);
+        self.window = Some(window).filter(|_| share.failures > 0);
+        Some(share)
+    }
+
     fn open(&mut self, penalty: Duration, now: Instant, random: f64) {
         let until = now + penalty + penalty.mul_f64(JITTER * random.clamp(0.0, 1.0));
         self.state = State::Open { until, penalty };
+        self.window = None;
     }
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a test needs some moment to count from")]
-mod tests {
-    use super::*;
-    use Admission::{Closed, Probe};
-
-    const SECOND: Duration = Duration::from_secs(1);
-    const SETTINGS: Settings =
-        Settings { consecutive_failures: 3, penalty_min: SECOND, penalty_max: Duration::from_secs(5) };
-
-    fn opened(now: Instant) -> Breaker {
-        let mut breaker = Breaker::default();
-        for _ in 0..3 {
-            breaker.failed(Closed, &SETTINGS, now, 0.0);
-        }
-        breaker
-    }
-
-    #[test]
-    fn it_opens_after_failures_in_a_row_and_a_success_between_them_starts_the_count_again() {
-        let now = Instant::now();
-        let mut breaker = Breaker::default();
-        assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), None);
-        assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), None);
-        assert_eq!(breaker.succeeded(Closed), None);
-        assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), None);
-        assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), None);
-        assert_eq!(
-            breaker.failed(Closed, &SETTINGS, now, 0.0),
-            Some(Transition::Opened { failures: 3, penalty: SECOND })
-        );
-        assert_eq!(breaker.admit(now + SECOND / 2), None);
-    }
-
-    #[test]
-    fn after_the_penalty_exactly_one_request_is_the_probe() {
-        let now = Instant::now();
-        let mut breaker = opened(now);
-        assert_eq!(breaker.admit(now + SECOND), Some((Probe, Some(Transition::Probing))));
-        assert_eq!(breaker.admit(now + SECOND), None);
-        assert_eq!(breaker.succeeded(Probe), Some(Transition::Closed));
-        assert_eq!(breaker.admit(now + SECOND), Some((Closed, None)));
-    }
-
-    #[test]
-    fn the_penalty_doubles_with_each_failed_probe_up_to_its_maximum_and_is_forgotten_on_success() {
-        let mut now = Instant::now();
-        let mut breaker = opened(now);
-        for expected in [2, 4, 5, 5] {
-            now += Duration::from_secs(5);
-            assert!(breaker.admit(now).is_some());
-            let penalty = expected * SECOND;
-            assert_eq!(breaker.failed(Probe, &SETTINGS, now, 0.0), Some(Transition::Reopened { penalty }));
-            assert_eq!(breaker.would_admit(now + penalty - Duration::from_nanos(1)), None);
-        }
-        now += Duration::from_secs(5);
-        breaker.admit(now);
-        breaker.succeeded(Probe);
-        for _ in 0..2 {
-            breaker.failed(Closed, &SETTINGS, now, 0.0);
-        }
-        assert_eq!(
-            breaker.failed(Closed, &SETTINGS, now, 0.0),
-            Some(Transition::Opened { failures: 3, penalty: SECOND })
-        );
-    }
-
-    #[test]
-    fn an_abandoned_probe_leaves_the_probe_to_the_next_request() {
-        let now = Instant::now();
-        let mut breaker = opened(now);
-        breaker.admit(now + SECOND);
-        breaker.abandon(Probe);
-        assert_eq!(breaker.would_admit(now + SECOND), Some(Probe));
-    }
-
-    #[test]
-    fn requests_that_left_before_it_opened_change_nothing() {
-        let now = Instant::now();
-        let mut breaker = opened(now);
-        let before = breaker.clone();
-        assert_eq!(breaker.succeeded(Closed), None);
-        assert_eq!(breaker.failed(Closed, &SETTINGS, now, 0.0), None);
-        assert_eq!(breaker, before);
-    }
-}
+#[path = "breaker_tests.rs"]
+mod tests;

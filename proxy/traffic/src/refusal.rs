@@ -3,6 +3,8 @@
 //! [`Reason`] is one label; [`Refusal`] is a reason with what a person needs to understand it. A refusal becomes a
 //! response in one file of the proxy, which asks only the functions here.
 
+mod limit;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,7 +12,10 @@ use std::time::Duration;
 use equerry_policies::names::{ServiceName, SpiffeId};
 use http::StatusCode;
 
+pub use limit::{Expired, Limited, OverLimit};
+
 use crate::authorize::Denied;
+use crate::deadline::Authors;
 use crate::quota::OverQuota;
 
 /// Declares the closed set: the reason, its word, its HTTP status, gRPC code, response flag, Proxy-Status error type
@@ -110,10 +115,14 @@ reasons! {
     TryTimeout: "try_timeout", 504, 4, "UT", "http_response_timeout", true;
     /// The whole exchange took too long.
     RequestTimeout: "request_timeout", 504, 4, "UT", "http_response_timeout", true;
+    /// A response stood still for too long.
+    StreamIdle: "stream_idle", 504, 4, "SI", "connection_read_timeout", false;
     /// Too many connections.
     LimitConnections: "limit_connections", 503, 14, "UO", "connection_limit_reached", false;
-    /// Too many requests waiting or in flight.
+    /// Too many requests wait for a connection, or one waited too long.
     LimitPending: "limit_pending", 503, 14, "UO", "connection_limit_reached", false;
+    /// Too many requests in flight.
+    LimitRequests: "limit_requests", 503, 14, "UO", "connection_limit_reached", false;
     /// Every endpoint's breaker is open.
     BreakerOpen: "breaker_open", 503, 14, "UO", "connection_limit_reached", false;
     /// The connection ended before the response did.
@@ -122,6 +131,8 @@ reasons! {
     BadRequest: "bad_request", 400, 3, "DPE", "http_request_error", false;
     /// The request's head or body is too large.
     TooLarge: "too_large", 413, 3, "DPE", "http_request_error", false;
+    /// The response's body is larger than its policy allows.
+    ResponseTooLarge: "response_too_large", 502, 8, "UPE", "http_response_body_size", false;
     /// This proxy is shutting down.
     Draining: "draining", 503, 14, "OM", "destination_unavailable", false;
     /// This proxy has more work than it can do.
@@ -249,6 +260,22 @@ pub enum Refusal {
         /// The backend.
         service: ServiceName,
     },
+    /// A name outside the mesh could not be looked up.
+    #[error("{host} could not be looked up: {detail}")]
+    NotResolved {
+        /// The name.
+        host: String,
+        /// What happened.
+        detail: String,
+    },
+    /// Nobody may be sent there, whatever `outboundTraffic` says.
+    #[error("{host} leads to {why}, where nothing is sent")]
+    Forbidden {
+        /// The name or address that was called.
+        host: String,
+        /// What is there.
+        why: &'static str,
+    },
     /// No connection could be made.
     #[error("connecting failed: {detail}")]
     ConnectFailed {
@@ -264,17 +291,20 @@ pub enum Refusal {
         found: Option<Box<SpiffeId>>,
     },
     /// One try took too long.
-    #[error("a try took longer than {after:?}")]
-    TryTimeout {
-        /// The time allowed.
-        after: Duration,
-    },
+    #[error("a try took longer than {0}")]
+    TryTimeout(Expired),
     /// The whole exchange took too long.
-    #[error("the exchange took longer than {after:?}")]
-    RequestTimeout {
-        /// The time allowed.
-        after: Duration,
-    },
+    #[error("the exchange took longer than {0}")]
+    RequestTimeout(Expired),
+    /// The time was over before there was anything to send it to.
+    #[error("nobody waits for it any more after {0}")]
+    TooLate(Expired),
+    /// Nothing passed for too long.
+    #[error("nothing passed for {0}")]
+    StreamIdle(Expired),
+    /// A limit of the backend's TrafficPolicy is reached.
+    #[error("{0}")]
+    Limit(Box<OverLimit>),
     /// Too many connections.
     #[error("{limit} connections to {service} are open already")]
     LimitConnections {
@@ -315,16 +345,26 @@ pub enum Refusal {
         detail: String,
     },
     /// The request's body is too large (413).
-    #[error("the body is larger than {limit} bytes")]
+    #[error("the body is larger than {limit} bytes: limits.requestBytes of {policy}")]
     BodyTooLarge {
         /// The limit in bytes.
         limit: u64,
+        /// The TrafficPolicy, `namespace/name`.
+        policy: Box<str>,
     },
     /// The request's head is too large (431).
     #[error("the head is larger than {limit} bytes")]
     HeadTooLarge {
         /// The limit in bytes.
         limit: u64,
+    },
+    /// The response's body is too large (502).
+    #[error("the response is larger than {limit} bytes: limits.responseBytes of {policy}")]
+    ResponseTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+        /// The TrafficPolicy, `namespace/name`.
+        policy: Box<str>,
     },
     /// This proxy is shutting down.
     #[error("this proxy is shutting down")]
@@ -365,7 +405,7 @@ impl Refusal {
     /// Its one metric label.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Authz(_) => Reason::AuthzDenied,
+            Self::Authz(_) | Self::Forbidden { .. } => Reason::AuthzDenied,
             Self::TlsRequired { .. } => Reason::TlsRequired,
             Self::Token(fault) => fault.reason,
             Self::KeysUnavailable { .. } => Reason::KeysUnavailable,
@@ -377,11 +417,18 @@ impl Refusal {
             Self::NoService { .. } => Reason::NoService,
             Self::NoRoute { .. } | Self::NoBackend { .. } => Reason::NoRoute,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
-            Self::NoHealthyEndpoint { .. } => Reason::NoHealthyEndpoint,
+            Self::NoHealthyEndpoint { .. } | Self::NotResolved { .. } => Reason::NoHealthyEndpoint,
             Self::ConnectFailed { .. } => Reason::ConnectFailed,
             Self::IdentityMismatch { .. } => Reason::IdentityMismatch,
-            Self::TryTimeout { .. } => Reason::TryTimeout,
-            Self::RequestTimeout { .. } => Reason::RequestTimeout,
+            Self::TryTimeout(_) => Reason::TryTimeout,
+            Self::RequestTimeout(_) | Self::TooLate(_) => Reason::RequestTimeout,
+            Self::StreamIdle(_) => Reason::StreamIdle,
+            Self::Limit(over) => match over.limit {
+                Limited::Connections => Reason::LimitConnections,
+                Limited::Pending | Limited::Waited(_) => Reason::LimitPending,
+                Limited::Requests => Reason::LimitRequests,
+            },
+            Self::ResponseTooLarge { .. } => Reason::ResponseTooLarge,
             Self::LimitConnections { .. } => Reason::LimitConnections,
             Self::LimitPending { .. } => Reason::LimitPending,
             Self::BreakerOpen { .. } => Reason::BreakerOpen,
@@ -418,6 +465,7 @@ impl Refusal {
             | Reason::ConfigUnavailable
             | Reason::LimitConnections
             | Reason::LimitPending
+            | Reason::LimitRequests
             | Reason::Draining
             | Reason::Overload => Fault::Us,
             Reason::NoHealthyEndpoint
@@ -425,6 +473,8 @@ impl Refusal {
             | Reason::IdentityMismatch
             | Reason::TryTimeout
             | Reason::RequestTimeout
+            | Reason::StreamIdle
+            | Reason::ResponseTooLarge
             | Reason::BreakerOpen
             | Reason::UpstreamReset => Fault::Upstream,
             _ => Fault::Client,
@@ -437,8 +487,28 @@ impl Refusal {
             Self::Authz(denied) => Some(&denied.cause),
             Self::Token(fault) => fault.policy.as_deref(),
             Self::Quota(over) => Some(&over.quota),
+            Self::TryTimeout(expired)
+            | Self::RequestTimeout(expired)
+            | Self::TooLate(expired)
+            | Self::StreamIdle(expired) => expired.document.as_deref(),
+            Self::Limit(over) => over.policy.as_deref(),
+            Self::BodyTooLarge { policy, .. } | Self::ResponseTooLarge { policy, .. } => Some(policy),
+            Self::Forbidden { .. } => Some("Mesh.outboundTraffic"),
             _ => None,
         }
+    }
+
+    /// The same, naming the document behind a limit on time.
+    #[must_use]
+    pub fn signed(mut self, authors: &Authors<'_>) -> Self {
+        if let Self::TryTimeout(expired)
+        | Self::RequestTimeout(expired)
+        | Self::TooLate(expired)
+        | Self::StreamIdle(expired) = &mut self
+        {
+            expired.document = authors.of(expired.timer).map(Into::into);
+        }
+        self
     }
 
     /// When the caller may come back, for `Retry-After`.
@@ -466,9 +536,31 @@ mod tests {
     #[test]
     fn a_refusal_that_differs_from_its_reasons_usual_status_says_so() {
         assert_eq!(Refusal::HeadTooLarge { limit: 1 }.status(), 431);
-        assert_eq!(Refusal::BodyTooLarge { limit: 1 }.status(), 413);
+        assert_eq!(Refusal::BodyTooLarge { limit: 1, policy: "a/b".into() }.status(), 413);
         assert_eq!(Refusal::NoBackend { route: "a/b".to_owned(), rule: 0 }.status(), 500);
         assert_eq!(Refusal::Draining.status(), 503);
+    }
+
+    #[test]
+    fn a_limit_says_which_it_is_its_value_and_how_many_there_are() {
+        let over = |limit, value, present| {
+            let service = "shop/inventory".parse().unwrap();
+            Refusal::Limit(Box::new(OverLimit { limit, service, value, present, policy: Some("shop/limits".into()) }))
+        };
+        let requests = over(Limited::Requests, 200, 200);
+        assert_eq!(requests.reason().as_str(), "limit_requests");
+        assert_eq!(
+            requests.to_string(),
+            "200 requests to shop/inventory are in flight, and limits.requests is 200: shop/limits"
+        );
+        assert_eq!(requests.cause(), Some("shop/limits"));
+        let waited = over(Limited::Waited(Duration::from_secs(1)), 10, 10);
+        assert_eq!((waited.reason().as_str(), waited.status().as_u16()), ("limit_pending", 503));
+        assert_eq!(
+            waited.to_string(),
+            "no connection to shop/inventory became free in 1s (limits.pendingTimeout): 10 are open, and limits.connections \
+             is 10: shop/limits"
+        );
     }
 
     #[test]

@@ -1,0 +1,214 @@
+//! What travels from hop to hop beside a request: how much time is left, and that it is a retry.
+//!
+//! Both stand in the member `eq` of `tracestate` (W3C Trace Context), which applications pass on with their traces. They are
+//! believed only to shorten, or to retry less, so that nobody gains by making them up.
+//!
+//! Between proxies the time left is relative (`d`, in milliseconds), because clocks differ. To the application beside it a
+//! sidecar writes the moment (`u`, Unix milliseconds), because what the application sends later comes back to the same clock.
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const OURS: &str = "eq=";
+/// The specification's bound on members.
+const MOST_MEMBERS: usize = 32;
+/// A moment that passed longer ago than this is not the deadline of work that somebody gave up: it is work in the background
+/// that has outlived its request, and has no deadline.
+const LONG_PAST: Duration = Duration::from_secs(10);
+
+/// What a request carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// What is left of the deadline of the exchange that it is part of; `None`: nothing is said.
+    pub remaining: Option<Duration>,
+    /// Some hop before has made a retry of it. Then no other does, or each hop of a chain would multiply the work of those behind.
+    pub retried: bool,
+}
+
+/// Whom a request comes from or goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Other {
+    /// Another machine.
+    Peer,
+    /// The application beside this proxy, which shares its clock.
+    Application,
+}
+
+/// Reads the member `eq` of a request that comes from `from`; what cannot be read says nothing.
+pub fn read(headers: &HeaderMap, from: Other, now: SystemTime) -> Carried {
+    let mut carried = Carried::default();
+    let Some(ours) = members(headers).find_map(|member| member.strip_prefix(OURS)) else { return carried };
+    for field in ours.split(';') {
+        let Some((name, value)) = field.split_once(':') else { continue };
+        let Ok(number) = value.parse::<u64>() else { continue };
+        let left = match name {
+            "d" => Some(Duration::from_millis(number)),
+            "u" if from == Other::Application => until(number, now),
+            "r" => {
+                carried.retried |= number > 0;
+                None
+            }
+            _ => None,
+        };
+        carried.remaining = match (carried.remaining, left) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+    }
+    carried
+}
+
+/// What is left until a moment in Unix milliseconds.
+fn until(millis: u64, now: SystemTime) -> Option<Duration> {
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
+    match at.duration_since(now) {
+        Ok(left) => Some(left),
+        Err(passed) => Some(Duration::ZERO).filter(|_| passed.duration() <= LONG_PAST),
+    }
+}
+
+/// Writes the member `eq` of a request that goes to `to`, in front of all others, as the specification wants what was changed
+/// last. A request that carries nothing carries no such member.
+pub fn write(headers: &mut HeaderMap, carried: Carried, to: Other, now: SystemTime) {
+    if carried == Carried::default() && !members(headers).any(|member| member.starts_with(OURS)) {
+        return;
+    }
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    if let Some(left) = carried.remaining {
+        let _ = match to {
+            Other::Peer => write!(text, "d:{}", left.as_millis()),
+            Other::Application => write!(text, "u:{}", unix_millis(now.checked_add(left))),
+        };
+    }
+    if carried.retried {
+        text.push_str(if text.is_empty() { "r:1" } else { ";r:1" });
+    }
+    if !text.is_empty() {
+        text.insert_str(0, OURS);
+    }
+    for member in members(headers).filter(|member| !member.starts_with(OURS)).take(MOST_MEMBERS - 1) {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(member);
+    }
+    match HeaderValue::from_str(&text) {
+        Ok(value) if !text.is_empty() => drop(headers.insert(TRACESTATE, value)),
+        _ => drop(headers.remove(TRACESTATE)),
+    }
+}
+
+fn unix_millis(at: Option<SystemTime>) -> u64 {
+    let since = at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.map_or(u64::MAX, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The members of every `tracestate` header, in order.
+fn members(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(TRACESTATE).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn with(lines: &[&str]) -> HeaderMap {
+        lines.iter().map(|line| (TRACESTATE, line.parse().unwrap())).collect()
+    }
+
+    fn seen(headers: &HeaderMap) -> Vec<&str> {
+        headers.get_all(TRACESTATE).iter().map(|value| value.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_deadline_travels_through_two_sidecars_and_the_application_between_them() {
+        // From the first sidecar to the second; clocks of different machines differ.
+        let mut request = with(&["other=1"]);
+        write(&mut request, Carried { remaining: Some(2 * SECOND), retried: false }, Other::Peer, at(77));
+        assert_eq!(seen(&request), ["eq=d:2000,other=1"]);
+        let arrived = read(&request, Other::Peer, at(1000));
+        assert_eq!(arrived.remaining, Some(2 * SECOND));
+        // To the application, which works for half a second and then calls somebody, passing its trace on.
+        write(&mut request, arrived, Other::Application, at(1000));
+        assert_eq!(seen(&request), ["eq=u:1002000,other=1"]);
+        let called = read(&request, Other::Application, at(1000) + SECOND / 2);
+        assert_eq!(called.remaining, Some(SECOND * 3 / 2));
+        write(&mut request, called, Other::Peer, at(1000));
+        assert_eq!(seen(&request), ["eq=d:1500,other=1"]);
+    }
+
+    #[test]
+    fn work_that_was_given_up_has_no_time_left_and_work_in_the_background_has_no_deadline() {
+        let request = with(&["eq=u:1000000"]);
+        assert_eq!(read(&request, Other::Application, at(1009)).remaining, Some(Duration::ZERO));
+        assert_eq!(read(&request, Other::Application, at(1011)).remaining, None);
+    }
+
+    #[test]
+    fn the_moment_of_another_machines_clock_is_not_believed() {
+        assert_eq!(read(&with(&["eq=u:1000000"]), Other::Peer, at(999)), Carried::default());
+    }
+
+    #[test]
+    fn the_mark_of_a_retry_stays_on_everything_that_follows_from_it() {
+        let mut request = HeaderMap::new();
+        write(&mut request, Carried { remaining: None, retried: true }, Other::Peer, at(0));
+        assert_eq!(seen(&request), ["eq=r:1"]);
+        let carried = read(&request, Other::Peer, at(0));
+        write(&mut request, carried, Other::Application, at(0));
+        assert!(read(&request, Other::Application, at(0)).retried);
+    }
+
+    #[test]
+    fn nonsense_says_nothing_and_other_members_keep_their_order() {
+        for nonsense in ["eq=", "eq=d", "eq=d:", "eq=d:-1", "eq=d:1.5", "eq=x:1", "eq=r:0", "seq=d:1", "eq@vendor=d:1"]
+        {
+            assert_eq!(read(&with(&[nonsense]), Other::Application, at(0)), Carried::default(), "{nonsense}");
+        }
+        let mut request = with(&["a=1, eq=d:5 ,b=2", "c=3"]);
+        write(&mut request, Carried::default(), Other::Peer, at(0));
+        assert_eq!(seen(&request), ["a=1,b=2,c=3"]);
+        let mut only_ours = with(&["eq=d:5"]);
+        write(&mut only_ours, Carried::default(), Other::Peer, at(0));
+        assert!(seen(&only_ours).is_empty());
+    }
+
+    #[test]
+    fn a_request_that_carries_nothing_is_not_touched() {
+        let mut request = with(&["a=1", "b=2"]);
+        write(&mut request, Carried::default(), Other::Peer, at(0));
+        assert_eq!(seen(&request), ["a=1", "b=2"]);
+    }
+
+    #[test]
+    fn there_are_never_more_members_than_the_specification_allows() {
+        let many: Vec<String> = (0..40).map(|number| format!("v{number}=1")).collect();
+        let mut request = with(&[&many.join(",")]);
+        write(&mut request, Carried { remaining: Some(SECOND), retried: true }, Other::Peer, at(0));
+        assert_eq!(members(&request).count(), MOST_MEMBERS);
+        assert_eq!(members(&request).next(), Some("eq=d:1000;r:1"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_strangers_bytes_never_do_more_than_shorten(line in "[ -~]{0,60}") {
+            let mut request = HeaderMap::new();
+            request.insert(TRACESTATE, HeaderValue::from_str(&line).unwrap());
+            let carried = read(&request, Other::Application, at(1000));
+            write(&mut request, carried, Other::Peer, at(1000));
+            prop_assert_eq!(read(&request, Other::Peer, at(1000)).retried, carried.retried);
+        }
+    }
+}
