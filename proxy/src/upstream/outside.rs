@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use equerry_policies::compile;
@@ -43,8 +43,11 @@ struct Known {
 /// The name of everybody outside in metrics and logs, whose labels callers must not choose. No Service is called so: a
 /// Service's name has no dot.
 pub(crate) fn name() -> ServiceName {
-    let valid = "both are of the form that is asked for";
-    ServiceName::new(Namespace::parse("outside").expect(valid), ResourceName::parse("the.mesh").expect(valid))
+    static NAME: LazyLock<ServiceName> = LazyLock::new(|| {
+        let valid = "both are of the form that is asked for";
+        ServiceName::new(Namespace::parse("outside").expect(valid), ResourceName::parse("the.mesh").expect(valid))
+    });
+    NAME.clone()
 }
 
 impl Outsiders {
