@@ -183,6 +183,12 @@ impl Deadline {
     }
 }
 
+/// How old a connection that is made now may become before it gets no further exchange: `timeouts.maxAge`, up to a tenth less
+/// at random, so that connections made together do not end together. `None`: however old.
+pub fn connection_age(policy: &TrafficPolicy, rng: &mut fastrand::Rng) -> Option<Duration> {
+    policy.max_connection_age.map(|age| age - (age / 10).mul_f64(rng.f64()))
+}
+
 /// The limits on the rest of an exchange whose response has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rest {

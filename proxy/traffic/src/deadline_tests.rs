@@ -117,3 +117,13 @@ fn an_expiry_names_the_document_that_set_it() {
     let by_caller = Deadline::after(now, None).asked(now, Some(SECOND)).for_try(now, None).passed();
     assert_eq!(by_caller.signed(&Authors::default()).to_string(), "the exchange took longer than 1s: grpc-timeout");
 }
+
+#[test]
+fn connections_made_together_do_not_end_together() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let ages: Vec<Duration> = (0..100).filter_map(|_| connection_age(&TrafficPolicy::default(), &mut rng)).collect();
+    assert!(ages.len() == 100 && ages.iter().all(|age| (HOUR * 9 / 10..=HOUR).contains(age)), "{ages:?}");
+    assert!(ages.iter().max().unwrap().abs_diff(*ages.iter().min().unwrap()) > HOUR / 20, "{ages:?}");
+    let forever = TrafficPolicy { max_connection_age: None, ..TrafficPolicy::default() };
+    assert_eq!(connection_age(&forever, &mut rng), None);
+}

@@ -3,6 +3,7 @@
 use equerry_policies::policy::{BreakerMode, FailurePercent};
 
 use super::*;
+use crate::balance::NoEndpoint;
 
 /// Never five in a row, but every second one.
 const HALF_BROKEN: Behaviour = Behaviour { fails: 0.5, ..HEALTHY };
@@ -82,5 +83,38 @@ fn one_that_only_watches_reports_the_outage_and_changes_nothing() {
         assert!(watched.story().contains("endpoint 1: consecutive_failures"), "seed {seed}\n{}", watched.story());
         assert!(watched.story().contains("endpoint 1: probe_failed"), "seed {seed}\n{}", watched.story());
         assert_eq!(watched.tries, without.tries, "seed {seed}: every call went where it would have gone");
+    }
+}
+
+/// Real threads, all at the moment when the penalty is over.
+#[test]
+fn of_many_threads_that_ask_at_once_one_is_the_probe_and_all_others_are_refused() {
+    let (begin, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
+    let breaker = Settings { consecutive_failures: 1, ..Settings::DEFAULT };
+    let balancer = Balancer::new(&LoadBalancer::default(), vec![Member::new("i0", 1)], None, begin, &mut rng);
+    for round in 0..200 {
+        let endpoint = [Arc::new(EndpointState::default())];
+        let wanted = |now| Wanted { key: None, tried: &[], breaker: Some(&breaker), now };
+        let mut first = choose(&balancer, &endpoint, |_| true, &wanted(begin), &mut rng).unwrap();
+        first.finish(Verdict::Failure, Some(&breaker), &endpoint, begin, &mut rng);
+        drop(first);
+        let (later, start) = (begin + 2 * SECOND, std::sync::Barrier::new(4));
+        let ask = |seed| {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            start.wait();
+            choose(&balancer, &endpoint, |_| true, &wanted(later), &mut rng)
+        };
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|seed| {
+                    let ask = &ask;
+                    scope.spawn(move || ask(seed))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let refused = answers.iter().filter(|answer| matches!(answer, Err(NoEndpoint::AllOpen))).count();
+        let probes = answers.iter().flatten().filter(|this| this.is_probe()).count();
+        assert_eq!((probes, refused), (1, 3), "round {round}");
     }
 }
