@@ -1,19 +1,19 @@
 //! A mesh in a test: virtual clock, seeded randomness, endpoints that slow, fail and recover under an open loop of calls.
 //!
 //! Time is an event queue, so minutes pass in milliseconds and every run of a seed is the same run. A failed assertion
-//! prints the seed, and the breakers' history in words.
+//! prints the seed, the breakers' history in words, and a picture of who got how much when.
 #![expect(clippy::disallowed_methods, reason = "a simulation needs some moment to count from")]
 
-use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use equerry_policies::policy::Breaker as Settings;
+use equerry_policies::policy::{Algorithm, Breaker as Settings, LoadBalancer};
 
-use crate::balance::{EndpointState, P2cEwma, Pick, Try, Verdict, choose};
-use crate::breaker::{Admission, Transition};
+use crate::balance::hash::hash_of;
+use crate::balance::{Balancer, EndpointState, Member, Try, Verdict, Wanted, choose};
+use crate::breaker::Transition;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,79 +28,71 @@ struct Behaviour {
     at_once: usize,
     /// Ratio of calls that fail.
     fails: f64,
+    /// `Retry-After` of calls that fail.
+    asks: Option<Duration>,
 }
 
 const HEALTHY: Behaviour =
-    Behaviour { from: Duration::ZERO, serves_in: Duration::from_millis(5), at_once: 8, fails: 0.0 };
+    Behaviour { from: Duration::ZERO, serves_in: Duration::from_millis(5), at_once: 8, fails: 0.0, asks: None };
 
-/// An endpoint: what is known of it, and what it really does.
+/// What an endpoint really does.
 struct Endpoint {
-    state: Arc<EndpointState>,
     behaviours: Vec<Behaviour>,
     /// When each of its servers is free again.
     free: Vec<Duration>,
 }
 
-impl AsRef<EndpointState> for Endpoint {
-    fn as_ref(&self) -> &EndpointState {
-        &self.state
-    }
-}
-
-impl AsRef<Arc<EndpointState>> for Endpoint {
-    fn as_ref(&self) -> &Arc<EndpointState> {
-        &self.state
-    }
-}
-
 impl Endpoint {
     fn new(behaviours: Vec<Behaviour>) -> Self {
-        Self { state: Arc::default(), behaviours, free: vec![Duration::ZERO; 64] }
+        Self { behaviours, free: vec![Duration::ZERO; 64] }
     }
 
     /// When a call that arrives now is answered, and how.
-    fn serve(&mut self, now: Duration, rng: &mut fastrand::Rng) -> (Duration, Verdict) {
+    fn serve(&mut self, now: Duration, rng: &mut fastrand::Rng) -> (Duration, Answer) {
         let behaviour = *self.behaviours.iter().rev().find(|behaviour| behaviour.from <= now).unwrap_or(&HEALTHY);
         let first_free = self.free.iter_mut().take(behaviour.at_once).min().unwrap();
         *first_free = (*first_free).max(now) + behaviour.serves_in.mul_f64(0.5 + rng.f64());
-        (*first_free, if rng.f64() < behaviour.fails { Verdict::Failure } else { Verdict::Success })
+        let failed = rng.f64() < behaviour.fails;
+        let verdict = if failed { Verdict::Failure } else { Verdict::Success };
+        (*first_free, Answer { verdict, asks: behaviour.asks.filter(|_| failed) })
     }
 }
 
-/// The yardstick: one endpoint after the other.
-#[derive(Default)]
-struct RoundRobin(Cell<usize>);
-
-impl Pick for RoundRobin {
-    fn pick<E: AsRef<EndpointState>>(
-        &self,
-        endpoints: &[E],
-        may: impl Fn(usize) -> Option<Admission>,
-        _: Instant,
-        _: &mut fastrand::Rng,
-    ) -> Option<usize> {
-        let start = self.0.replace(self.0.get() + 1);
-        (0..endpoints.len()).map(|step| (start + step) % endpoints.len()).find(|index| may(*index).is_some())
-    }
+/// What comes back.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    verdict: Verdict,
+    asks: Option<Duration>,
 }
 
 /// One call on its way.
 struct Call {
     began: Duration,
     tried: Vec<usize>,
+    key: Option<u64>,
     /// The try under way.
-    at: Option<(Try, Verdict)>,
+    at: Option<(Try<'static>, Answer)>,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrives,
+    /// The next endpoint joins the list.
+    Joins,
     Answered(usize),
 }
 
 /// What a run is made of.
+#[derive(Clone)]
 struct Plan {
     endpoints: Vec<Vec<Behaviour>>,
+    /// What each endpoint weighs; 1 where nothing is said.
+    weights: Vec<u32>,
+    /// When the last of the endpoints join the list, in order; those before them are there from the beginning.
+    joins: Vec<Duration>,
+    balancer: LoadBalancer,
+    /// Calls carry the hash of one of so many users; 0: none.
+    users: u32,
     /// Calls a second, at random intervals.
     rate: u32,
     lasts: Duration,
@@ -108,13 +100,34 @@ struct Plan {
     retries: usize,
 }
 
+impl Plan {
+    /// Healthy endpoints under p2c_ewma, and nothing that protects them.
+    fn new(endpoints: Vec<Vec<Behaviour>>, rate: u32, lasts: Duration) -> Self {
+        let balancer = LoadBalancer::default();
+        let (weights, joins) = (Vec::new(), Vec::new());
+        Self { endpoints, weights, joins, balancer, users: 0, rate, lasts, breaker: None, retries: 0 }
+    }
+
+    fn under(self, algorithm: Algorithm) -> Self {
+        Self { balancer: LoadBalancer { algorithm, ..self.balancer }, ..self }
+    }
+
+    fn members(&self, count: usize) -> Vec<Member> {
+        let weight = |n: usize| self.weights.get(n).copied().unwrap_or(1);
+        (0..count).map(|n| Member::new(&format!("i{n}"), weight(n))).collect()
+    }
+}
+
 /// What a run showed.
 struct Seen {
     /// Of calls that succeeded, in order.
     latencies: Vec<Duration>,
     failed: usize,
+    lasts: Duration,
     /// Tries at each endpoint: when.
     tries: Vec<Vec<Duration>>,
+    /// The most that was in flight at each endpoint, of its fair share of all that was.
+    most: Vec<f64>,
     history: Vec<String>,
 }
 
@@ -134,16 +147,35 @@ impl Seen {
         self.tries_between(endpoint, from, to) as f64 / all as f64
     }
 
+    /// The breakers' history in words, and below it a line for each endpoint: its share of the calls over time, in tenths
+    /// (`.` none, `#` all).
     fn story(&self) -> String {
-        self.history.join("\n")
+        const COLUMNS: u32 = 60;
+        let column = self.lasts / COLUMNS;
+        let sign = |share: f64| match (share * 10.0).round() as u32 {
+            0 if share > 0.0 => '0',
+            tenths @ 1..=9 => char::from_digit(tenths, 10).unwrap_or('?'),
+            0 => '.',
+            _ => '#',
+        };
+        let line = |endpoint: usize| -> String {
+            let signs = (0..COLUMNS).map(|n| sign(self.share(endpoint, column * n, column * (n + 1))));
+            format!("endpoint {endpoint:2} |{}|", signs.collect::<String>())
+        };
+        let picture: Vec<String> = (0..self.tries.len()).map(line).collect();
+        format!("{}\n{}", self.history.join("\n"), picture.join("\n"))
     }
 }
 
-struct Run<'p, P> {
+struct Run<'p> {
     plan: &'p Plan,
-    pick: P,
+    balancer: Arc<Balancer>,
+    /// How many endpoints are in the list.
+    present: usize,
     begin: Instant,
     rng: fastrand::Rng,
+    /// What is known of each endpoint; lives as long as any try.
+    states: &'static [EndpointState],
     endpoints: Vec<Endpoint>,
     calls: Vec<Call>,
     queue: BinaryHeap<Reverse<(Duration, u64, Event)>>,
@@ -152,38 +184,52 @@ struct Run<'p, P> {
     seen: Seen,
 }
 
-fn run(plan: &Plan, pick: impl Pick, seed: u64) -> Seen {
+fn run(plan: &Plan, seed: u64) -> Seen {
     let endpoints: Vec<Endpoint> = plan.endpoints.iter().cloned().map(Endpoint::new).collect();
-    let tries = vec![Vec::new(); endpoints.len()];
-    let seen = Seen { latencies: Vec::new(), failed: 0, tries, history: Vec::new() };
-    let (rng, queue) = (fastrand::Rng::with_seed(seed), BinaryHeap::new());
-    let mut run = Run { plan, pick, begin: Instant::now(), rng, endpoints, calls: Vec::new(), queue, number: 0, seen };
+    let (tries, most) = (vec![Vec::new(); endpoints.len()], vec![0.0; endpoints.len()]);
+    let seen = Seen { latencies: Vec::new(), failed: 0, lasts: plan.lasts, tries, most, history: Vec::new() };
+    let (mut rng, begin) = (fastrand::Rng::with_seed(seed), Instant::now());
+    let present = endpoints.len() - plan.joins.len();
+    let balancer = Balancer::new(&plan.balancer, plan.members(present), None, begin, &mut rng);
+    let (calls, queue) = (Vec::new(), BinaryHeap::new());
+    let states: &[EndpointState] = Box::leak(endpoints.iter().map(|_| EndpointState::default()).collect());
+    let mut run = Run { plan, balancer, present, begin, rng, states, endpoints, calls, queue, number: 0, seen };
+    plan.joins.iter().for_each(|when| run.at(*when, Event::Joins));
     run.at(Duration::ZERO, Event::Arrives);
     while let Some(Reverse((now, _, event))) = run.queue.pop() {
         match event {
             Event::Arrives if now < plan.lasts => {
                 let wait = -(1.0 - run.rng.f64()).ln() / f64::from(plan.rate);
                 run.at(now + Duration::from_secs_f64(wait), Event::Arrives);
-                run.calls.push(Call { began: now, tried: Vec::new(), at: None });
+                let key = (plan.users > 0).then(|| hash_of(&run.rng.u32(..plan.users).to_le_bytes()));
+                run.calls.push(Call { began: now, tried: Vec::new(), key, at: None });
                 run.attempt(run.calls.len() - 1, now);
             }
             Event::Arrives => {}
+            Event::Joins => run.joins(now),
             Event::Answered(call) => run.answered(call, now),
         }
     }
     run.seen
 }
 
-impl<P: Pick> Run<'_, P> {
+impl Run<'_> {
     fn at(&mut self, when: Duration, event: Event) {
         self.number += 1;
         self.queue.push(Reverse((when, self.number, event)));
     }
 
+    fn joins(&mut self, now: Duration) {
+        self.present += 1;
+        let members = self.plan.members(self.present);
+        self.balancer =
+            Balancer::new(&self.plan.balancer, members, Some(&self.balancer), self.begin + now, &mut self.rng);
+    }
+
     fn attempt(&mut self, call: usize, now: Duration) {
-        let tried = &self.calls[call].tried;
-        let chosen =
-            choose(&self.pick, &self.endpoints, tried, self.plan.breaker.as_ref(), self.begin + now, &mut self.rng);
+        let Call { tried, key, .. } = &self.calls[call];
+        let wanted = Wanted { key: *key, tried, breaker: self.plan.breaker.as_ref(), now: self.begin + now };
+        let chosen = choose(&self.balancer, &self.states[..self.present], |_| true, &wanted, &mut self.rng);
         let Ok(this) = chosen else {
             self.seen.failed += 1;
             return;
@@ -191,16 +237,21 @@ impl<P: Pick> Run<'_, P> {
         let index = this.index;
         self.seen.tries[index].push(now);
         self.tell(now, index, this.transition);
-        let (answered, verdict) = self.endpoints[index].serve(now, &mut self.rng);
+        self.weigh(index);
+        let (answered, answer) = self.endpoints[index].serve(now, &mut self.rng);
         self.calls[call].tried.push(index);
-        self.calls[call].at = Some((this, verdict));
+        self.calls[call].at = Some((this, answer));
         self.at(answered, Event::Answered(call));
     }
 
     fn answered(&mut self, call: usize, now: Duration) {
-        let Some((mut this, verdict)) = self.calls[call].at.take() else { return };
-        let transition = this.finish(verdict, self.plan.breaker.as_ref(), self.begin + now, &mut self.rng);
+        let Some((mut this, Answer { verdict, asks })) = self.calls[call].at.take() else { return };
+        let present = &self.states[..self.present];
+        let transition = this.finish(verdict, self.plan.breaker.as_ref(), present, self.begin + now, &mut self.rng);
         self.tell(now, this.index, transition);
+        if let Some(asks) = asks {
+            this.avoid_until(self.begin + now + asks, self.begin + now);
+        }
         drop(this);
         if verdict == Verdict::Success {
             self.seen.latencies.push(now - self.calls[call].began);
@@ -211,6 +262,14 @@ impl<P: Pick> Run<'_, P> {
         }
     }
 
+    /// Notes how far an endpoint that was just given a try is above its fair share, what a whole try is allowed for.
+    fn weigh(&mut self, index: usize) {
+        let all: u32 = self.states.iter().map(EndpointState::in_flight).sum();
+        let share = f64::from(all) / self.present as f64;
+        let above = (f64::from(self.states[index].in_flight()) - 1.0) / share;
+        self.seen.most[index] = self.seen.most[index].max(above);
+    }
+
     fn tell(&mut self, now: Duration, endpoint: usize, transition: Option<Transition>) {
         if let Some(transition) = transition {
             self.seen.history.push(format!("{:7.3}s endpoint {endpoint}: {}", now.as_secs_f64(), transition.as_str()));
@@ -218,107 +277,8 @@ impl<P: Pick> Run<'_, P> {
     }
 }
 
-const SEEDS: [u64; 5] = [1, 22, 333, 4444, 55555];
+#[path = "sim_tests.rs"]
+mod tests;
 
-fn breaker() -> Settings {
-    Settings { consecutive_failures: 5, penalty_min: SECOND, penalty_max: 4 * SECOND }
-}
-
-#[test]
-fn one_slow_endpoint_hurts_the_slowest_calls_far_less_than_under_round_robin() {
-    let slow = Behaviour { serves_in: 100 * MS, ..HEALTHY };
-    let plan = Plan {
-        endpoints: vec![vec![HEALTHY], vec![HEALTHY], vec![slow], vec![HEALTHY], vec![HEALTHY]],
-        rate: 400,
-        lasts: 30 * SECOND,
-        breaker: None,
-        retries: 0,
-    };
-    for seed in SEEDS {
-        let (ours, yardstick) =
-            (run(&plan, P2cEwma, seed).percentile(0.99), run(&plan, RoundRobin::default(), seed).percentile(0.99));
-        assert!(ours * 5 < yardstick, "seed {seed}: p99 {ours:?} against {yardstick:?} of round robin");
-    }
-}
-
-#[test]
-fn an_endpoint_that_slows_for_a_while_is_left_and_used_again() {
-    let slow = vec![
-        HEALTHY,
-        Behaviour { from: 10 * SECOND, serves_in: 200 * MS, ..HEALTHY },
-        Behaviour { from: 20 * SECOND, ..HEALTHY },
-    ];
-    let plan = Plan {
-        endpoints: vec![slow, vec![HEALTHY], vec![HEALTHY]],
-        rate: 300,
-        lasts: 80 * SECOND,
-        breaker: None,
-        retries: 0,
-    };
-    for seed in SEEDS {
-        let seen = run(&plan, P2cEwma, seed);
-        let (before, during, after) = (
-            seen.share(0, SECOND, 10 * SECOND),
-            seen.share(0, 11 * SECOND, 20 * SECOND),
-            seen.share(0, 65 * SECOND, 80 * SECOND),
-        );
-        assert!(
-            before > 0.1 && during < 0.05 && after > 0.1,
-            "seed {seed}: {before:.2} before, {during:.2} during, {after:.2} after"
-        );
-    }
-}
-
-#[test]
-fn failing_fast_without_a_breaker_does_not_attract_traffic() {
-    let failing = Behaviour { serves_in: MS / 10, fails: 1.0, ..HEALTHY };
-    let plan = Plan {
-        endpoints: vec![vec![HEALTHY], vec![failing], vec![HEALTHY], vec![HEALTHY]],
-        rate: 500,
-        lasts: 30 * SECOND,
-        breaker: None,
-        retries: 0,
-    };
-    for seed in SEEDS {
-        let share = run(&plan, P2cEwma, seed).share(1, Duration::ZERO, 30 * SECOND);
-        assert!(share < 0.02, "seed {seed}: {share:.3} of the calls went to the endpoint that fails");
-    }
-}
-
-/// One of two endpoints fails from 5 s to 20 s.
-fn outage(rate: u32) -> Plan {
-    let failing = vec![
-        HEALTHY,
-        Behaviour { from: 5 * SECOND, fails: 1.0, serves_in: MS, ..HEALTHY },
-        Behaviour { from: 20 * SECOND, ..HEALTHY },
-    ];
-    Plan { endpoints: vec![vec![HEALTHY], failing], rate, lasts: 40 * SECOND, breaker: Some(breaker()), retries: 3 }
-}
-
-#[test]
-fn a_broken_endpoint_is_cut_off_probed_once_per_penalty_and_comes_back_while_no_call_fails() {
-    for rate in [10, 50, 300] {
-        for seed in SEEDS {
-            let seen = run(&outage(rate), P2cEwma, seed);
-            let story = format!(
-                "rate {rate}, seed {seed}, {} tries at the broken endpoint:\n{}",
-                seen.tries_between(1, 5 * SECOND, 20 * SECOND),
-                seen.story()
-            );
-            assert_eq!(seen.failed, 0, "{story}");
-            assert!(seen.history.iter().any(|line| line.contains("consecutive_failures")), "it opens; {story}");
-            assert!(seen.history.last().unwrap().contains("probe_succeeded"), "it closes; {story}");
-            // Penalties of 1, 2 and 4 s: between 12 s and 20 s, long after it opened, there is room for at most five probes.
-            let probes = seen.tries_between(1, 12 * SECOND, 20 * SECOND);
-            assert!((1..=5).contains(&probes), "{probes} probes; {story}");
-            let back = seen.share(1, 30 * SECOND, 40 * SECOND);
-            assert!(back > 0.2, "{back:.2} of the calls after it came back; {story}");
-        }
-    }
-}
-
-#[test]
-fn a_run_of_a_seed_is_always_the_same_run() {
-    let (one, other) = (run(&outage(50), P2cEwma, 7), run(&outage(50), P2cEwma, 7));
-    assert_eq!((one.history, one.latencies), (other.history, other.latencies));
-}
+#[path = "sim_outlier_tests.rs"]
+mod outlier_tests;
