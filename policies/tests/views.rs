@@ -187,6 +187,52 @@ fn a_consumer_route_takes_the_place_of_producer_routes_on_its_ports_for_its_name
 }
 
 #[test]
+fn a_consumer_route_takes_the_place_of_every_kind_of_route_and_copies_and_faults_are_told() {
+    let other = |kind: &str, name: &str, parents: &str, rule: &str| {
+        route(name, parents, "").replace("HTTPRoute", kind).replace("backendRefs: []", rule)
+    };
+    let mirror = "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: canary}}}]";
+    let text = [
+        SHOP.to_owned(),
+        other("GRPCRoute", "shop/calls", r#"[{group: "", kind: Service, name: orders, port: 80}]"#, mirror),
+        other(
+            "TCPRoute",
+            "shop/bytes",
+            r#"[{group: "", kind: Service, name: orders, sectionName: admin}]"#,
+            "backendRefs: [{name: canary}]",
+        ),
+        route(
+            "bank/own",
+            r#"[{group: "", kind: Service, name: orders, namespace: shop}]"#,
+            "{name: orders, namespace: shop, port: 80}",
+        ),
+        policy(
+            "FaultInjection",
+            "shop/faults",
+            "{targetRefs: [{kind: Service, name: orders}], abort: {httpStatus: 503}}",
+        ),
+    ]
+    .concat();
+    let meaning = meaning(&text);
+    let cut = |caller: &str| view::destination(&meaning, &service("shop/orders"), &namespace(caller)).unwrap();
+    let names = |caller: &str| -> Vec<String> {
+        let view = cut(caller);
+        let http = view.routes.iter().map(|r| format!("{} {}", r.kind.as_str(), r.name));
+        http.chain(view.tcp_routes.iter().map(|r| format!("TCPRoute {} {:?}", r.name, r.parents[0].1))).collect()
+    };
+    assert_eq!(names("shop"), ["GRPCRoute shop/calls", "TCPRoute shop/bytes Some(81)"]);
+    assert_eq!(names("bank"), ["HTTPRoute bank/own"]);
+    assert_eq!(cut("shop").backends, [service("shop/canary"), service("shop/orders")]);
+    assert_eq!(cut("bank").backends, [service("shop/orders")]);
+    assert_eq!((cut("shop").faults.len(), cut("bank").faults.len()), (1, 1));
+    let canary = view::destination(&meaning, &service("shop/canary"), &namespace("shop")).unwrap();
+    assert!(canary.faults.is_empty() && canary.routes.is_empty());
+    let callers: Vec<String> =
+        view::callers(&meaning, &service("shop/orders")).iter().map(ToString::to_string).collect();
+    assert_eq!(callers, ["bank", "shop"]);
+}
+
+#[test]
 fn endpoints_are_healthy_members_by_id_and_written_addresses() {
     let slice = |name: &str, address: &str, ports: &str| {
         format!(
@@ -205,7 +251,7 @@ fn endpoints_are_healthy_members_by_id_and_written_addresses() {
     let meaning = meaning(&text);
     let instances = [
         instance("o2", "shop/orders", "app=orders", true),
-        instance("o1", "shop/orders", "app=orders,version=v1", true),
+        instance("o1", "shop/orders", "app=orders,version=v1,equerry.dev/weight=3", true),
         instance("sick", "shop/orders", "app=orders", false),
         instance("stranger", "shop/canary", "app=orders", true),
         instance("other", "shop/orders", "app=other", true),
@@ -215,6 +261,8 @@ fn endpoints_are_healthy_members_by_id_and_written_addresses() {
     let ids: Vec<&str> = told.endpoints.iter().map(|e| e.instance.as_str()).collect();
     let six = "static-0000-0000-0000-0000-0000-0000-0000-0001-9000";
     assert_eq!(ids, ["o1", "o2", six, "static-127.0.0.1-7001", "static-127.0.0.1-8000"]);
+    let weights: Vec<u32> = told.endpoints.iter().map(|e| e.weight).collect();
+    assert_eq!(weights, [3, 1, 1, 1, 1], "as its label says");
     assert_eq!(
         told.endpoints[3].address,
         EndpointAddress::Plain(vec![(81, "127.0.0.1:7001".parse().unwrap()), (80, "127.0.0.1:7000".parse().unwrap())])

@@ -12,7 +12,9 @@ use super::routes::{Match, PortRoutes, QueryMatch, RouteEntry, path_regex};
 use super::text::HeaderPattern;
 use crate::complaint::Complaint;
 use crate::names::{AccountName, PolicyName, ServiceName};
-use crate::policy::{self, HttpRoute, Origin, Retry, RouteKind, ServicePort, TcpRoute, TrafficPolicy};
+use crate::policy::{
+    self, GrpcMethod, HttpRoute, Origin, PathMatch, Retry, RouteKind, ServicePort, TcpRoute, TextMatch, TrafficPolicy,
+};
 use crate::view::DestinationView;
 
 /// A Service as its callers use it.
@@ -226,10 +228,16 @@ fn tcp_rule(from: &TcpRoute) -> RouteRule {
     }
 }
 
+/// A gRPC method that is named exactly is POST: whoever wrote it meant that method.
 fn method_named(rule: &policy::RouteRule) -> Option<Method> {
-    let first = rule.matches.first()?.method.as_ref()?;
-    let all = rule.matches.iter().all(|one| one.method.as_ref() == Some(first));
-    if all { Method::from_bytes(first.as_bytes()).ok() } else { None }
+    let named = |one: &policy::RouteMatch| match &one.path {
+        PathMatch::Grpc(GrpcMethod { service: Some(TextMatch::Exact(_)), method: Some(TextMatch::Exact(_)) }) => {
+            Some(Method::POST)
+        }
+        _ => Method::from_bytes(one.method.as_ref()?.as_bytes()).ok(),
+    };
+    let first = named(rule.matches.first()?)?;
+    rule.matches.iter().all(|one| named(one).as_ref() == Some(&first)).then_some(first)
 }
 
 fn compile_match(from: &policy::RouteMatch, rule: &Arc<RouteRule>, number: usize) -> Result<Match, Complaint> {

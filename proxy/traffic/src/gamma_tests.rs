@@ -116,6 +116,12 @@ fn get(route: &str, from: &str, url: &str, headers: &[(&str, &str)]) -> Played {
     play(route, from, &format!("GET {url}"), headers, 1)
 }
 
+/// Headers and their values.
+type Pairs<V> = &'static [(&'static str, V)];
+
+/// A path, the headers sent there, and the headers that must arrive.
+type Edited = (&'static str, Pairs<&'static str>, Pairs<Option<&'static str>>);
+
 /// The values of a header, joined.
 fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
     let values: Vec<&str> = headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
@@ -190,7 +196,7 @@ fn a_route_holds_for_its_frontend_its_port_and_its_callers_alone() {
 
 #[test]
 fn headers_of_the_request_are_set_added_and_removed() {
-    let cases: &[(&str, &[(&str, &str)], &[(&str, Option<&str>)])] = &[
+    let cases: &[Edited] = &[
         (
             "set",
             &[("Some-Other-Header", "val")],

@@ -5,7 +5,8 @@ use std::time::Duration;
 use equerry_policies::compile;
 use equerry_policies::names::{Namespace, PolicyName};
 use equerry_policies::policy::{
-    self, AppProtocol, HeaderMatch, HttpRoute, Origin, PathMatch, RouteMatch, ServicePort, TextMatch, TrafficPolicy,
+    self, AppProtocol, GrpcMethod, HeaderMatch, HttpRoute, Origin, PathMatch, QueryMatch, RouteKind, RouteMatch,
+    ServicePort, TcpRoute, TextMatch, TrafficPolicy,
 };
 use equerry_policies::view::DestinationView;
 use http::Request;
@@ -51,7 +52,7 @@ fn rule(to: &str, matches: Vec<RouteMatch>) -> policy::RouteRule {
 fn http_route(name: &str, rules: Vec<policy::RouteRule>) -> HttpRoute {
     HttpRoute {
         name: PolicyName::parse(name).unwrap(),
-        kind: policy::RouteKind::Http,
+        kind: RouteKind::Http,
         parents: vec![(service("shop/orders"), None)],
         rules,
         origin: Origin::default(),
@@ -59,13 +60,17 @@ fn http_route(name: &str, rules: Vec<policy::RouteRule>) -> HttpRoute {
 }
 
 fn destination(routes: Vec<HttpRoute>, ports: Vec<ServicePort>) -> CompiledDestination {
+    compiled(routes, vec![], ports)
+}
+
+fn compiled(routes: Vec<HttpRoute>, tcp_routes: Vec<TcpRoute>, ports: Vec<ServicePort>) -> CompiledDestination {
     let view = DestinationView {
         service: service("shop/orders"),
         ports,
         accounts: vec![],
         external: None,
         routes,
-        tcp_routes: vec![],
+        tcp_routes,
         faults: vec![],
         traffic: TrafficPolicy::default(),
         backends: vec![],
@@ -136,6 +141,95 @@ fn precedence_is_exact_path_then_regex_then_longest_prefix_then_method_then_head
             "{method} {path} {headers:?}"
         );
     }
+}
+
+#[test]
+fn grpc_precedence_is_service_then_method_then_headers() {
+    let text = |text: &str| Some(TextMatch::Exact(text.to_owned()));
+    let regex = |text: &str| Some(TextMatch::Regex(text.to_owned()));
+    let call = |service, method| on(PathMatch::Grpc(GrpcMethod { service, method }));
+    let with = |wanted: RouteMatch| RouteMatch { headers: vec![header("x", "1")], ..wanted };
+    let rules = vec![
+        rule("any", vec![call(None, None)]),
+        rule("method", vec![call(None, text("Get"))]),
+        rule("regex", vec![call(regex("shop\\..*"), None)]),
+        rule("longer", vec![call(regex("shop\\..*"), regex("Li.*"))]),
+        rule("service", vec![call(text("shop.Orders"), None)]),
+        rule("headers", vec![with(call(text("shop.Orders"), None))]),
+        rule("both", vec![call(text("shop.Orders"), text("Get"))]),
+    ];
+    let to = destination(vec![HttpRoute { kind: RouteKind::Grpc, ..http_route("shop/a", rules) }], vec![port(80)]);
+    let kind = ("content-type", "application/grpc");
+    for (path, headers, wanted) in [
+        ("/shop.Orders/Get", &[kind, ("x", "1")][..], Some("both")),
+        ("/shop.Orders/List", &[kind, ("x", "1")], Some("headers")),
+        ("/shop.Orders/List", &[kind], Some("service")),
+        ("/shop.Carts/List", &[kind], Some("longer")),
+        ("/shop.Carts/Get", &[kind], Some("regex")),
+        ("/bank.Accounts/Get", &[kind], Some("method")),
+        ("/bank.Accounts/List", &[kind], Some("any")),
+        ("/bank.Accounts/List", &[], None),
+    ] {
+        assert_eq!(chosen(&to, &request("POST", path, headers)).as_deref(), wanted, "{path} {headers:?}");
+    }
+    let rng = &mut fastrand::Rng::with_seed(1);
+    let named = |path: &str| route(&leave(&to), &to, &request("POST", path, &[kind]), rng).unwrap().method_named;
+    assert_eq!(["/shop.Orders/Get", "/shop.Orders/List"].map(named), [true, false], "a method named exactly is meant");
+}
+
+#[test]
+fn a_parameter_is_read_as_the_application_reads_it_and_the_first_counts() {
+    let wanted = |name: &str, value: &str| {
+        let to = destination(
+            vec![http_route(
+                "shop/a",
+                vec![rule(
+                    "a",
+                    vec![RouteMatch { query: vec![parameter(name, value)], ..on(PathMatch::Prefix("/".to_owned())) }],
+                )],
+            )],
+            vec![port(80)],
+        );
+        move |query: &str| chosen(&to, &request("GET", &format!("/{query}"), &[])).is_some()
+    };
+    let fits = wanted("a", "b c");
+    assert!(fits("?a=b+c") && fits("?a=b%20c") && fits("?%61=b%20c&a=x") && fits("?x&a=b+c&"));
+    assert!(!fits("?a=x&a=b+c") && !fits("?a") && !fits("?a=b%2") && !fits("") && !fits("?A=b+c"));
+    assert!(wanted("a", "%")("?a=%") && wanted("a", "é")("?a=%C3%A9"));
+}
+
+fn tcp_route(name: &str, weights: &[u32]) -> TcpRoute {
+    let backend = |(index, weight): (usize, &u32)| policy::Backend {
+        service: service(&format!("shop/b{index}")),
+        port: Some(81),
+        weight: *weight,
+        filters: vec![],
+    };
+    TcpRoute {
+        name: PolicyName::parse(name).unwrap(),
+        parents: vec![(service("shop/orders"), Some(80))],
+        rule: None,
+        backends: weights.iter().enumerate().map(backend).collect(),
+        origin: Origin::default(),
+    }
+}
+
+#[test]
+fn a_connection_goes_by_its_route_else_to_the_service_itself_and_never_past_routes_for_http() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let with = |routes: Vec<HttpRoute>, tcp_routes: Vec<TcpRoute>| compiled(routes, tcp_routes, vec![port(80)]);
+    let bare = with(vec![], vec![]);
+    let itself = connect(&leave(&bare), &bare, &mut rng).unwrap();
+    assert_eq!((itself.backend.to_string().as_str(), itself.port), ("shop/orders", Some(80)));
+    let routed = with(vec![], vec![tcp_route("shop/a", &[0, 1]), tcp_route("shop/b", &[1, 0])]);
+    let by = connect(&leave(&routed), &routed, &mut rng).unwrap();
+    assert_eq!((by.backend.to_string().as_str(), by.port, &**by.route().unwrap()), ("shop/b1", Some(81), "shop/a"));
+    assert_eq!(chosen(&routed, &request("GET", "/", &[])).as_deref(), Some("b1"), "HTTP is a connection too");
+    let nowhere = with(vec![], vec![tcp_route("shop/a", &[0])]);
+    assert_eq!(connect(&leave(&nowhere), &nowhere, &mut rng).unwrap_err().status(), 500);
+    let http = with(vec![http_route("shop/a", vec![rule("a", vec![on(PathMatch::Prefix("/".to_owned()))])])], vec![]);
+    let refused = connect(&leave(&http), &http, &mut rng).unwrap_err();
+    assert!(refused.status() == 400 && refused.to_string().contains("not HTTP"), "{refused}");
 }
 
 #[test]
@@ -278,11 +372,17 @@ fn model(routes: &[HttpRoute], parts: &Parts) -> Option<String> {
                     let TextMatch::Exact(value) = &header.value else { return false };
                     parts.headers.get_all(&header.name).iter().any(|found| found == value)
                 });
-                if let (Some(rank), true, true) = (rank, method, headers) {
+                let asked = parts.uri.query().unwrap_or_default();
+                let query = wanted.query.iter().all(|parameter| {
+                    let TextMatch::Exact(value) = &parameter.value else { return false };
+                    let mut pairs = asked.split('&').filter_map(|pair| pair.split_once('='));
+                    pairs.find(|(name, _)| *name == parameter.name).is_some_and(|(_, found)| found == value)
+                });
+                if let (Some(rank), true, true, true) = (rank, method, headers, query) {
                     let key = (
                         rank,
                         wanted.method.is_none(),
-                        usize::MAX - wanted.headers.len(),
+                        (usize::MAX - wanted.headers.len(), usize::MAX - wanted.query.len()),
                         http_route.name.clone(),
                         number,
                         place,
@@ -296,10 +396,21 @@ fn model(routes: &[HttpRoute], parts: &Parts) -> Option<String> {
     fitting.into_iter().next().map(|(_, backend)| backend)
 }
 
+fn parameter(name: &str, value: &str) -> QueryMatch {
+    QueryMatch { name: name.to_owned(), value: TextMatch::Exact(value.to_owned()) }
+}
+
 prop_compose! {
-    fn any_match()(exact: bool, path in "(/[ab]{0,2}){1,3}", method in prop::option::of("GET|POST"), headers in prop::collection::btree_map("[xy]", "[12]", 0..3)) -> RouteMatch {
+    fn any_match()(
+        exact: bool,
+        path in "(/[ab]{0,2}){1,3}",
+        method in prop::option::of("GET|POST"),
+        headers in prop::collection::btree_map("[xy]", "[12]", 0..3),
+        query in prop::collection::btree_map("[pq]", "[12]", 0..3),
+    ) -> RouteMatch {
         let path = if exact { PathMatch::Exact(path) } else { PathMatch::Prefix(path.trim_end_matches('/').to_owned() + "/") };
-        RouteMatch { path, method, query: vec![], headers: headers.iter().map(|(name, value)| header(name, value)).collect() }
+        let headers = headers.iter().map(|(name, value)| header(name, value)).collect();
+        RouteMatch { path, method, headers, query: query.iter().map(|(name, value)| parameter(name, value)).collect() }
     }
 }
 
@@ -308,6 +419,7 @@ proptest! {
     fn the_choice_is_the_specifications(
         rules in prop::collection::vec((0_u8..3, prop::collection::vec(any_match(), 1..4)), 1..8),
         method in "GET|POST", path in "(/[ab]{1,2}){0,3}/?", headers in prop::collection::vec(("[xy]", "[12]"), 0..3),
+        query in prop::option::of("[pq]=[12](&[pq]=[12]){0,2}"),
     ) {
         let mut routes: Vec<HttpRoute> = ["c", "a", "b"].into_iter().map(|name| http_route(&format!("shop/{name}"), vec![])).collect();
         for (number, (place, matches)) in rules.into_iter().enumerate() {
@@ -316,6 +428,7 @@ proptest! {
         routes.retain(|route| !route.rules.is_empty());
         let path = if path.is_empty() { "/".to_owned() } else { path };
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let path = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
         let parts = request(&method, &path, &headers);
         let to = destination(routes.clone(), vec![port(80)]);
         prop_assert_eq!(chosen(&to, &parts), model(&routes, &parts));

@@ -273,7 +273,12 @@ static RETRY: Shape = Shape {
     about: "When a try that failed is made again. A failure to connect always is. A method that is not idempotent is tried again \
             only by a rule whose every match names it.",
     fields: &[
-        may("codes", Form::List(&Form::Whole(400, 599), 0, 200), "Status codes that are tried again."),
+        may(
+            "codes",
+            Form::List(&Form::Whole(400, 599), 0, 200),
+            "Status codes that are tried again; of gRPC the status that google.rpc maps to one: 503 is UNAVAILABLE, 504 \
+             DEADLINE_EXCEEDED, 429 RESOURCE_EXHAUSTED.",
+        ),
         may(
             "attempts",
             Form::Whole(0, 25),

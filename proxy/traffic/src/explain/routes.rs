@@ -197,3 +197,82 @@ fn fault_words(from: &Fault) -> String {
     let asked = from.by_headers.then(|| "a request may ask for its own".to_owned());
     delay.into_iter().chain(abort).chain(asked).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use equerry_policies::names::{Authority, ServiceName};
+    use equerry_policies::{compile, document, interpret, view};
+    use http::Request;
+
+    use super::*;
+    use crate::normalize::{Direction, normalize};
+    use crate::route::{Known, may_leave};
+
+    const SHOP: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: orders, namespace: shop}
+spec: {ports: [{name: http, port: 80}, {name: raw, port: 81}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: orders, port: 80}]
+  rules:
+  - matches: [{path: {value: /a}, queryParams: [{name: q, value: "1"}]}]
+    filters:
+    - {type: URLRewrite, urlRewrite: {hostname: b.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}
+    - {type: RequestMirror, requestMirror: {backendRef: {name: orders, port: 80}, percent: 5}}
+    backendRefs: [{name: orders, port: 80, filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x, value: "1"}], remove: [server]}}]}]
+  - matches: [{path: {value: /old}}]
+    filters: [{type: RequestRedirect, requestRedirect: {hostname: new.example}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: raw, namespace: shop}
+spec: {parentRefs: [{group: "", kind: Service, name: orders, sectionName: raw}], rules: [{backendRefs: [{name: orders, port: 81}]}]}
+---
+apiVersion: equerry.dev/v1
+kind: FaultInjection
+metadata: {name: slow, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: orders}], match: {headers: [{name: x-chaos, value: "on"}]}, delay: {percent: 10, fixed: 2s}}
+"#;
+
+    fn told(url: &str, headers: &[(&str, &str)]) -> Vec<(Outcome, String)> {
+        let meaning = interpret::interpret(&document::read("shop.yaml", SHOP).unwrap()).unwrap();
+        let orders = ServiceName::parse("shop/orders").unwrap();
+        let to = compile::destination(&view::destination(&meaning, &orders, &orders.namespace).unwrap()).unwrap();
+        let mut request = Request::builder().uri(format!("http://{url}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut parts = request.body(()).unwrap().into_parts().0;
+        let normal = normalize(&mut parts, Direction::Outbound).unwrap();
+        let named = Authority::parse(normal.authority(), &orders.namespace).unwrap();
+        let leave = may_leave(&named, Known::Service(&to)).unwrap();
+        let (steps, _) = route(&leave, &to, &parts, &mut fastrand::Rng::with_seed(1));
+        assert!(steps.iter().all(|step| step.origin.line > 0));
+        steps.into_iter().map(|step| (step.outcome, step.because)).collect()
+    }
+
+    #[test]
+    fn filters_are_told_beside_where_a_request_goes() {
+        let steps = told("orders:80/a/c?q=1", &[]);
+        let words = "it matches: shop/orders:80 weight 1 (changes the response's headers (set x; remove server)); \
+                     rewrites the host to b.example and the prefix /a/ to /b/, copies 5 of 100 to shop/orders";
+        assert_eq!(steps[0], (Outcome::Decided, words.to_owned()));
+        assert_eq!(steps[2], (Outcome::NoMatch, "the headers are not as they must be".to_owned()));
+    }
+
+    #[test]
+    fn an_answer_of_the_mesh_and_a_fault_are_told() {
+        let steps = told("orders:80/old/x", &[("x-chaos", "on")]);
+        let words = "it matches, and answers: redirect 302 to http://new.example/old/x";
+        assert_eq!(steps[1], (Outcome::Decided, words.to_owned()));
+        assert_eq!(steps[2], (Outcome::Decided, "10% wait 2s".to_owned()));
+        assert_eq!(told("orders:80/a?q=2", &[])[0].1, "the parameter q of the query is not as it must be");
+        let raw = told("orders:81/", &[]);
+        assert_eq!(raw[0].1, "connections go by it, whatever they say: shop/orders:81 weight 1");
+    }
+}
