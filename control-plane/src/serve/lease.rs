@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use equerry_certs::skew;
 use equerry_policies::names::{AccountName, InstanceId};
+use equerry_policies::policy::{Labels, weight};
 use equerry_wire::limits::MAX_ITEMS;
 use equerry_wire::proto::registry_server::{Registry, RegistryServer};
 use equerry_wire::proto::{LeaseRequest, LeaseResponse, ReleaseRequest, ReleaseResponse};
@@ -92,11 +93,13 @@ fn read(asked: LeaseRequest, account: AccountName) -> Result<Registration, Statu
     let mut ports = asked.ports.iter().map(|port| port_number(*port)).collect::<Result<Vec<u16>, Status>>()?;
     ports.sort_unstable();
     ports.dedup();
+    let labels: Labels = asked.labels.into_iter().collect();
+    weight(&labels).map_err(Status::invalid_argument)?;
     Ok(Registration {
         id: instance_id(&asked.instance_id)?,
         account,
         generation: asked.generation,
-        labels: asked.labels.into_iter().collect(),
+        labels,
         inbound,
         ports,
         healthy: asked.healthy,

@@ -450,11 +450,13 @@ async fn a_lease_that_cannot_be_is_refused_saying_why() {
         RegistryClient::new(orders.channel.clone()).lease(request).await.unwrap_err().message().to_owned()
     };
     let good = || orders.lease_request("orders-1", 5);
+    let heavy = [("equerry.dev/weight".to_owned(), "heavy".to_owned())].into();
     let an_hour_off = unix_ms(SystemTime::now() - Duration::from_secs(3600));
     for (request, words) in [
         (proto::LeaseRequest { inbound: "0.0.0.0:15006".into(), ..good() }, "--advertise"),
         (proto::LeaseRequest { inbound: "here".into(), ..good() }, "expected IP:PORT"),
         (proto::LeaseRequest { ports: vec![70_000], ..good() }, "expected 1 to 65535"),
+        (proto::LeaseRequest { labels: heavy, ..good() }, "equerry.dev/weight: found \"heavy\""),
         (proto::LeaseRequest { instance_id: "No Name".into(), ..good() }, "instance id"),
         (proto::LeaseRequest { now_unix_ms: an_hour_off, ..good() }, "clock"),
     ] {

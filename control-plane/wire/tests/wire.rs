@@ -16,7 +16,7 @@ fn service(text: &str) -> ServiceName {
 }
 
 fn endpoints() -> Resource {
-    let endpoint = |id: &str, address| EndpointView { instance: InstanceId::parse(id).unwrap(), address };
+    let endpoint = |id: &str, address| EndpointView { instance: InstanceId::parse(id).unwrap(), address, weight: 1 };
     Resource::Endpoints(Box::new(EndpointsView {
         service: service("shop/orders"),
         endpoints: vec![
@@ -122,6 +122,7 @@ fn too_large_is_refused_by_the_sender_and_by_the_receiver() {
     let endpoint = |i: u32| EndpointView {
         instance: InstanceId::parse(&format!("orders-{i}-{}", "x".repeat(50))).unwrap(),
         address: EndpointAddress::Mesh("10.0.0.1:15006".parse().unwrap()),
+        weight: 1,
     };
     let view = EndpointsView { service: service("shop/orders"), endpoints: (0..100_000).map(endpoint).collect() };
     assert!(matches!(Resource::Endpoints(Box::new(view)).encode(), Err(EncodeError::TooLarge { .. })));

@@ -7,6 +7,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
 use bytes::Bytes;
 use equerry_policies::names::{AccountName, InstanceId, Namespace};
+use equerry_policies::policy::weight;
 use futures_util::future::join_all;
 use http::StatusCode;
 use serde::Deserialize;
@@ -140,6 +141,7 @@ fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> R
             request.lease_seconds
         )));
     }
+    weight(&request.labels).map_err(|bad| Problem::bad_request(format_args!("{bad}")))?;
     let key = InstanceKey { namespace: account.namespace.clone(), id };
     // Whoever puts it again means the same start of it.
     let generation = control.instance(&key).map_or(1, |known| known.generation);
