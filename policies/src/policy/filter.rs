@@ -105,7 +105,7 @@ pub struct CorsRules {
 
 /// An origin, or many.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum OriginPattern {
     /// Every origin.
     Any,

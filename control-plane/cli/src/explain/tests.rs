@@ -208,3 +208,26 @@ fn an_explanation_reads_as_it_always_did() {
     let told = anstream::adapter::strip_str(&told).to_string();
     assert_eq!(told, include_str!("golden.txt").trim_end(), "\n{told}");
 }
+
+#[test]
+fn a_filter_that_answers_is_told_and_the_callee_judges_the_request_as_it_is_sent() {
+    let moved = of_example("filters.yaml", &["http://orders/old/7?a=b", "--from", "shop/frontend"]);
+    assert_eq!((&moved["verdict"]["allowed"], &moved["verdict"]["status"]), (&json!(true), &json!(308)), "{moved:#}");
+    assert_eq!(moved["verdict"]["cause"], "shop/orders rules[1]");
+    assert_eq!(moved["callees"], json!([]));
+    let denied = "\
+---
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin, namespace: shop}
+spec: {action: DENY, targetRefs: [{kind: Service, name: orders}], rules: [{to: [{operation: {paths: [/admin]}}]}]}
+";
+    let documents = format!("{}{denied}", example("filters.yaml"));
+    let of = |path: &str| explained(&[path, "--from", "shop/frontend"], &[("filters.yaml", &documents)]);
+    assert_eq!(
+        of("http://orders/v1/admin")["verdict"]["reason"],
+        "authz_denied",
+        "the prefix is gone when it is judged"
+    );
+    assert_eq!(of("http://orders/v1/orders")["verdict"]["allowed"], true);
+}
