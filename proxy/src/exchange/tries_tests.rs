@@ -396,3 +396,25 @@ fn a_caller_that_breaks_off_its_body_does_not_make_the_endpoint_look_bad() {
         assert!(sidecar.metrics("equerry_endpoint_ejections_total{").is_empty());
     });
 }
+
+#[test]
+fn requests_alike_go_to_the_same_endpoint_where_policy_hashes_them() {
+    for balancer in ["ring_hash", "maglev"] {
+        on_one_thread(async {
+            let (one, other) = (failing(0).await, failing(0).await);
+            let spec = format!("loadBalancer: {{type: {balancer}, hash: {{query: user}}}}");
+            let sidecar = caller(&traffic(SERVICE, &spec), &[one.address, other.address]).await;
+            let counts = || (one.seen.borrow().len(), other.seen.borrow().len());
+            for user in 0..20 {
+                let before = counts();
+                for _ in 0..3 {
+                    let path = format!("/cart?user=user-{user}");
+                    assert_eq!(call(sidecar.outbound, request("GET", "orders", &path, "")).await.status(), 200);
+                }
+                let (at_one, at_other) = (counts().0 - before.0, counts().1 - before.1);
+                assert!(at_one == 3 || at_other == 3, "{balancer}: user {user} went to both");
+            }
+            assert!(counts().0 > 0 && counts().1 > 0, "{balancer}: {:?}", counts());
+        });
+    }
+}
