@@ -51,7 +51,7 @@ pub struct FaultAbort {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FaultStatus {
-    /// An HTTP status from 200 to 599.
+    /// An HTTP status from 400 to 599.
     Http(u16),
     /// A gRPC status code from 1 to 16.
     Grpc(u8),

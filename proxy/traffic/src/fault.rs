@@ -7,6 +7,8 @@ use equerry_policies::policy::FaultStatus;
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName};
 
+use crate::refusal::Refusal;
+
 /// The longest wait that a request may ask for.
 const MAX_DELAY: Duration = Duration::from_mins(10);
 
@@ -35,6 +37,13 @@ pub struct Abort {
     pub status: StatusCode,
     /// For gRPC.
     pub grpc: u8,
+}
+
+impl Injected<'_> {
+    /// What the caller is told, when it waited and is to be answered with an error.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.abort.map(|abort| Refusal::Fault { policy: self.policy.into(), abort })
+    }
 }
 
 impl Abort {
@@ -125,7 +134,7 @@ fn asked(fault: &Fault, headers: &HeaderMap) -> Asked {
         Some(_) => number(name).and_then(|percent| u8::try_from(percent.min(100)).ok()),
     };
     let delay = number(&DELAY).filter(|time| *time > 0).map(|time| Duration::from_millis(time).min(MAX_DELAY));
-    let status = number(&ABORT).filter(|status| (200..600).contains(status));
+    let status = number(&ABORT).filter(|status| (400..600).contains(status));
     let http = status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok()).map(Abort::http);
     let code = number(&ABORT_GRPC).filter(|code| (1..=16).contains(code));
     let grpc = code.and_then(|code| u8::try_from(code).ok()).map(Abort::grpc);

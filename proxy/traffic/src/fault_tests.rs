@@ -82,7 +82,7 @@ fn a_request_gets_the_faults_it_asks_for_only_where_it_may_ask() {
     for (name, value) in [
         ("x-envoy-fault-delay-request", "soon"),
         ("x-envoy-fault-delay-request", "-5"),
-        ("x-envoy-fault-abort-request", "99"),
+        ("x-envoy-fault-abort-request", "204"),
         ("x-envoy-fault-abort-request", "600"),
         ("x-envoy-fault-abort-grpc-request", "0"),
         ("x-envoy-fault-abort-grpc-request", "17"),
@@ -97,5 +97,9 @@ fn a_status_of_one_protocol_is_told_in_the_other() {
         assert!(Abort::grpc(code).status.as_u16() >= 400, "{code}");
     }
     assert_eq!(Abort::http(StatusCode::NOT_FOUND).grpc, 12);
+    let waits = Injected { policy: "shop/f0", delay: Some(Duration::from_secs(1)), abort: None };
+    assert_eq!(waits.refusal(), None);
+    let told = Injected { abort: Some(Abort::grpc(4)), ..waits }.refusal().unwrap();
+    assert_eq!((told.status().as_u16(), told.reason().as_str(), told.reason().flag()), (504, "fault", "FI"));
     assert_eq!(Abort::grpc(4).status, StatusCode::GATEWAY_TIMEOUT);
 }

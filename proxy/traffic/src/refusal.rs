@@ -133,6 +133,8 @@ reasons! {
     TooLarge: "too_large", 413, 3, "DPE", "http_request_error", false;
     /// The response's body is larger than its policy allows.
     ResponseTooLarge: "response_too_large", 502, 8, "UPE", "http_response_body_size", false;
+    /// A `FaultInjection` says so; [`Refusal::status`] knows with which status.
+    Fault: "fault", 503, 14, "FI", "proxy_internal_response", false;
     /// This proxy is shutting down.
     Draining: "draining", 503, 14, "OM", "destination_unavailable", false;
     /// This proxy has more work than it can do.
@@ -366,6 +368,14 @@ pub enum Refusal {
         /// The TrafficPolicy, `namespace/name`.
         policy: Box<str>,
     },
+    /// A fault that is made on purpose.
+    #[error("{policy} makes this fault on purpose")]
+    Fault {
+        /// The `FaultInjection`, `namespace/name`.
+        policy: Box<str>,
+        /// What it is answered with.
+        abort: crate::fault::Abort,
+    },
     /// This proxy is shutting down.
     #[error("this proxy is shutting down")]
     Draining,
@@ -436,6 +446,7 @@ impl Refusal {
             Self::ClientGone => Reason::ClientGone,
             Self::BadRequest { .. } => Reason::BadRequest,
             Self::BodyTooLarge { .. } | Self::HeadTooLarge { .. } => Reason::TooLarge,
+            Self::Fault { .. } => Reason::Fault,
             Self::Draining => Reason::Draining,
             Self::Overload => Reason::Overload,
         }
@@ -445,6 +456,7 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::NoBackend { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Fault { abort, .. } => abort.status,
             Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             _ => StatusCode::from_u16(self.reason().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         }
@@ -452,13 +464,20 @@ impl Refusal {
 
     /// The gRPC status code it is answered with.
     pub fn grpc_status(&self) -> u8 {
-        self.reason().grpc_code()
+        match self {
+            // The Gateway API: calls that have no valid backend are UNAVAILABLE.
+            Self::NoBackend { .. } => 14,
+            Self::Fault { abort, .. } => abort.grpc,
+            _ => self.reason().grpc_code(),
+        }
     }
 
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self.reason() {
-            Reason::AuthzDenied | Reason::TlsRequired | Reason::Quota | Reason::RateLimited => Fault::Policy,
+            Reason::AuthzDenied | Reason::TlsRequired | Reason::Quota | Reason::RateLimited | Reason::Fault => {
+                Fault::Policy
+            }
             Reason::KeysUnavailable
             | Reason::PolicyUnavailable
             | Reason::IdentityExpired
@@ -487,6 +506,7 @@ impl Refusal {
             Self::Authz(denied) => Some(&denied.cause),
             Self::Token(fault) => fault.policy.as_deref(),
             Self::Quota(over) => Some(&over.quota),
+            Self::Fault { policy, .. } => Some(policy),
             Self::TryTimeout(expired)
             | Self::RequestTimeout(expired)
             | Self::TooLate(expired)
@@ -537,7 +557,10 @@ mod tests {
     fn a_refusal_that_differs_from_its_reasons_usual_status_says_so() {
         assert_eq!(Refusal::HeadTooLarge { limit: 1 }.status(), 431);
         assert_eq!(Refusal::BodyTooLarge { limit: 1, policy: "a/b".into() }.status(), 413);
-        assert_eq!(Refusal::NoBackend { route: "a/b".to_owned(), rule: 0 }.status(), 500);
+        let nowhere = Refusal::NoBackend { route: "a/b".to_owned(), rule: 0 };
+        assert_eq!((nowhere.status().as_u16(), nowhere.grpc_status()), (500, 14));
+        let made = Refusal::Fault { policy: "a/b".into(), abort: crate::fault::Abort::grpc(5) };
+        assert_eq!((made.status().as_u16(), made.grpc_status(), made.cause()), (404, 5, Some("a/b")));
         assert_eq!(Refusal::Draining.status(), 503);
     }
 

@@ -46,7 +46,7 @@ static ABORT: Shape = Shape {
     about: "Some requests are answered with an error.",
     fields: &[
         may("percent", Form::Whole(0, 100), "Of a hundred requests so many; all when nothing is written."),
-        may("httpStatus", Form::Whole(200, 599), "The HTTP status."),
+        may("httpStatus", Form::Whole(400, 599), "The HTTP status."),
         may("grpcStatus", Form::Text(&GRPC_STATUS), "The gRPC status by name, such as UNAVAILABLE."),
     ],
 };
