@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use equerry::demo::ports::HeldPort;
 
 use super::machine::LOAD;
 use super::measure::Target;
@@ -23,23 +24,32 @@ pub(crate) struct Ground {
     pub(crate) mesh: Mesh,
     /// The application's port.
     pub(crate) app: u16,
+    /// The port of an application that reads whatever it is sent.
+    pub(crate) sink: u16,
     /// How often each target is measured.
     pub(crate) rounds: usize,
     /// For how long.
     pub(crate) time: Duration,
-    application: Server,
+    application: [Server; 2],
     missing: RefCell<BTreeSet<&'static str>>,
 }
 
 impl Ground {
-    /// Starts application and control plane.
+    /// Starts applications and control plane.
     ///
     /// # Errors
     /// When something does not come up.
-    pub(crate) fn prepare(dir: &Path, proxy: &Path, rounds: usize, time: Duration) -> Result<Self> {
+    pub(crate) fn prepare(
+        dir: &Path,
+        proxy: &Path,
+        variables: &[(String, String)],
+        rounds: usize,
+        time: Duration,
+        peers: &[String],
+    ) -> Result<Self> {
         std::fs::create_dir_all(dir.join("files"))?;
         std::fs::write(dir.join("files/10m"), vec![b'x'; 10 << 20])?;
-        let mut site = Site::new(dir.to_owned());
+        let mut site = Site::new(dir.to_owned(), |peer| peers.is_empty() || peers.iter().any(|wanted| wanted == peer));
         for (name, of) in [
             ("nginx", "the application behind every proxy"),
             ("wrk", "load"),
@@ -55,15 +65,16 @@ impl Ground {
         site.words.insert("KIB".into(), "x".repeat(1024));
         let (application, app) = site.one("nginx", "app.nginx.conf", LOAD, None).context("starting the application")?;
         site.words.insert("APP".into(), app.to_string());
-        let mesh = Mesh::start(dir, proxy).context("starting the control plane")?;
+        let (drain, sink) = tool(dir, "sink").context("starting the sink")?;
+        let mesh = Mesh::start(dir, proxy, variables.to_vec()).context("starting the control plane")?;
         site.words.insert("ISSUER".into(), ISSUER.into());
         site.words.insert("JWKS".into(), mesh.key_set());
-        Ok(Self { site, mesh, app, rounds, time, application, missing: RefCell::default() })
+        Ok(Self { site, mesh, app, sink, rounds, time, application: [application, drain], missing: RefCell::default() })
     }
 
     /// The application's processes.
     pub(crate) fn application(&self) -> Vec<u32> {
-        self.application.family()
+        self.application.iter().flat_map(Server::family).collect()
     }
 
     /// Adds a peer, or says that it is missing.
@@ -77,6 +88,9 @@ impl Ground {
         program: &'static str,
         start: impl FnOnce(&Site) -> Result<Standing>,
     ) -> Result<()> {
+        if !self.site.wants(program) {
+            return Ok(());
+        }
         if self.site.program(program).is_none() {
             if self.missing.borrow_mut().insert(program) {
                 say(&format!("  {program} is not installed: left out"));
@@ -91,6 +105,15 @@ impl Ground {
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         self.missing.borrow().iter().copied().collect()
     }
+}
+
+/// This program as another one that listens on a port (its first argument), on the application's core.
+fn tool(dir: &Path, name: &str) -> Result<(Server, u16)> {
+    let held = HeldPort::take()?;
+    let port = held.number();
+    held.release();
+    let words = [name.to_owned(), format!("127.0.0.1:{port}")];
+    Ok((Server::start(name, LOAD, &std::env::current_exe()?, &words, dir)?.listens_on(port)?, port))
 }
 
 /// An authority, a server and a client certificate for the peers: ECDSA P-256, as the mesh's own are.

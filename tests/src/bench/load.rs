@@ -101,9 +101,10 @@ pub(crate) fn put(
     // The load's own time: read while it still stands, then carried on to its end.
     let own = machine::ran(&machine::family(child.id())) as f64 / 0.75;
     let output = child.wait_with_output()?;
-    let ran = machine::ran(proxies) - before;
+    let ran = machine::ran(proxies).saturating_sub(before);
     let busy = machine::busy().saturating_sub(busy);
-    let apps = machine::ran(application) - apps;
+    // A thread of the application that has ended takes its account along.
+    let apps = machine::ran(application).saturating_sub(apps);
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         bail!("the load failed ({}): {text}{}", output.status, String::from_utf8_lossy(&output.stderr));

@@ -42,12 +42,22 @@ pub(crate) fn ran(pids: &[u32]) -> u64 {
 
 /// Resident KiB of these processes together.
 pub(crate) fn resident(pids: &[u32]) -> u64 {
-    let one = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
+    status(pids, &["VmRSS:"])
+}
+
+/// Resident KiB that are the processes' own: heap, stacks and shared memory, without pages of files such as their program.
+pub(crate) fn own(pids: &[u32]) -> u64 {
+    status(pids, &["RssAnon:", "RssShmem:"])
+}
+
+/// The sum of these lines of each process's status.
+fn status(pids: &[u32], names: &[&str]) -> u64 {
+    let statuses = pids.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    let line = |line: &str| {
+        let value = names.iter().find_map(|name| line.strip_prefix(name))?;
+        value.split_whitespace().next()?.parse::<u64>().ok()
     };
-    pids.iter().filter_map(one).sum()
+    statuses.flat_map(|status| status.lines().filter_map(line).collect::<Vec<_>>()).sum()
 }
 
 /// Runnable tasks, averaged over a minute.

@@ -136,7 +136,10 @@ pub(crate) fn all(
 }
 
 /// Waits until a target answers: endpoints and connections come by themselves.
-fn warm(target: &Target) -> Result<()> {
+///
+/// # Errors
+/// When it does not within ten seconds.
+pub(crate) fn warm(target: &Target) -> Result<()> {
     let headers: Vec<&str> = target.headers.iter().map(String::as_str).collect();
     let mut last = String::new();
     for _ in 0..100 {

@@ -1,27 +1,37 @@
 //! Memory: of an idle process, by idle connection, and what stays after load.
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::found::{Bar, Figure, Found};
 use super::ground::Ground;
 use super::handshakes::{self, Call};
 use super::load::{self, Load};
 use super::machine::{self, LOAD, PROXIES};
-use super::measure::{Side, Target};
+use super::measure::{self, Side, Target};
 use super::mesh::Mesh;
+use super::pairs::pair_policies;
+use super::peers::Standing;
 use super::say;
-use super::scenarios::{Bar, Figure, Found, pair_policies};
 use super::server::on_core;
 
-/// Idle connections held at once.
+/// Open before anything is counted: what the first connections load is no share of theirs.
+const BEFORE: usize = 100;
+/// Idle connections whose memory is counted.
 const CONNECTIONS: usize = 1_000;
-/// Before memory is read: kept upstream connections end, and what is handed back is handed back.
-const REST: Duration = Duration::from_secs(6);
+/// Memory has settled when it has not moved by 64 KiB for this long.
+const STILL: Duration = Duration::from_secs(3);
+/// At the latest then.
+const SETTLED: Duration = Duration::from_secs(20);
 
-/// Measures idle memory, 1,000 idle connections plain and in mutual TLS, and memory after load, of ours and of peers.
+/// Whom to start and to ask.
+type Start<'a> = Box<dyn Fn() -> Result<(Target, Option<super::mesh::Sidecar>)> + 'a>;
+
+/// S7: idle memory, 1,000 idle connections plain and in mutual TLS, and memory after load, of ours and of peers. Each round
+/// is a fresh process; figures are medians.
 ///
 /// # Errors
 /// When something does not come up.
@@ -29,75 +39,117 @@ pub(crate) fn run(ground: &Ground) -> Result<Found> {
     ground.mesh.apply("memory", &Mesh::service("memory", "PERMISSIVE"))?;
     pair_policies(ground)?;
     let mut found = Found::default();
-    let mut plain = Vec::new();
-    ground.peer(&mut plain, "nginx", "nginx", |site| site.single("nginx", "plain.nginx.conf"))?;
-    ground.peer(&mut plain, "HAProxy", "haproxy", |site| site.single("haproxy", "plain.haproxy.cfg"))?;
-    ground.peer(&mut plain, "Envoy", "envoy", |site| site.single("envoy", "plain.envoy.yaml"))?;
-    let ours = ground.mesh.sidecar("memory", ground.app, false)?;
-    plain.insert(0, Target::ours("equerry", ours.inbound, "memory", ours.server.family()));
-    for target in &plain {
-        let (idle, each, after) = plain_connections(ground, target).context(target.name)?;
-        tell(&mut found, format!("{}, idle process", target.name), idle / 1024.0, "MiB");
-        tell(&mut found, format!("{}, each idle plain connection", target.name), each, "KiB");
-        tell(&mut found, format!("{}, after load, of what it was idle", target.name), after / idle, "×");
-        if target.side == Side::Ours {
-            bar(&mut found, "idle process, MiB ≤ 12", idle / 1024.0, 12.0);
-            bar(&mut found, "each idle plain connection, KiB ≤ 24", each, 24.0);
-            bar(&mut found, "after load, of what it was idle ≤ 1.25", after / idle, 1.25);
-        }
+    let ours: Start<'_> = Box::new(|| {
+        let sidecar = ground.mesh.sidecar("memory", ground.app, false)?;
+        Ok((Target::ours("equerry", sidecar.inbound, "memory", sidecar.server.family()), Some(sidecar)))
+    });
+    let mut plain = vec![("equerry", ours)];
+    plain.extend(peers(ground, ["plain.nginx.conf", "plain.haproxy.cfg", "plain.envoy.yaml"])?);
+    for (of, start) in &plain {
+        let [idle, each, after] = medians(ground, start, |target| plain_connections(ground, target)).context(*of)?;
+        tell(&mut found, of, "idle process", idle / 1024.0, "MiB", 12.0);
+        tell(&mut found, of, "each idle plain connection", each, "KiB", 24.0);
+        tell(&mut found, of, "after load, of idle", after / idle, "×", 1.25);
     }
-    let mut secured = Vec::new();
-    ground.peer(&mut secured, "nginx", "nginx", |site| {
-        Ok(site.one("nginx", "pair-server.nginx.conf", PROXIES, None)?.into())
-    })?;
-    ground.peer(&mut secured, "HAProxy", "haproxy", |site| {
-        Ok(site.one("haproxy", "pair-server-h1.haproxy.cfg", PROXIES, None)?.into())
-    })?;
-    ground.peer(&mut secured, "Envoy", "envoy", |site| {
-        Ok(site.one("envoy", "pair-server-h1.envoy.yaml", PROXIES, None)?.into())
-    })?;
-    let server = ground.mesh.sidecar("server", ground.app, false)?;
-    secured.insert(0, Target::ours("equerry", server.inbound, "server", server.server.family()));
-    let (mesh, peers) = (ground.mesh.call("client", "server")?, Call::peers(&ground.site)?);
-    for target in &secured {
-        let call = if target.side == Side::Ours { &mesh } else { &peers };
-        let each = secured_connections(target, call).context(target.name)?;
-        tell(&mut found, format!("{}, each idle mutual-TLS connection", target.name), each, "KiB");
-        if target.side == Side::Ours {
-            bar(&mut found, "each idle mutual-TLS connection, KiB ≤ 40", each, 40.0);
-        }
+    let ours: Start<'_> = Box::new(|| {
+        let sidecar = ground.mesh.sidecar("server", ground.app, false)?;
+        Ok((Target::ours("equerry", sidecar.inbound, "server", sidecar.server.family()), Some(sidecar)))
+    });
+    let mut secured = vec![("equerry", ours)];
+    secured
+        .extend(peers(ground, ["pair-server.nginx.conf", "pair-server-h1.haproxy.cfg", "pair-server-h1.envoy.yaml"])?);
+    let (mesh, others) = (ground.mesh.call("client", "server")?, Call::peers(&ground.site)?);
+    for (of, start) in &secured {
+        let call =
+            |target: &Target| secured_connections(target, if target.side == Side::Ours { &mesh } else { &others });
+        let [each] = medians(ground, start, call).context(*of)?;
+        tell(&mut found, of, "each idle mutual-TLS connection", each, "KiB", 40.0);
     }
     Ok(found)
 }
 
-fn tell(found: &mut Found, what: String, value: f64, unit: &'static str) {
-    say(&format!("  {what}: {value:.1} {unit}"));
-    found.figures.push(Figure { what, value, unit });
+/// The peers that are there, with these configurations of nginx, HAProxy and Envoy.
+fn peers<'a>(ground: &'a Ground, files: [&'static str; 3]) -> Result<Vec<(&'static str, Start<'a>)>> {
+    let mut there = Vec::new();
+    for ((name, program), file) in
+        [("nginx", "nginx"), ("HAProxy", "haproxy"), ("Envoy", "envoy")].into_iter().zip(files)
+    {
+        if !ground.site.wants(program) || ground.site.program(program).is_none() {
+            // Says so when it is missing.
+            ground.peer(&mut Vec::new(), name, program, |_| bail!("{program} is not there"))?;
+            continue;
+        }
+        let start: Start<'a> = Box::new(move || {
+            let standing: Standing = ground.site.one(program, file, PROXIES, None)?.into();
+            Ok((Target::peer(name, standing), None))
+        });
+        there.push((name, start));
+    }
+    Ok(there)
 }
 
-fn bar(found: &mut Found, says: &str, value: f64, limit: f64) {
-    found.bars.push(Bar { says: says.to_owned(), ratio: value, limit });
+/// Medians, figure by figure, over the rounds.
+fn medians<const N: usize>(
+    ground: &Ground,
+    start: &Start<'_>,
+    one: impl Fn(&Target) -> Result<[f64; N]>,
+) -> Result<[f64; N]> {
+    let mut rounds = Vec::new();
+    for _ in 0..ground.rounds {
+        let (target, _sidecar) = start()?;
+        rounds.push(one(&target)?);
+    }
+    Ok(std::array::from_fn(|figure| {
+        let mut all: Vec<f64> = rounds.iter().map(|round| round[figure]).collect();
+        all.sort_by(f64::total_cmp);
+        all.get(all.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+    }))
+}
+
+/// Tells a figure, and judges it when it is ours.
+fn tell(found: &mut Found, of: &'static str, what: &'static str, value: f64, unit: &'static str, limit: f64) {
+    say(&format!("  {of}, {what}: {value:.1} {unit}"));
+    found.figures.push(Figure { of, what, value, unit });
+    if of == "equerry" {
+        found.bars.push(Bar { says: format!("{what}, {unit} ≤ {limit}"), ratio: value, limit });
+    }
 }
 
 /// KiB at rest before anything, KiB for each idle connection, KiB at rest after load.
-fn plain_connections(ground: &Ground, target: &Target) -> Result<(f64, f64, f64)> {
-    let resident = || machine::resident(&target.pids()) as f64;
-    let idle = resident();
-    // One connection beforehand: what the first request loads is not its share.
-    open(target, 1)?;
-    let before = resident();
-    let mut held = open(target, CONNECTIONS)?;
-    std::thread::sleep(REST);
-    let each = (resident() - before) / CONNECTIONS as f64;
-    held.kill()?;
-    held.wait()?;
+fn plain_connections(ground: &Ground, target: &Target) -> Result<[f64; 3]> {
+    let pids = target.pids();
+    measure::warm(target)?;
+    settled(&pids);
+    let idle = machine::resident(&pids) as f64;
+    let few = open(target, BEFORE)?;
+    let before = settled(&pids);
+    let many = open(target, CONNECTIONS)?;
+    let each = (settled(&pids) - before) / CONNECTIONS as f64;
+    for mut held in [few, many] {
+        held.kill()?;
+        held.wait()?;
+    }
     let load = Load::Closed { connections: 500, path: "/", script: "report.lua" };
-    load::put(&ground.site, &load, target.port, &target.headers, ground.time, &target.pids(), &[])?;
-    std::thread::sleep(REST);
-    Ok((idle, each, resident()))
+    load::put(&ground.site, &load, target.port, &target.headers, ground.time, &pids, &[])?;
+    settled(&pids);
+    Ok([idle, each, machine::resident(&pids) as f64])
 }
 
-fn open(target: &Target, connections: usize) -> Result<std::process::Child> {
+/// Waits until memory stands still: KiB that are the processes' own, without the pages of their program files.
+fn settled(pids: &[u32]) -> f64 {
+    let (began, mut since, mut last) = (Instant::now(), Instant::now(), machine::own(pids));
+    while since.elapsed() < STILL && began.elapsed() < SETTLED {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = machine::own(pids);
+        if now.abs_diff(last) > 64 {
+            (since, last) = (Instant::now(), now);
+        }
+    }
+    machine::own(pids) as f64
+}
+
+/// Opens connections from a process of its own that asks once on each and holds them.
+fn open(target: &Target, connections: usize) -> Result<Child> {
     let mut command = on_core(LOAD, &std::env::current_exe()?);
     command.args(["idle", &format!("127.0.0.1:{}", target.port), &connections.to_string()]).args(&target.headers);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -110,13 +162,12 @@ fn open(target: &Target, connections: usize) -> Result<std::process::Child> {
     Ok(child)
 }
 
-fn secured_connections(target: &Target, call: &Call) -> Result<f64> {
-    let resident = || machine::resident(&target.pids()) as f64;
-    drop(handshakes::hold(call, target.port, 1)?);
-    let before = resident();
-    let held = handshakes::hold(call, target.port, CONNECTIONS)?;
-    std::thread::sleep(REST);
-    let each = (resident() - before) / CONNECTIONS as f64;
-    drop(held);
-    Ok(each)
+fn secured_connections(target: &Target, call: &Call) -> Result<[f64; 1]> {
+    let pids = target.pids();
+    let few = handshakes::hold(call, target.port, BEFORE)?;
+    let before = settled(&pids);
+    let many = handshakes::hold(call, target.port, CONNECTIONS)?;
+    let each = (settled(&pids) - before) / CONNECTIONS as f64;
+    drop((few, many));
+    Ok([each])
 }

@@ -31,6 +31,7 @@ pub(crate) struct Mesh {
     town: Town,
     issuer: Issuer,
     proxy: PathBuf,
+    variables: Vec<(String, String)>,
     dir: PathBuf,
     runtime: Runtime,
 }
@@ -44,21 +45,24 @@ pub(crate) struct Sidecar {
     pub(crate) outbound: u16,
     /// Where the mesh calls.
     pub(crate) inbound: u16,
+    /// Its access log, when it writes one.
+    pub(crate) access_log: Option<PathBuf>,
 }
 
 impl Mesh {
-    /// Starts the control plane, on no core in particular: it rests while load runs.
+    /// Starts the control plane, on no core in particular: it rests while load runs. Sidecars will run `proxy` with these
+    /// environment variables.
     ///
     /// # Errors
     /// When it does not come up.
-    pub(crate) fn start(dir: &Path, proxy: &Path) -> Result<Self> {
+    pub(crate) fn start(dir: &Path, proxy: &Path, variables: Vec<(String, String)>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let dir = dir.join("mesh");
         std::fs::create_dir_all(&dir)?;
         let issuer = Issuer::create(&dir.join("issuer.key"))?;
         let town = Town::plan(&std::env::current_exe()?, &dir, &[])?;
         runtime.block_on(town.start_control_plane(&[]))?;
-        Ok(Self { town, issuer, proxy: proxy.to_owned(), dir, runtime })
+        Ok(Self { town, issuer, proxy: proxy.to_owned(), variables, dir, runtime })
     }
 
     /// The issuer's key set, as JSON on one line.
@@ -116,6 +120,14 @@ impl Mesh {
     /// # Errors
     /// When it does not come up.
     pub(crate) fn sidecar(&self, name: &str, app: u16, access_log: bool) -> Result<Sidecar> {
+        self.sidecar_with(name, app, access_log, &[])
+    }
+
+    /// The same with more words on its command line.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(crate) fn sidecar_with(&self, name: &str, app: u16, access_log: bool, more: &[&str]) -> Result<Sidecar> {
         let dir = self.dir.join(name);
         std::fs::create_dir_all(&dir)?;
         write_secret(&dir.join("join-token"), &self.runtime.block_on(self.town.join_token(name, "10m"))?)?;
@@ -123,7 +135,8 @@ impl Mesh {
         let [outbound, inbound, admin, telemetry] = [0, 1, 2, 3].map(|n: usize| held[n].number());
         let text = |path: PathBuf| path.display().to_string();
         let at = |port: u16| format!("127.0.0.1:{port}");
-        let log = if access_log { text(dir.join("access.log")) } else { "off".to_owned() };
+        let access_log = access_log.then(|| dir.join("access.log"));
+        let log = access_log.clone().map_or_else(|| "off".to_owned(), text);
         let args = [
             ("--control-plane", self.town.grpc.address()),
             ("--join-token-file", text(dir.join("join-token"))),
@@ -143,10 +156,22 @@ impl Mesh {
         ];
         let mut words = vec!["run".to_owned()];
         words.extend(args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+        words.extend(more.iter().map(|word| (*word).to_owned()));
         held.iter().for_each(HeldPort::release);
-        let server = Server::start(name, PROXIES, &self.proxy, &words, &self.dir)?.listens_on(telemetry)?;
+        let server = Server::start_with(name, PROXIES, &self.proxy, &words, &self.variables, &self.dir)?;
+        let server = server.listens_on(telemetry)?;
         ready(telemetry).with_context(|| format!("{name}:\n{}", server.log_tail()))?;
-        Ok(Sidecar { server, outbound, inbound })
+        Ok(Sidecar { server, outbound, inbound, access_log })
+    }
+
+    /// Whether the proxy under test has a flag.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub(crate) fn proxy_knows(&self, flag: &str) -> Result<bool> {
+        let said =
+            std::process::Command::new(&self.proxy).args(["run", "--help"]).output().context("asking for help")?;
+        Ok(String::from_utf8_lossy(&said.stdout).contains(flag))
     }
 
     /// A Service with this name whose instances are sidecars of the same name.

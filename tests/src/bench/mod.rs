@@ -3,6 +3,10 @@
 //! Proxies run on core 0 with one worker each, load and application on core 1. Targets alternate, figures are medians over
 //! the rounds, and processor time is the scheduler's account of the proxy processes alone: it holds on a noisy machine.
 
+mod bulk;
+mod charts;
+mod compare;
+mod found;
 mod ground;
 mod handshakes;
 mod load;
@@ -10,10 +14,12 @@ mod machine;
 mod measure;
 mod memory;
 mod mesh;
+mod pairs;
 mod peers;
 mod report;
 mod scenarios;
 mod server;
+mod soak;
 pub(crate) mod tools;
 
 use std::io::Write;
@@ -25,7 +31,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use ground::Ground;
-use scenarios::{ALL, Scenario};
+use scenarios::{ALL, SOAK, Scenario};
 
 /// Measures the sidecar beside nginx, HAProxy, Envoy and a bare TCP relay, on this machine, in one run.
 ///
@@ -34,7 +40,7 @@ use scenarios::{ALL, Scenario};
 #[derive(Debug, Parser)]
 #[command(name = "bench", max_term_width = 120)]
 struct Arguments {
-    /// S1, S2 and S3 only, one round.
+    /// S1, S2 and S3 only, one round, judged against the same bars.
     #[arg(long)]
     quick: bool,
     /// Only these scenarios, such as S1,S2p.
@@ -49,13 +55,43 @@ struct Arguments {
     /// Measure this equerry-proxy instead of building one.
     #[arg(long, value_name = "FILE")]
     proxy: Option<PathBuf>,
+    /// Only beside these of nginx, haproxy, envoy; or beside none [default: all that are installed].
+    #[arg(long, value_delimiter = ',', value_name = "nginx,..|none", value_parser = ["nginx", "haproxy", "envoy", "none"])]
+    peers: Vec<String>,
+    /// Run our sidecars with an environment variable; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    proxy_env: Vec<(String, String)>,
+    /// End with exit code 1 when a bar is not reached.
+    #[arg(long)]
+    judge: bool,
+    /// S2p's load for so long, memory looked at every 10 s: the last tenth is held against the second (of 600: minute 10
+    /// against minute 2). Judged.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["quick", "only", "rounds", "seconds"])]
+    soak: Option<u64>,
+    /// Measure nothing: hold the CPU ratios of S1 to S4 of two runs beside each other; exit code 1 when one is more than 10%
+    /// apart.
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], exclusive = true)]
+    compare: Option<Vec<PathBuf>>,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Runs the benchmark.
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    match bench(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = match arguments.compare.as_deref() {
+        Some([first, second]) => compare::run(first, second).and_then(|(text, agree)| {
+            write!(std::io::stdout(), "{text}")?;
+            Ok(agree)
+        }),
+        _ => bench(&arguments),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             say(&format!("bench: {error:#}"));
             ExitCode::FAILURE
@@ -63,7 +99,8 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn bench(arguments: &Arguments) -> Result<()> {
+/// Whether the run is content: all bars reached, where that was asked.
+fn bench(arguments: &Arguments) -> Result<bool> {
     let chosen = chosen(arguments)?;
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         bail!("two cores are needed: one for proxies, one for load and application");
@@ -80,19 +117,19 @@ fn bench(arguments: &Arguments) -> Result<()> {
         ));
     }
     let out = target_dir().join("bench");
-    // Kept until the next run, for whoever asks why something did not come up.
-    let dir = out.join("run");
-    let _ = std::fs::remove_dir_all(&dir);
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 1 } else { 3 });
-    let time = Duration::from_secs(arguments.seconds.unwrap_or(if arguments.quick { 4 } else { 10 }));
+    let dir = fresh(&out)?;
+    let once = arguments.quick || arguments.soak.is_some();
+    let rounds = arguments.rounds.unwrap_or(if once { 1 } else { 3 });
+    let seconds = arguments.soak.or(arguments.seconds);
+    let time = Duration::from_secs(seconds.unwrap_or(if arguments.quick { 4 } else { 10 }));
     let began = Instant::now();
-    let ground = Ground::prepare(&dir, &proxy, rounds, time)?;
+    let peers = arguments.peers.as_slice();
+    let ground = Ground::prepare(&dir, &proxy, &arguments.proxy_env, rounds, time, peers)?;
     let mut all = Vec::new();
     for scenario in chosen {
         say(&format!("{}: {}  [{} s]", scenario.id, scenario.title, began.elapsed().as_secs()));
         let found = (scenario.run)(&ground).with_context(|| scenario.id)?;
-        report::charts(&out, scenario, &found)?;
+        charts::write(&out, scenario, &found)?;
         all.push((scenario, found));
     }
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
@@ -107,11 +144,28 @@ fn bench(arguments: &Arguments) -> Result<()> {
     if !ground.missing().is_empty() {
         writeln!(std::io::stdout(), "missing, left out: {}", ground.missing().join(", "))?;
     }
-    writeln!(std::io::stdout(), "{file}, charts beside it")?;
-    Ok(())
+    let (verdict, content) = report::verdict(&all);
+    write!(std::io::stdout(), "{verdict}{file}, charts beside it\n")?;
+    Ok(content || !(arguments.judge || arguments.soak.is_some()))
+}
+
+/// A directory for this run. Those of runs that have ended are kept until now, for whoever asks why something did not come up.
+fn fresh(out: &Path) -> Result<PathBuf> {
+    for entry in std::fs::read_dir(out).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.strip_prefix("run-").is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    let dir = out.join(format!("run-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    Ok(dir)
 }
 
 fn chosen(arguments: &Arguments) -> Result<Vec<&'static Scenario>> {
+    if arguments.soak.is_some() {
+        return Ok(vec![SOAK]);
+    }
     for name in &arguments.only {
         if !ALL.iter().any(|scenario| scenario.id.eq_ignore_ascii_case(name)) {
             let known: Vec<_> = ALL.iter().map(|scenario| scenario.id).collect();

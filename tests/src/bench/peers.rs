@@ -11,7 +11,7 @@ use super::machine::PROXIES;
 use super::server::Server;
 
 /// Where a run keeps what it needs, and what stands in its configurations.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Site {
     /// Logs, certificates, rendered configurations.
     pub(crate) dir: PathBuf,
@@ -19,6 +19,7 @@ pub(crate) struct Site {
     pub(crate) words: BTreeMap<String, String>,
     /// Programs found, by name.
     found: BTreeMap<&'static str, PathBuf>,
+    unwanted: Vec<&'static str>,
 }
 
 /// A proxy, or a pair of them, ready for load.
@@ -37,18 +38,31 @@ impl From<(Server, u16)> for Standing {
 }
 
 impl Site {
-    /// A site in `dir` that found these programs.
-    pub(crate) fn new(dir: PathBuf) -> Self {
+    /// A site in `dir`, with the programs that were found; of nginx, HAProxy and Envoy, as peers, those that are `wanted`.
+    pub(crate) fn new(dir: PathBuf, wanted: impl Fn(&str) -> bool) -> Self {
         let mut found = BTreeMap::new();
         for name in ["nginx", "haproxy", "wrk", "h2load", "taskset", "setpriv"] {
             if let Some(path) = on_path(name) {
                 found.insert(name, path);
             }
         }
-        if let Some(path) = envoy() {
+        let unwanted: Vec<_> = ["nginx", "haproxy", "envoy"].into_iter().filter(|peer| !wanted(peer)).collect();
+        if let Some(path) = wanted("envoy").then(envoy).flatten() {
             found.insert("envoy", path);
         }
-        Self { dir, words: BTreeMap::new(), found }
+        Self { dir, words: BTreeMap::new(), found, unwanted }
+    }
+
+    /// The same with another application behind its proxies.
+    pub(crate) fn facing(&self, app: u16) -> Self {
+        let mut other = self.clone();
+        other.words.insert("APP".into(), app.to_string());
+        other
+    }
+
+    /// Whether a program is wanted as a peer.
+    pub(crate) fn wants(&self, peer: &str) -> bool {
+        !self.unwanted.contains(&peer)
     }
 
     /// Where a program is, if it is.

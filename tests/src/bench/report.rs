@@ -8,10 +8,10 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::found::Found;
 use super::ground::Ground;
 use super::machine;
-use super::measure::{Row, Side};
-use super::scenarios::{Found, Scenario, Table};
+use super::scenarios::Scenario;
 
 /// The tables of one scenario.
 pub(crate) fn table(scenario: &Scenario, found: &Found) -> String {
@@ -35,7 +35,7 @@ pub(crate) fn table(scenario: &Scenario, found: &Found) -> String {
         }
     }
     for figure in &found.figures {
-        let _ = writeln!(text, "          {:>9.1} {:<4} {}", figure.value, figure.unit, figure.what);
+        let _ = writeln!(text, "          {:>9.1} {:<4} {}, {}", figure.value, figure.unit, figure.of, figure.what);
     }
     for bar in &found.bars {
         let verdict = if bar.passed() { "pass  " } else { "BEHIND" };
@@ -60,7 +60,7 @@ pub(crate) fn json(
         .iter()
         .map(|name| ((*name).to_owned(), ground.site.version(name).into()))
         .collect();
-    let scenarios: Vec<_> = all.iter().map(|(scenario, found)| json!({"id": scenario.id, "title": scenario.title, "tables": found.tables, "bars": found.bars, "figures": found.figures})).collect();
+    let scenarios: Vec<_> = all.iter().map(|(scenario, found)| json!({"id": scenario.id, "title": scenario.title, "tables": found.tables, "bars": found.bars, "figures": found.figures, "series": found.series})).collect();
     let report = json!({
         "date": now, "command": command, "machine": machine::described(), "load_average_before": load_before, "rounds": ground.rounds,
         "seconds": ground.time.as_secs(), "versions": versions, "missing": ground.missing(), "scenarios": scenarios,
@@ -72,63 +72,14 @@ pub(crate) fn json(
     Ok(file.display().to_string())
 }
 
-/// Writes one chart for each table of a scenario: CPU microseconds per request, a bar for each target.
-///
-/// # Errors
-/// When one cannot be written.
-pub(crate) fn charts(dir: &Path, scenario: &Scenario, found: &Found) -> Result<()> {
-    for (n, table) in found.tables.iter().enumerate() {
-        let suffix = if found.tables.len() > 1 { format!("-{}", n + 1) } else { String::new() };
-        std::fs::write(dir.join(format!("{}{suffix}.svg", scenario.id)), chart(scenario, table))?;
+/// All bars of a run in few lines: how many are reached, and which are not. And whether all are.
+pub(crate) fn verdict(all: &[(&Scenario, Found)]) -> (String, bool) {
+    let bars: Vec<_> =
+        all.iter().flat_map(|(scenario, found)| found.bars.iter().map(|bar| (scenario.id, bar))).collect();
+    let behind: Vec<_> = bars.iter().filter(|(_, bar)| !bar.passed()).collect();
+    let mut text = format!("{} of {} bars reached\n", bars.len() - behind.len(), bars.len());
+    for (id, bar) in &behind {
+        let _ = writeln!(text, "  BEHIND  {:.2}  {id}  {}", bar.ratio, bar.says);
     }
-    Ok(())
-}
-
-const LINE: usize = 34;
-const NAMES: usize = 210;
-const BARS: f64 = 420.0;
-
-fn chart(scenario: &Scenario, table: &Table) -> String {
-    let most = table.rows.iter().map(|row| row.median.cpu_micros).fold(1e-9, f64::max);
-    let height = 86 + LINE * table.rows.len();
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"14\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
-         <text x=\"16\" y=\"28\" font-size=\"16\" font-weight=\"bold\" fill=\"#1f2937\">{}: {}</text>\n\
-         <text x=\"16\" y=\"50\" fill=\"#4b5563\">{}: CPU microseconds per request of the proxy processes (less is better)</text>\n",
-        scenario.id,
-        escaped(scenario.title),
-        escaped(&table.load)
-    );
-    for (n, row) in table.rows.iter().enumerate() {
-        let y = 68 + LINE * n;
-        let width = row.median.cpu_micros / most * BARS;
-        let _ = writeln!(
-            svg,
-            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"#1f2937\">{}</text>\n\
-             <rect x=\"{NAMES}\" y=\"{y}\" width=\"{width:.1}\" height=\"22\" rx=\"3\" fill=\"{}\"/>\n\
-             <text x=\"{:.1}\" y=\"{}\" fill=\"#1f2937\">{:.1}</text>",
-            NAMES - 10,
-            y + 16,
-            escaped(row.name),
-            colour(row),
-            NAMES as f64 + width + 8.0,
-            y + 16,
-            row.median.cpu_micros
-        );
-    }
-    svg.push_str("</svg>\n");
-    svg
-}
-
-fn colour(row: &Row) -> &'static str {
-    match row.side {
-        Side::Ours => "#0f766e",
-        Side::Peer => "#94a3b8",
-        Side::Floor => "#d6d3d1",
-    }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
+    (text, behind.is_empty())
 }

@@ -37,10 +37,25 @@ impl Server {
         args: &[impl Into<OsString> + Clone],
         dir: &Path,
     ) -> Result<Self> {
+        Self::start_with(name, core, program, args, &[], dir)
+    }
+
+    /// The same with further environment variables.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn start_with(
+        name: &str,
+        core: usize,
+        program: &Path,
+        args: &[impl Into<OsString> + Clone],
+        variables: &[(String, String)],
+        dir: &Path,
+    ) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let out = File::create(&log).with_context(|| format!("opening {}", log.display()))?;
         let mut command = on_core(core, program);
-        command.args(args.iter().cloned().map(Into::into));
+        command.args(args.iter().cloned().map(Into::into)).envs(variables.iter().cloned());
         command.stdin(Stdio::null()).stderr(out.try_clone()?).stdout(out);
         let child = command.spawn().with_context(|| format!("starting {name}"))?;
         Ok(Self { name: name.to_owned(), child, log })

@@ -108,7 +108,7 @@ fn sink(listen: &str) -> Result<()> {
             stream.set_nodelay(true)?;
             let mut reader = BufReader::with_capacity(256 * 1024, stream);
             loop {
-                body(&mut reader)?;
+                message(&mut reader, &mut std::io::sink())?;
                 reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
             }
         });
@@ -157,15 +157,16 @@ fn request(path: &str, headers: &[&str]) -> Vec<u8> {
 }
 
 fn answer(reader: &mut impl BufRead) -> Result<(u16, String)> {
-    let first = body(reader)?;
-    let status = first.0.split(' ').nth(1).and_then(|word| word.parse().ok()).context("no status")?;
-    Ok((status, String::from_utf8_lossy(&first.1).into_owned()))
+    let mut body = Vec::new();
+    let first = message(reader, &mut body)?;
+    let status = first.split(' ').nth(1).and_then(|word| word.parse().ok()).context("no status")?;
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// A message with `Content-Length` or chunks: its first line, and its body.
-fn body(reader: &mut impl BufRead) -> Result<(String, Vec<u8>)> {
+/// A message with `Content-Length` or chunks: its first line; its body goes to `to`.
+fn message(reader: &mut impl BufRead, to: &mut impl Write) -> Result<String> {
     let first = line(reader)?;
-    let (mut length, mut chunked) = (0, false);
+    let (mut length, mut chunked) = (0_u64, false);
     loop {
         let header = line(reader)?.to_ascii_lowercase();
         match header.split_once(':') {
@@ -175,22 +176,25 @@ fn body(reader: &mut impl BufRead) -> Result<(String, Vec<u8>)> {
             None => break,
         }
     }
-    let mut all = Vec::new();
     if !chunked {
-        all.resize(length, 0);
-        reader.read_exact(&mut all)?;
-        return Ok((first, all));
+        passed(reader, length, to)?;
+        return Ok(first);
     }
     loop {
-        let size = usize::from_str_radix(line(reader)?.split(';').next().unwrap_or_default().trim(), 16)?;
-        let before = all.len();
-        all.resize(before + size, 0);
-        reader.read_exact(&mut all[before..])?;
+        let size = u64::from_str_radix(line(reader)?.split(';').next().unwrap_or_default().trim(), 16)?;
+        passed(reader, size, to)?;
         line(reader)?;
         if size == 0 {
-            return Ok((first, all));
+            return Ok(first);
         }
     }
+}
+
+fn passed(reader: &mut impl BufRead, bytes: u64, to: &mut impl Write) -> Result<()> {
+    if std::io::copy(&mut reader.take(bytes), to)? < bytes {
+        bail!("the connection ended within a body");
+    }
+    Ok(())
 }
 
 fn line(reader: &mut impl BufRead) -> Result<String> {
