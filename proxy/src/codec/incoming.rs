@@ -29,6 +29,9 @@ pub(crate) enum BodyError {
     /// What was sent is no body.
     #[error("the framing of the body is broken: {0}")]
     Malformed(http1::Bad),
+    /// We pass no more of it on.
+    #[error("the body was cut off")]
+    Cut,
     /// HTTP/2's own.
     #[error("{}", in_words(.0))]
     Http2(#[source] hyper::Error),

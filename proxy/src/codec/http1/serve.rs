@@ -300,9 +300,7 @@ where
     let mut sending = Sending::new(body, if to_head { Framing::Empty } else { framing });
     poll_fn(|cx| match sending.poll(&**shared, cx) {
         Poll::Ready(Ok(Progress::Done)) => Poll::Ready(Ok(())),
-        Poll::Ready(Ok(Progress::Waiting)) if has_left(&mut shared.borrow_mut(), cx) => {
-            Poll::Ready(Err("client_gone"))
-        }
+        Poll::Ready(Ok(Progress::Waiting)) if has_left(&mut shared.borrow_mut(), cx) => Poll::Ready(Err("client_gone")),
         Poll::Ready(Ok(Progress::Waiting)) | Poll::Pending => Poll::Pending,
         Poll::Ready(Err(Unsent::Wire)) => Poll::Ready(Err("client_gone")),
         Poll::Ready(Err(Unsent::Body(_) | Unsent::Length)) => Poll::Ready(Err("body_broken")),
@@ -364,3 +362,7 @@ async fn close(shared: &RefCell<Shared>) -> Ended {
     let _ = tokio::time::timeout(LINGER, closing).await;
     Ended::Well
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;
