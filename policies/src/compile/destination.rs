@@ -13,7 +13,8 @@ use super::text::HeaderPattern;
 use crate::complaint::Complaint;
 use crate::names::{AccountName, PolicyName, ServiceName};
 use crate::policy::{
-    self, GrpcMethod, HttpRoute, Origin, PathMatch, Retry, RouteKind, ServicePort, TcpRoute, TextMatch, TrafficPolicy,
+    self, AppProtocol, GrpcMethod, HttpRoute, Origin, PathMatch, Retry, RouteKind, ServicePort, TcpRoute, TextMatch,
+    TrafficPolicy,
 };
 use crate::view::DestinationView;
 
@@ -95,6 +96,11 @@ impl CompiledDestination {
         self.routes.get(&port)
     }
 
+    /// Whether nobody looks at the bytes that go to the Service port `port`.
+    pub fn is_tcp(&self, port: u16) -> bool {
+        is_tcp(&self.ports, port)
+    }
+
     /// The one rule of the `TCPRoute` that holds on the Service port `port`.
     pub fn tcp_route(&self, port: u16) -> Option<&Arc<RouteRule>> {
         self.tcp.get(&port)
@@ -106,7 +112,8 @@ pub(super) fn compile(view: &DestinationView) -> Result<CompiledDestination, Vec
     let mut routes: HashMap<u16, PortRoutes> = HashMap::new();
     for route in by_name(&view.routes) {
         let compiled = rules(route, &mut complaints);
-        for port in ports_of(&route.parents, view) {
+        // What speaks no HTTP has no requests to route: a route for every port means every other port.
+        for port in ports_of(&route.parents, view).into_iter().filter(|port| !is_tcp(&view.ports, *port)) {
             routes.entry(port).or_default().add(route.kind, &compiled);
         }
     }
@@ -139,6 +146,10 @@ fn by_name(routes: &[HttpRoute]) -> Vec<&HttpRoute> {
     let mut sorted: Vec<&HttpRoute> = routes.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
     sorted
+}
+
+fn is_tcp(ports: &[ServicePort], port: u16) -> bool {
+    ports.iter().any(|known| known.port == port && known.app_protocol == AppProtocol::Tcp)
 }
 
 /// The Service ports that a route with these parents is attached to.

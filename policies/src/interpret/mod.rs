@@ -27,7 +27,7 @@ use crate::complaint::Complaint;
 use crate::document::shape::{self, Notes};
 use crate::document::{Document, DocumentKey, Kind, shapes};
 use crate::names::{Namespace, PolicyName, ServiceName, nearest};
-use crate::policy::{Meaning, Service};
+use crate::policy::{AppProtocol, Meaning, Service, ServicePort};
 
 /// Reads what all documents mean together.
 ///
@@ -126,12 +126,25 @@ impl World {
     ) {
         let Some(known) = self.services.as_ref().and_then(|services| services.get(service)?.as_ref()) else { return };
         let (own, kind) = (described(notes.document), notes.document.kind());
-        for port in known.ports.iter().map(|p| p.port).filter(|port| only.is_none_or(|only| only == *port)) {
+        // What speaks no HTTP has no requests to route: a route for every port means every other port.
+        let routable = |port: &ServicePort| kind == Kind::TcpRoute || port.app_protocol != AppProtocol::Tcp;
+        let meant: Vec<&ServicePort> =
+            known.ports.iter().filter(|port| only.is_none_or(|only| only == port.port)).collect();
+        if !meant.is_empty() && !meant.iter().any(|port| routable(port)) {
+            let found = format!("a {kind} where Service {service} speaks TCP");
+            at.complain_of(notes, found, "a TCPRoute: nobody looks for requests in the bytes of such a port");
+            return;
+        }
+        for port in meant.into_iter().filter(|port| routable(port)).map(|p| p.port) {
             let key = (namespace.clone(), service.clone(), port);
             let (first, other) = self.routed.entry(key).or_insert_with(|| (kind, own.clone()));
             if *first != kind || kind == Kind::TcpRoute && *other != own {
                 let found = format!("a {kind} on port {port} of Service {service}");
-                at.complain_of(notes, found, format!("routes of one kind on a port, and one TCPRoute; {other} came first"));
+                at.complain_of(
+                    notes,
+                    found,
+                    format!("routes of one kind on a port, and one TCPRoute; {other} came first"),
+                );
                 return;
             }
         }

@@ -116,6 +116,7 @@ fn ports(spec: &At<'_>, notes: &mut Notes<'_>) -> Vec<ServicePort> {
         let app_protocol = match at.text_of("appProtocol") {
             Some("http2" | "kubernetes.io/h2c") => AppProtocol::Http2,
             Some("grpc") => AppProtocol::Grpc,
+            Some("tcp") => AppProtocol::Tcp,
             _ => AppProtocol::Http,
         };
         ports.push(ServicePort { name, port, target_port: at.whole("targetPort").unwrap_or(port), app_protocol });

@@ -52,6 +52,8 @@ pub enum AppProtocol {
     Http2,
     /// gRPC, and so HTTP/2 with prior knowledge.
     Grpc,
+    /// Bytes that nobody looks at.
+    Tcp,
 }
 
 /// Plain-text endpoints written down in a `discovery.k8s.io/v1/EndpointSlice`.

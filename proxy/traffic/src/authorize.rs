@@ -3,6 +3,8 @@
 //! Only rules that the index says might match are looked at. A [`Permit`] can be made here alone, and forwarding a request
 //! takes one. A refusal is named in the words that log, response body and `explain` share.
 
+mod connection;
+
 use std::cell::OnceCell;
 use std::net::IpAddr;
 
@@ -13,6 +15,8 @@ use http::Method;
 
 use crate::refusal::Refusal;
 use crate::token::{Caller, claim_texts};
+
+pub use connection::authorize_connection;
 
 /// What is known of a request, the caller aside.
 #[derive(Debug, Clone, Copy)]
@@ -64,9 +68,18 @@ const MESH_DEFAULT: &str = "Mesh.authorization.default";
 /// # Errors
 /// [`Refusal::Authz`], naming what decided.
 pub fn authorize(caller: &Caller, facts: &Facts<'_>, workload: &CompiledWorkload) -> Result<Permit, Refusal> {
-    let authorization = &workload.authorization;
     let asked = Asked::new(caller, facts);
-    if let Some(id) = asked.first_match(authorization, Action::Deny) {
+    decide(workload, facts.port, |action| asked.first_match(&workload.authorization, action))
+}
+
+/// The order in which actions are asked. `first_match` is the first rule of an action that matches.
+fn decide(
+    workload: &CompiledWorkload,
+    port: u16,
+    first_match: impl Fn(Action) -> Option<RuleId>,
+) -> Result<Permit, Refusal> {
+    let authorization = &workload.authorization;
+    if let Some(id) = first_match(Action::Deny) {
         let rule = authorization.rule(id);
         return Err(denied(Denied {
             cause: rule_words(authorization, rule),
@@ -74,10 +87,10 @@ pub fn authorize(caller: &Caller, facts: &Facts<'_>, workload: &CompiledWorkload
             origin: rule.origin.clone(),
         }));
     }
-    if let Some(by) = asked.first_match(authorization, Action::Allow) {
+    if let Some(by) = first_match(Action::Allow) {
         return Ok(Permit { by: Some(by) });
     }
-    let mut selecting = authorization.holding(Action::Allow, facts.port).peekable();
+    let mut selecting = authorization.holding(Action::Allow, port).peekable();
     if let Some(first) = selecting.peek() {
         let origin = first.origin.clone();
         let policies: Vec<PolicyName> = selecting.map(|policy| policy.name.clone()).collect();
@@ -154,13 +167,18 @@ impl<'a> Asked<'a> {
     }
 
     fn speaks(&self, source: &Source) -> bool {
+        let token = self.caller.request_principal();
+        let by_token = |pattern: &Pattern| token.is_some_and(|principal| pattern.matches(principal));
+        self.connects(source)
+            && (source.request_principals.is_empty() || source.request_principals.iter().any(by_token))
+    }
+
+    /// Whether the connection is one of that source, whatever is said on it.
+    fn connects(&self, source: &Source) -> bool {
         let peer = self.caller.peer();
         let holds = |list: &[Pattern], matches: &dyn Fn(&Pattern) -> bool| list.is_empty() || list.iter().any(matches);
         holds(&source.principals, &|pattern| peer.is_some_and(|peer| self.is_principal(pattern, peer)))
             && holds(&source.namespaces, &|pattern| peer.is_some_and(|peer| pattern.matches(peer.namespace.as_str())))
-            && holds(&source.request_principals, &|pattern| {
-                self.caller.request_principal().is_some_and(|principal| pattern.matches(principal))
-            })
             && (source.ip_blocks.is_empty()
                 || source.ip_blocks.iter().any(|block| contains(*block, self.facts.peer_ip)))
     }

@@ -268,3 +268,42 @@ proptest! {
         prop_assert_eq!(outcome(policies, peer, &method, path), expected);
     }
 }
+
+#[test]
+fn on_a_connection_an_allow_rule_about_http_never_matches_and_of_a_deny_rule_the_rest_decides() {
+    const FRONTEND: &str = "equerry.local/ns/shop/sa/frontend";
+    const OTHER: &str = "equerry.local/ns/shop/sa/other";
+    let passes = |action, rule: &AuthorizationRule, peer: &str| {
+        let workload = workload(vec![named("shop/a", action, vec![rule.clone()])]);
+        authorize_connection(&caller(Some(peer)), 5432, PEER, &workload).is_ok()
+    };
+    let about = |change: &dyn Fn(&mut policy::Operation)| {
+        let mut operation = policy::Operation { ports: vec![5432], ..policy::Operation::default() };
+        change(&mut operation);
+        rule(vec![from(FRONTEND)], vec![operation])
+    };
+    let bare = about(&|_| ());
+    assert!(passes(Action::Allow, &bare, FRONTEND) && !passes(Action::Allow, &bare, OTHER));
+    assert!(!passes(Action::Deny, &bare, FRONTEND) && passes(Action::Deny, &bare, OTHER));
+    let mut token = rule(vec![from(FRONTEND)], vec![]);
+    token.from[0].request_principals = vec![exact("https://issuer/ada")];
+    let mut claim = bare.clone();
+    claim.when = vec![Condition { claim: vec!["role".to_owned()], values: vec![exact("admin")] }];
+    let about_http = [
+        about(&|operation| operation.methods = vec![exact("GET")]),
+        about(&|operation| operation.paths = vec![StringMatch::Present]),
+        about(&|operation| operation.hosts = vec![exact("db.shop")]),
+        token,
+        claim,
+    ];
+    for rule in about_http {
+        assert!(!passes(Action::Allow, &rule, FRONTEND), "what is asked about is not there: {rule:?}");
+        assert!(!passes(Action::Deny, &rule, FRONTEND), "the rest matches: {rule:?}");
+        assert!(passes(Action::Deny, &rule, OTHER), "the rest does not: {rule:?}");
+    }
+    let elsewhere = about(&|operation| operation.ports = vec![80]);
+    assert!(!passes(Action::Allow, &elsewhere, FRONTEND) && passes(Action::Deny, &elsewhere, FRONTEND));
+    let mut narrowed = named("shop/a", Action::Deny, vec![bare]);
+    narrowed.ports = Some(vec![80]);
+    assert!(authorize_connection(&caller(Some(FRONTEND)), 5432, PEER, &workload(vec![narrowed])).is_ok());
+}

@@ -155,13 +155,17 @@ impl Choice {
 /// Decides what becomes of a request in its normal form.
 ///
 /// # Errors
-/// [`Refusal::NoRoute`] when there are routes and none matches, [`Refusal::NoBackend`] when the rule sends nowhere.
+/// [`Refusal::NoRoute`] when there are routes and none matches, [`Refusal::NoBackend`] when the rule sends nowhere,
+/// [`Refusal::BadRequest`] where no HTTP is spoken.
 pub fn decide(
     leave: &MayLeave,
     destination: &CompiledDestination,
     parts: &Parts,
     rng: &mut fastrand::Rng,
 ) -> Result<Decision, Refusal> {
+    if destination.is_tcp(leave.port) {
+        return Err(not_spoken(leave, "TCP", "HTTP"));
+    }
     let Some(routes) = destination.routes(leave.port) else {
         return straight(leave, destination, rng).map(Decision::Forward);
     };
@@ -203,20 +207,21 @@ pub fn route(
 /// Chooses a backend for a connection of which nothing but its destination is known.
 ///
 /// # Errors
-/// [`Refusal::BadRequest`] where the port has routes for HTTP or gRPC: what is neither would pass them by.
+/// [`Refusal::BadRequest`] where HTTP or gRPC is spoken: what is neither would pass their rules by.
 /// [`Refusal::NoBackend`] when the `TCPRoute` sends nowhere.
 pub fn connect(
     leave: &MayLeave,
     destination: &CompiledDestination,
     rng: &mut fastrand::Rng,
 ) -> Result<Choice, Refusal> {
-    if destination.routes(leave.port).is_some() {
-        return Err(Refusal::bad_request(format!(
-            "port {} of {} has routes for HTTP, and this is not HTTP",
-            leave.port, leave.service
-        )));
+    if !destination.is_tcp(leave.port) {
+        return Err(not_spoken(leave, "HTTP", "TCP"));
     }
     straight(leave, destination, rng)
+}
+
+fn not_spoken(leave: &MayLeave, spoken: &str, met: &str) -> Refusal {
+    Refusal::bad_request(format!("port {} of {} speaks {spoken}, and this is {met}", leave.port, leave.service))
 }
 
 /// Where everything goes that comes to a port without routes for HTTP: by its `TCPRoute`, else to the Service itself.

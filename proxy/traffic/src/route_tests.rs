@@ -215,21 +215,37 @@ fn tcp_route(name: &str, weights: &[u32]) -> TcpRoute {
 }
 
 #[test]
-fn a_connection_goes_by_its_route_else_to_the_service_itself_and_never_past_routes_for_http() {
+fn a_connection_goes_by_its_route_else_to_the_service_itself_and_never_where_http_is_spoken() {
     let mut rng = fastrand::Rng::with_seed(1);
-    let with = |routes: Vec<HttpRoute>, tcp_routes: Vec<TcpRoute>| compiled(routes, tcp_routes, vec![port(80)]);
-    let bare = with(vec![], vec![]);
+    let raw = || ServicePort { app_protocol: AppProtocol::Tcp, ..port(80) };
+    let with = |tcp_routes: Vec<TcpRoute>| compiled(vec![], tcp_routes, vec![raw()]);
+    let bare = with(vec![]);
     let itself = connect(&leave(&bare), &bare, &mut rng).unwrap();
     assert_eq!((itself.backend.to_string().as_str(), itself.port), ("shop/orders", Some(80)));
-    let routed = with(vec![], vec![tcp_route("shop/a", &[0, 1]), tcp_route("shop/b", &[1, 0])]);
+    let routed = with(vec![tcp_route("shop/a", &[0, 1]), tcp_route("shop/b", &[1, 0])]);
     let by = connect(&leave(&routed), &routed, &mut rng).unwrap();
     assert_eq!((by.backend.to_string().as_str(), by.port, &**by.route().unwrap()), ("shop/b1", Some(81), "shop/a"));
-    assert_eq!(chosen(&routed, &request("GET", "/", &[])).as_deref(), Some("b1"), "HTTP is a connection too");
-    let nowhere = with(vec![], vec![tcp_route("shop/a", &[0])]);
+    let nowhere = with(vec![tcp_route("shop/a", &[0])]);
     assert_eq!(connect(&leave(&nowhere), &nowhere, &mut rng).unwrap_err().status(), 500);
-    let http = with(vec![http_route("shop/a", vec![rule("a", vec![on(PathMatch::Prefix("/".to_owned()))])])], vec![]);
+    let http = compiled(vec![], vec![tcp_route("shop/a", &[0, 1])], vec![port(80)]);
     let refused = connect(&leave(&http), &http, &mut rng).unwrap_err();
-    assert!(refused.status() == 400 && refused.to_string().contains("not HTTP"), "{refused}");
+    assert_eq!(
+        (refused.status().as_u16(), refused.to_string().as_str()),
+        (400, "port 80 of shop/orders speaks HTTP, and this is TCP")
+    );
+    assert_eq!(chosen(&http, &request("GET", "/", &[])).as_deref(), Some("b1"), "HTTP is a connection too");
+}
+
+#[test]
+fn a_request_is_never_sent_where_nobody_looks_for_requests() {
+    let raw = ServicePort { app_protocol: AppProtocol::Tcp, ..port(80) };
+    let all = vec![on(PathMatch::Prefix("/".to_owned()))];
+    let to = compiled(vec![http_route("shop/a", vec![rule("a", all)])], vec![], vec![raw, port(81)]);
+    let refused = route(&leave(&to), &to, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap_err();
+    assert_eq!(
+        (refused.status().as_u16(), refused.to_string().as_str()),
+        (400, "port 80 of shop/orders speaks TCP, and this is HTTP")
+    );
 }
 
 #[test]

@@ -62,7 +62,8 @@ static SERVICE_PORT: Shape = Shape {
         may(
             "appProtocol",
             Form::Choice(&APP_PROTOCOL),
-            "What the application speaks there; http when nothing is written.",
+            "What the application speaks there; http when nothing is written. With tcp nobody looks at the bytes: no rule about \
+             HTTP allows anything there.",
         ),
         ignored("nodePort"),
     ],
@@ -82,8 +83,8 @@ static AFFINITY: Choice = Choice { built: &["None"], unbuilt: &["ClientIP"], def
 static TRAFFIC: Choice = Choice { built: &["Cluster"], unbuilt: &["Local"], default: Some("Cluster") };
 static PROTOCOL: Choice = Choice { built: &["TCP"], unbuilt: &["UDP", "SCTP"], default: Some("TCP") };
 static APP_PROTOCOL: Choice = Choice {
-    built: &["http", "http2", "kubernetes.io/h2c", "grpc"],
-    unbuilt: &["tcp", "tls", "https", "grpc-web", "mysql", "mongo", "redis", "kubernetes.io/ws", "kubernetes.io/wss"],
+    built: &["http", "http2", "kubernetes.io/h2c", "grpc", "tcp"],
+    unbuilt: &["tls", "https", "grpc-web", "mysql", "mongo", "redis", "kubernetes.io/ws", "kubernetes.io/wss"],
     default: Some("http"),
 };
 

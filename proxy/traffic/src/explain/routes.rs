@@ -21,6 +21,10 @@ pub fn route(
     rng: &mut fastrand::Rng,
 ) -> (Vec<Step>, Result<Decision, Refusal>) {
     let outcome = route::decide(leave, destination, parts, rng);
+    if let (true, Err(refusal)) = (destination.is_tcp(leave.port()), &outcome) {
+        let step = Step::new(leave.service().to_string(), Outcome::Decided, refusal.to_string(), &destination.origin);
+        return (vec![step], outcome);
+    }
     let mut steps = match (destination.routes(leave.port()), destination.tcp_route(leave.port())) {
         (Some(routes), _) => rules(routes, parts, &outcome),
         (None, Some(rule)) => {
