@@ -3,10 +3,11 @@
 //! A kept connection may be closing just as it is used. When nothing of the request was sent, or nothing can have come
 //! of it, it goes out once more over a fresh connection: that is no retry of policy, and costs no budget.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use equerry_traffic::Refusal;
-use equerry_traffic::deadline::TryDeadline;
+use equerry_traffic::deadline::{Kind, TryDeadline};
 use equerry_traffic::normalize::Normal;
 use http::header::{COOKIE, HOST, HeaderValue};
 use http::request::Parts;
@@ -15,7 +16,8 @@ use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use super::body::{LARGEST_HELD, ToSend};
+use super::body::ToSend;
+use super::now;
 use crate::codec::http1::call;
 use crate::upstream::{
     ConnectFailure, Lease, Message, Pool, Protocol, RequestBody, ResponseBody, SendFailure, Target, Untouched,
@@ -23,6 +25,8 @@ use crate::upstream::{
 
 /// How long the rest of a response that nobody will see may take.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
+/// A response that nobody will see is read to its end up to this size: a new connection costs more.
+const DISCARD_LARGEST: u64 = 64 * 1024;
 
 /// A request that is ready to be sent, perhaps more than once.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ impl Failed {
 
 /// Lets go of a response that nobody will see. A short one is read to its end, so that its connection can be used again.
 pub(crate) fn discard(response: Response<ResponseBody>) {
-    let short = response.body().size_hint().exact().is_some_and(|length| length <= LARGEST_HELD);
+    let short = response.body().size_hint().exact().is_some_and(|length| length <= DISCARD_LARGEST);
     if short && !response.body().is_end_stream() {
         tokio::task::spawn_local(async move {
             let _ = tokio::time::timeout(DISCARD_PATIENCE, response.into_body().collect()).await;
@@ -78,6 +82,16 @@ impl<'a> Outgoing<'a> {
         self.body.is_left()
     }
 
+    /// Whether the caller has sent all of it.
+    pub(crate) fn has_come(&self) -> bool {
+        self.body.has_come()
+    }
+
+    /// Its headers, to be changed from try to try; empty when they were sent for the last time.
+    pub(crate) fn headers_mut(&mut self) -> &mut HeaderMap {
+        &mut self.head.headers
+    }
+
     /// The next try of it, in the words of `protocol`; `None` when its body is gone.
     fn next(&mut self, protocol: Protocol) -> Option<Message<'_>> {
         let body = self.body.next()?;
@@ -89,6 +103,8 @@ impl<'a> Outgoing<'a> {
                 Some(Message::Http1(head, body))
             }
             Protocol::Http2 => self.http2(body).map(Message::Http2),
+            // No exchange gets a connection for that.
+            Protocol::Tcp => None,
         }
     }
 
@@ -130,7 +146,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Sends the request to `target` and waits for the head of its response, until `until` at most.
+/// Sends the request, which begins an exchange of `kind`, to `target` and waits for the head of its response, until `until`
+/// at most.
 ///
 /// # Errors
 /// When there is none, saying what became of the request.
@@ -138,14 +155,19 @@ pub(crate) async fn send(
     pool: &std::rc::Rc<Pool>,
     target: &Target<'_>,
     outgoing: &mut Outgoing<'_>,
-    until: Option<TryDeadline>,
+    until: Option<(TryDeadline, Kind)>,
 ) -> Result<Response<ResponseBody>, Failed> {
-    let sending = over_some_connection(pool, target, outgoing);
-    match until.and_then(|until| Some((until, until.at?))) {
-        None => sending.await,
-        Some((until, at)) => tokio::time::timeout_at(at.into(), sending)
-            .await
-            .unwrap_or_else(|_| Err(Failed { refusal: until.passed(), unprocessed: false })),
+    let Some((until, kind, mut at)) = until.and_then(|(until, kind)| Some((until, kind, until.at?))) else {
+        return over_some_connection(pool, target, outgoing).await;
+    };
+    let (began, told) = (now(), outgoing.body.told());
+    let mut sending = pin!(over_some_connection(pool, target, outgoing));
+    loop {
+        if let Ok(sent) = tokio::time::timeout_at(at.into(), sending.as_mut()).await {
+            return sent;
+        }
+        let ended = told.as_ref().map_or(Some(began), |told| told.ended.get());
+        at = until.or_more_time(kind, ended, now()).map_err(|refusal| Failed { refusal, unprocessed: false })?;
     }
 }
 
@@ -174,7 +196,11 @@ impl Failed {
     }
 }
 
-async fn over(mut lease: Lease, target: &Target<'_>, outgoing: &mut Outgoing<'_>) -> Result<Response<ResponseBody>, Failed> {
+async fn over(
+    mut lease: Lease,
+    target: &Target<'_>,
+    outgoing: &mut Outgoing<'_>,
+) -> Result<Response<ResponseBody>, Failed> {
     if !outgoing.body.is_empty() {
         confirmed(&mut lease, target).await?;
     }
@@ -210,20 +236,14 @@ fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
     }
 }
 
-fn no_connection(failure: ConnectFailure, target: &Target<'_>) -> Failed {
+/// Why there is no connection, as callers are told.
+pub(crate) fn no_connection(failure: ConnectFailure, target: &Target<'_>) -> Failed {
     match failure {
         ConnectFailure::Failed(detail) => Failed::unprocessed(Refusal::ConnectFailed { detail }),
         ConnectFailure::IdentityMismatch { found } => Failed::unprocessed(Refusal::IdentityMismatch {
             expected: target.whom.map(|whom| whom.accounts.to_vec()).unwrap_or_default(),
             found: found.map(Box::new),
         }),
-        ConnectFailure::NoPlace { service, limit, waiting } => {
-            let refusal = if waiting {
-                Refusal::LimitPending { service, limit, what: "waiting" }
-            } else {
-                Refusal::LimitConnections { service, limit }
-            };
-            Failed { refusal, unprocessed: false }
-        }
+        ConnectFailure::NoPlace(over) => Failed { refusal: Refusal::Limit(over), unprocessed: false },
     }
 }

@@ -3,12 +3,12 @@
 //! When the last byte of a response has passed, its record is closed; when the body is dropped before, its connection is
 //! closed, which also ends the work upstream.
 
-use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use equerry_policies::policy::TrafficPolicy;
 use equerry_traffic::{Reason, Refusal};
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
@@ -16,11 +16,10 @@ use http_body_util::BodyExt;
 
 use super::connection::Busy;
 use super::facts::Record;
+use super::reply;
+use super::watch::Watch;
 use crate::codec::{BodyError, Incoming};
-use crate::upstream::{BrokeOff, RequestBody, ResponseBody};
-
-/// A body up to this size is held so that the request can be sent again (Linkerd's limit).
-pub(crate) const LARGEST_HELD: u64 = 64 * 1024;
+use crate::upstream::{BrokeOff, RequestBody, ResponseBody, Told};
 
 /// The body of a request, and whether it can be sent more than once.
 #[derive(Debug)]
@@ -31,35 +30,89 @@ pub(crate) enum ToSend {
     Once {
         /// The body.
         body: Option<RequestBody>,
-        /// Whether it ended early.
-        broke_off: Rc<Cell<Option<BrokeOff>>>,
+        /// How it ended.
+        told: Rc<Told>,
+        /// How large it may be.
+        most: Option<Most>,
     },
+}
+
+/// How large a body may be, and which policy says so.
+#[derive(Debug)]
+pub(crate) struct Most {
+    bytes: u64,
+    policy: Box<str>,
+}
+
+impl Most {
+    /// What a policy says about requests.
+    pub(crate) fn of(traffic: &TrafficPolicy) -> Option<Self> {
+        let bytes = traffic.limits.request_bytes?;
+        let policy = traffic.name.as_ref().map(ToString::to_string).unwrap_or_default();
+        Some(Self { bytes, policy: policy.into() })
+    }
+
+    fn exceeded(&self) -> Refusal {
+        Refusal::BodyTooLarge { limit: self.bytes, policy: self.policy.clone() }
+    }
 }
 
 impl ToSend {
     /// Takes the caller's body to be sent as it comes; trailers that are `withheld` stay here.
     pub(crate) fn streaming(from: Incoming, withheld: Box<[HeaderName]>, record: &Record) -> Self {
+        Self::at_most(from, withheld, None, record)
+    }
+
+    fn at_most(from: Incoming, withheld: Box<[HeaderName]>, most: Option<Most>, record: &Record) -> Self {
         if from.is_end_stream() {
             return Self::Held(Bytes::new());
         }
-        let broke_off = Rc::default();
-        let body =
-            RequestBody::Streaming { from, passed: record.received(), broke_off: Rc::clone(&broke_off), withheld };
-        Self::Once { body: Some(body), broke_off }
+        let told: Rc<Told> = Rc::default();
+        let (passed, ours) = (record.received(), Rc::clone(&told));
+        let bytes = most.as_ref().map_or(u64::MAX, |most| most.bytes);
+        let body = RequestBody::Streaming { from, passed, most: bytes, told: ours, withheld };
+        Self::Once { body: Some(body), told, most }
     }
 
-    /// Takes the caller's body: held in memory when it may be needed again and is known to be small.
+    /// Takes the caller's body: held in memory when it may be needed again and is known to be small enough for `traffic`.
     ///
     /// # Errors
-    /// When the caller breaks off while the body is being read.
-    pub(crate) async fn take(from: Incoming, may_repeat: bool, record: &Record) -> Result<Self, Refusal> {
-        let small = from.size_hint().exact().is_some_and(|length| length <= LARGEST_HELD);
-        if !(may_repeat && small) || from.is_end_stream() {
-            return Ok(Self::streaming(from, Box::default(), record));
+    /// When it says that it is larger than it may be, or the caller breaks off while it is being read.
+    pub(crate) async fn take(
+        from: Incoming,
+        may_repeat: bool,
+        traffic: &TrafficPolicy,
+        record: &Record,
+    ) -> Result<Self, Refusal> {
+        let (length, most) = (from.size_hint().exact(), Most::of(traffic));
+        if let (Some(length), Some(most)) = (length, &most)
+            && length > most.bytes
+        {
+            return Err(most.exceeded());
         }
-        let held = from.collect().await.map_err(|error| broken_off(BrokeOff::of(&error)))?.to_bytes();
+        let small = length.is_some_and(|length| length <= traffic.retry_buffer);
+        if !(may_repeat && small) || from.is_end_stream() {
+            return Ok(Self::at_most(from, Box::default(), most, record));
+        }
+        let held = from.collect().await.map_err(|error| broken_off(BrokeOff::of(&error), None))?.to_bytes();
         record.received().set(held.len() as u64);
         Ok(Self::Held(held))
+    }
+
+    /// How the caller's stream ends, where there is one.
+    pub(crate) fn told(&self) -> Option<Rc<Told>> {
+        match self {
+            Self::Once { told, .. } => Some(Rc::clone(told)),
+            Self::Held(_) => None,
+        }
+    }
+
+    /// Whether all of it has come from the caller.
+    pub(crate) fn has_come(&self) -> bool {
+        match self {
+            Self::Once { told, .. } => told.ended.get().is_some(),
+            Self::Held(_) => true,
+        }
     }
 
     /// Whether there is nothing to send.
@@ -91,16 +144,19 @@ impl ToSend {
     /// Why the caller did not send all of it, if so: then it is not the upstream that failed.
     pub(crate) fn broke_off(&self) -> Option<Refusal> {
         match self {
-            Self::Once { broke_off, .. } => broke_off.get().map(broken_off),
+            Self::Once { told, most, .. } => told.broke_off.get().map(|how| broken_off(how, most.as_ref())),
             Self::Held(_) => None,
         }
     }
 }
 
-fn broken_off(how: BrokeOff) -> Refusal {
-    match how {
-        BrokeOff::Gone => Refusal::ClientGone,
-        BrokeOff::Unreadable => Refusal::bad_request("the body of the request cannot be read: its framing is broken"),
+fn broken_off(how: BrokeOff, most: Option<&Most>) -> Refusal {
+    match (how, most) {
+        (BrokeOff::TooLarge, Some(most)) => most.exceeded(),
+        (BrokeOff::Gone | BrokeOff::TooLarge, _) => Refusal::ClientGone,
+        (BrokeOff::Unreadable, _) => {
+            Refusal::bad_request("the body of the request cannot be read: its framing is broken")
+        }
     }
 }
 
@@ -111,6 +167,8 @@ pub(crate) struct Answer {
     left: Option<u64>,
     /// Places in flight, given back when the exchange ends.
     _held: Held,
+    /// What may still happen; `None`: anything.
+    watch: Option<Watch>,
     record: Record,
 }
 
@@ -128,14 +186,26 @@ impl Answer {
     /// A body that the mesh made.
     pub(crate) fn ours(content: Bytes, record: Record) -> Self {
         let content = if content.is_empty() { Content::Passed } else { Content::Ours(Some(content)) };
-        Self { content, left: None, _held: (None, None), record }
+        Self { content, left: None, _held: (None, None), watch: None, record }
     }
 
     /// The upstream's body.
-    pub(crate) fn theirs(from: ResponseBody, held: Held, record: Record) -> Self {
+    pub(crate) fn theirs(from: ResponseBody, held: Held, watch: Option<Watch>, record: Record) -> Self {
         let left = from.size_hint().exact();
         let content = if from.is_end_stream() { Content::Passed } else { Content::Theirs(from) };
-        Self { content, left, _held: held, record }
+        Self { content, left, _held: held, watch, record }
+    }
+
+    /// Ends it here: the caller sees that it is not whole, or, in a gRPC call, why.
+    fn cut(&mut self, refusal: &Refusal) -> Option<Result<Frame<Bytes>, BodyError>> {
+        let told = self.watch.take().filter(Watch::is_grpc).map(|_| Frame::trailers(reply::trailers(refusal)));
+        self.content = Content::Passed;
+        self.record.note(|exchange| {
+            exchange.policy_rule = refusal.cause().map(str::to_owned);
+            exchange.detail = Some(refusal.to_string());
+        });
+        self.record.broke(refusal.reason());
+        Some(told.ok_or(BodyError::Cut))
     }
 }
 
@@ -156,7 +226,11 @@ impl Body for Answer {
             Content::Theirs(from) => {
                 let polled = Pin::new(&mut *from).poll_frame(cx);
                 match &polled {
-                    Poll::Pending => {}
+                    Poll::Pending => {
+                        if let Some(Err(refusal)) = this.watch.as_mut().map(|watch| watch.waits(cx)) {
+                            return Poll::Ready(this.cut(&refusal));
+                        }
+                    }
                     Poll::Ready(None) => this.content = Content::Passed,
                     Poll::Ready(Some(Err(_))) => {
                         this.record.broke(Reason::UpstreamReset);
@@ -164,6 +238,10 @@ impl Body for Answer {
                     }
                     Poll::Ready(Some(Ok(frame))) => {
                         let ended = from.is_end_stream();
+                        let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                        if let Some(Err(refusal)) = this.watch.as_mut().map(|watch| watch.passed(bytes)) {
+                            return Poll::Ready(this.cut(&refusal));
+                        }
                         if let Some(data) = frame.data_ref() {
                             this.record.sent(data.len());
                             this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));

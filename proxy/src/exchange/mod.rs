@@ -7,18 +7,28 @@ pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod connection;
 pub(crate) mod facts;
+pub(crate) mod mirror;
 pub(crate) mod reply;
 pub(crate) mod serve;
 pub(crate) mod tries;
+pub(crate) mod watch;
 
 #[cfg(test)]
 mod door_tests;
 #[cfg(test)]
+mod filters_tests;
+#[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod outside_tests;
+#[cfg(test)]
+mod limits_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tries_tests;
+#[cfg(test)]
+mod tunnel_tests;
 
 /// Now, on the clock that tests pause.
 pub(crate) fn now() -> std::time::Instant {

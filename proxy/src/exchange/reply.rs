@@ -4,13 +4,14 @@
 //! 9457); gRPC callers get trailers alone. Who refused and by which rule is told only where the mesh allows it.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use equerry_policies::names::TenantName;
 use equerry_policies::policy::ErrorDetail;
 use equerry_traffic::quota::Share;
-use equerry_traffic::{Reason, Refusal};
+use equerry_traffic::{Reason, Refusal, filter};
 use http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
     WWW_AUTHENTICATE,
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 use super::body::{Answer, Held};
 use super::facts::Record;
+use super::watch::Watch;
 use crate::upstream::ResponseBody;
 
 /// How this proxy names itself in `Proxy-Status`.
@@ -67,6 +69,7 @@ fn is_grpc(kind: &[u8]) -> bool {
 pub(crate) fn answer(
     answered: Response<ResponseBody>,
     held: Held,
+    watch: Option<Watch>,
     style: &Style,
     mut record: Record,
 ) -> Response<Answer> {
@@ -78,7 +81,19 @@ pub(crate) fn answer(
     head.version = Version::HTTP_11;
     head.extensions.clear();
     record.note(|exchange| exchange.status = head.status.as_u16());
-    Response::from_parts(head, Answer::theirs(body, held, record))
+    Response::from_parts(head, Answer::theirs(body, held, watch, record))
+}
+
+/// The answer that a route gives by itself.
+pub(crate) fn by_rule(answer: filter::Answer, style: &Style, mut record: Record) -> Response<Answer> {
+    record.note(|exchange| exchange.route = Some(Arc::clone(&answer.rule.route)));
+    record.ended(Reason::Ok, answer.status.as_u16());
+    let mut response = Response::new(Answer::ours(Bytes::new(), record));
+    (*response.status_mut(), *response.headers_mut()) = (answer.status, answer.headers);
+    if style.close {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Says that the request goes no further, and why.
@@ -173,6 +188,15 @@ fn problem(refusal: &Refusal, style: &Style, record: Record) -> Response<Answer>
     response
 }
 
+/// What ends a gRPC call whose response has begun.
+pub(crate) fn trailers(refusal: &Refusal) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    set(&mut trailers, GRPC_STATUS, Some(refusal.grpc_status().to_string()));
+    let message = format!("{}: {}", refusal.reason(), said(refusal, ErrorDetail::Reason));
+    set(&mut trailers, GRPC_MESSAGE, Some(percent_encoded(&message)));
+    trailers
+}
+
 /// Trailers alone, in the place of a head (gRPC over HTTP/2, "Trailers-Only").
 fn grpc(refusal: &Refusal, style: &Style, record: Record) -> Response<Answer> {
     let mut response = Response::new(Answer::ours(Bytes::new(), record));
@@ -239,9 +263,12 @@ fn strip(headers: &mut HeaderMap, stranger: bool) {
         http::header::UPGRADE,
     ];
     // Most answers name none but those that always go.
-    let named: Vec<HeaderName> = headers.get(CONNECTION).map(|_| named_by_connection(headers, &ALWAYS)).unwrap_or_default();
+    let named: Vec<HeaderName> =
+        headers.get(CONNECTION).map(|_| named_by_connection(headers, &ALWAYS)).unwrap_or_default();
     let reserved = |name: &HeaderName| *name == PROXY_STATUS || name.as_str().starts_with("x-equerry-");
-    let ends_here = |name: &&HeaderName| ALWAYS.contains(name) || named.contains(name) || stranger && reserved(name);
+    // Their lengths tell nearly all others apart.
+    let always = |name: &HeaderName| matches!(name.as_str().len(), 2 | 7 | 10 | 16 | 17) && ALWAYS.contains(name);
+    let ends_here = |name: &&HeaderName| always(name) || named.contains(name) || stranger && reserved(name);
     while let Some(name) = headers.keys().find(ends_here).cloned() {
         headers.remove(name);
     }

@@ -3,19 +3,21 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use equerry_policies::compile::{CompiledWorkload, Tenant};
+use equerry_policies::compile::{CompiledDestination, CompiledWorkload, Tenant};
 use equerry_policies::names::{Authority, ServiceName, TenantName};
-use equerry_policies::policy::{ErrorDetail, MtlsMode, ServicePort};
+use equerry_policies::policy::{AppProtocol, ErrorDetail, MtlsMode, OutboundTraffic, ServicePort};
 use equerry_traffic::authorize::{self, Permit};
 use equerry_traffic::balance::Source;
-use equerry_traffic::deadline::Deadline;
+use equerry_traffic::deadline::{Authors, Deadline, Kind, grpc_timeout};
 use equerry_traffic::normalize::{self, Normal, normalize};
 use equerry_traffic::quota::Share;
-use equerry_traffic::route::{self, Choice, Known, MayLeave};
+use equerry_traffic::refusal::{Limited, OverLimit};
+use equerry_traffic::route::{self, Choice, Decision, Known, MayLeave};
 use equerry_traffic::token::Caller;
-use equerry_traffic::{Reason, Refusal, tenant, token};
+use equerry_traffic::trace_state::{self, Carried, Other};
+use equerry_traffic::{Reason, Refusal, fault, filter, outside, tenant, token};
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Version};
@@ -23,11 +25,14 @@ use http::{HeaderMap, Method, Request, Response, Version};
 use super::attempt::{self, Outgoing};
 use super::body::{Answer, ToSend};
 use super::facts::{self, Record};
+use super::mirror;
 use super::now;
 use super::reply::{self, Style};
 use super::tries::{self, Answered, Errand};
+use super::watch::Watch;
 use crate::app::Shared;
 use crate::codec::http1::Bad;
+use crate::config::MeshProtocol;
 use crate::codec::{Incoming, MAX_HEADER_BYTES, spare};
 use crate::inbound::{Inbound, Via};
 use crate::live::{self, Backend, Destination, Live, NotThere};
@@ -39,6 +44,8 @@ use crate::upstream::{Protocol, Target};
 const APPLICATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Shorter than the keep-alive of common application servers (Node's is 5 s), so that it is we who close.
 const APPLICATION_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// W3C Trace Context.
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Who called, as the application's frameworks know it (Envoy's header).
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
@@ -65,12 +72,36 @@ pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Reque
     let live = at.shared.live.load();
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
-    let left = leave(at, from.address.ip(), live, &mut head, body, &mut record).await;
+    let mut filtered = None;
+    let left = leave(at, from.address.ip(), live, &mut head, body, &mut record, &mut filtered).await;
     spare::keep(head.headers);
-    match left {
-        Ok((answered, held)) => reply::answer(answered, (Some(held), Some(busy)), &style, record),
+    let mut response = match left {
+        Ok(Left::Answered(answered, held, watch)) => {
+            reply::answer(answered, (Some(held), Some(busy)), Some(watch), &style, record)
+        }
+        Ok(Left::ByRule(answer)) => reply::by_rule(answer, &style, record),
         Err(refusal) => reply::refuse(&refusal, &style, record),
+    };
+    if let Some(filtered) = filtered {
+        filter::apply_response(filtered.choice.filters(), filtered.origin.as_ref(), response.headers_mut());
     }
+    response
+}
+
+/// How an exchange that nothing refused is answered.
+#[allow(clippy::large_enum_variant, reason = "the large one is what nearly every exchange makes, and a box costs an allocation")]
+enum Left {
+    /// By an upstream.
+    Answered(Answered, live::Held, Watch),
+    /// By the route itself: nothing was sent.
+    ByRule(filter::Answer),
+}
+
+/// What filters have still to do, once there is an answer of any kind: a browser reads refusals too.
+struct Filtered {
+    choice: Choice,
+    /// Of the request, as it came.
+    origin: Option<HeaderValue>,
 }
 
 async fn leave(
@@ -80,7 +111,8 @@ async fn leave(
     head: &mut Parts,
     body: Incoming,
     record: &mut Record,
-) -> Result<(Answered, live::Held), Refusal> {
+    filtered: &mut Option<Box<Filtered>>,
+) -> Result<Left, Refusal> {
     let normal = normalize(head, normalize::Direction::Outbound)?;
     record.note(|exchange| {
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
@@ -89,79 +121,174 @@ async fn leave(
     record.note(|exchange| exchange.epoch = live.epoch);
     let (may_leave, destination) = may_leave(&live, &named)?;
     record.note(|exchange| exchange.destination = Some(may_leave.service().clone()));
-    let choice = tries::with_randomness(|rng| route::route(&may_leave, &destination.compiled, head, rng))?;
+    if !destination.compiled.faults.is_empty() {
+        suffer(&destination.compiled, &head.headers, record).await?;
+    }
+    let choice = match tries::with_randomness(|rng| route::decide(&may_leave, &destination.compiled, head, rng))? {
+        Decision::Forward(choice) => choice,
+        Decision::Answer(answer) => return Ok(Left::ByRule(answer)),
+    };
     record.note(|exchange| exchange.route = choice.route().cloned());
-    let deadline = Deadline::after(now(), choice.request_timeout());
-    let backend = backend(&live, &choice)?;
+    let filters = choice.filters();
+    let (mut normal, mut copies) = (normal, Vec::new());
+    if !filters.is_empty() {
+        let origin = filter::origin(filters, &head.headers);
+        *filtered = Some(Box::new(Filtered { choice: choice.clone(), origin }));
+        copies = tries::with_randomness(|rng| filter::mirrors(filters, rng));
+        normal = filter::apply_request(filters, head, normal)?;
+    }
+    let (began, kind) = (now(), Kind::of_request(&head.method, &head.headers));
+    let carried = carried(&head.headers, Other::Application);
+    let deadline = deadline(&choice, began, kind, carried, &head.headers);
+    let backend = backend(&live, destination, &choice)?;
     let port = service_port(backend, choice.port)?;
+    if port.app_protocol == AppProtocol::Tcp {
+        return Err(not_http(port.port));
+    }
     let held = take_place(backend)?;
-    let protocol = if head.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
-    let body = in_time(deadline, ToSend::take(body, choice.retry().is_some(), record)).await?;
+    let protocol = match at.shared.settings.mesh_protocol {
+        MeshProtocol::Http2 => Protocol::Http2,
+        MeshProtocol::Auto if head.version == Version::HTTP_2 => Protocol::Http2,
+        MeshProtocol::Auto | MeshProtocol::Http1 => Protocol::Http1,
+    };
+    let authors = Authors { rule: choice.rule.as_deref(), policy: Some(&backend.traffic) };
+    let body = ToSend::take(body, choice.retry().is_some() || !copies.is_empty(), &backend.traffic, record);
+    let body = in_time(deadline, body).await.map_err(|refusal| refusal.signed(&authors))?;
     let source = Source { address: from, instance: at.shared.settings.instance.as_str(), identity: &live.own };
     let key = backend.balancer.key(head, &source);
+    if !copies.is_empty() {
+        let original = mirror::Original { head, normal: &normal, body: &body, protocol, kind, carried, from };
+        mirror::send(at, &live, &copies, &original);
+    }
     let mut outgoing = Outgoing::new(head, normal, body);
     let errand = Errand {
         destination,
         backend,
+        rule: choice.rule.as_ref(),
         port,
         key,
         protocol,
         identity: at.shared.identity.current(),
+        kind,
+        began,
         deadline,
+        carried,
         try_timeout: choice.try_timeout(),
         retry: choice.retry(),
         method_named: choice.method_named,
     };
-    let answered = tries::until_answered(&errand, &at.pool, &mut outgoing, record).await?;
+    let answered = tries::until_answered(&errand, &at.pool, &mut outgoing, record).await;
+    let answered = answered.map_err(|refusal| refusal.signed(&authors))?;
+    let watch = Watch::over(&answered, &errand)?;
     let decided_there = tries::believed(&answered).unwrap_or(Reason::Ok);
     record.broke(decided_there);
-    Ok((answered, held))
+    Ok(Left::Answered(answered, held, watch))
+}
+
+/// Faults made on purpose: the request waits, is answered with an error, or both.
+async fn suffer(destination: &CompiledDestination, headers: &HeaderMap, record: &mut Record) -> Result<(), Refusal> {
+    let injected = tries::with_randomness(|rng| fault::inject(destination, headers, rng));
+    let Some(injected) = injected else { return Ok(()) };
+    if let Some(delay) = injected.delay {
+        record.note(|exchange| exchange.policy_rule = Some(injected.policy.to_owned()));
+        Box::pin(tokio::time::sleep(delay)).await;
+    }
+    injected.refusal().map_or(Ok(()), Err)
+}
+
+/// When there must be an answer: by the rule, by what the caller asked for, and by the exchange it is part of.
+fn deadline(choice: &Choice, now: Instant, kind: Kind, carried: Option<Carried>, headers: &HeaderMap) -> Deadline {
+    let asked = if kind == Kind::Grpc { grpc_timeout::read(headers) } else { None };
+    let inherited = carried.and_then(|carried| carried.remaining);
+    Deadline::after(now, choice.request_timeout()).asked(now, asked).inherited(now, inherited)
+}
+
+/// What came with a request from the hops before; `None`: nothing at all.
+fn carried(headers: &HeaderMap, from: Other) -> Option<Carried> {
+    headers.contains_key(&TRACESTATE).then(|| trace_state::read(headers, from, SystemTime::now()))
 }
 
 /// Which Service is meant, and the configuration that knows it: at most a second later, the first time it is named.
 async fn resolve(at: &Outbound, live: Arc<Live>, normal: &Normal) -> Result<(Arc<Live>, (Authority, Found)), Refusal> {
-    let authority = Authority::parse(normal.authority(), &live.own.namespace)
-        .map_err(|_| Refusal::NoService { name: normal.authority().to_owned(), nearest: None })?;
+    let Ok(authority) = Authority::parse(normal.authority(), &live.own.namespace) else {
+        let named = Box::pin(outside(at, &live, normal, None)).await?;
+        return Ok((live, named));
+    };
     if live.destination(&authority.service).is_some() {
         return Ok((live, (authority, Found::Here)));
     }
     match at.shared.live.want(&authority.service).await {
         Ok(live) => Ok((live, (authority, Found::Here))),
+        Err(NotThere::Unknown { nearest }) if outbound_traffic(&live) == OutboundTraffic::AllowAny => {
+            let named = Box::pin(outside(at, &live, normal, nearest)).await?;
+            Ok((live, named))
+        }
         Err(NotThere::Unknown { nearest }) => Ok((live, (authority, Found::Unknown { nearest }))),
         Err(NotThere::Unavailable) => Ok((live, (authority, Found::NotYet))),
     }
+}
+
+/// Whoever a name means that no Service has, where callers may name anybody (`ALLOW_ANY`): never asked while the control
+/// plane has not said that there is no such Service. `nearest` is the name nearest to it that is known.
+async fn outside(
+    at: &Outbound,
+    live: &Live,
+    normal: &Normal,
+    nearest: Option<String>,
+) -> Result<(Authority, Found), Refusal> {
+    let to = outside::may_leave(normal.authority(), nearest.as_deref(), outbound_traffic(live))?;
+    let destination = at.shared.outsiders.reach(&to).await.map_err(|refusal| match refusal {
+        Refusal::NoService { name, .. } => Refusal::NoService { name, nearest },
+        other => other,
+    })?;
+    let named = Authority { service: destination.backend.name.clone(), port: Some(to.port()) };
+    Ok((named, Found::Outside(destination)))
+}
+
+/// While this workload's policy is not known, nothing leaves the mesh.
+fn outbound_traffic(live: &Live) -> OutboundTraffic {
+    live.workload.as_ref().map_or(OutboundTraffic::RegistryOnly, |workload| workload.mesh.outbound_traffic)
 }
 
 /// What asking for a Service found.
 #[derive(Debug)]
 enum Found {
     Here,
+    Outside(Arc<Destination>),
     Unknown { nearest: Option<String> },
     NotYet,
 }
 
-fn may_leave<'a>(live: &'a Live, named: &(Authority, Found)) -> Result<(MayLeave, &'a Destination), Refusal> {
+fn may_leave<'a>(live: &'a Live, named: &'a (Authority, Found)) -> Result<(MayLeave, &'a Destination), Refusal> {
     let (authority, found) = named;
-    let destination = live.destination(&authority.service);
+    let destination = match found {
+        Found::Outside(destination) => Some(destination),
+        _ => live.destination(&authority.service),
+    };
     let known = match (found, destination) {
-        (Found::Here, Some(destination)) => Known::Service(&destination.compiled),
+        (Found::Here | Found::Outside(_), Some(destination)) => Known::Service(&destination.compiled),
         (Found::Unknown { nearest }, _) => Known::Nothing { nearest: nearest.as_deref() },
-        (Found::NotYet | Found::Here, _) => Known::NotYet,
+        (Found::NotYet | Found::Here | Found::Outside(_), None) | (Found::NotYet, Some(_)) => Known::NotYet,
     };
     let may_leave = route::may_leave(authority, known)?;
     let destination = destination.ok_or_else(|| Refusal::ConfigUnavailable { service: authority.service.clone() })?;
     Ok((may_leave, destination))
 }
 
-/// A backend need not be one that callers may name yet: its own routes are not asked.
-fn backend<'a>(live: &'a Live, choice: &Choice) -> Result<&'a Backend, Refusal> {
+/// The destination itself, or another Service that its route chose. A backend need not be one that callers may name yet: its
+/// own routes are not asked.
+pub(crate) fn backend<'a>(live: &'a Live, destination: &'a Destination, choice: &Choice) -> Result<&'a Arc<Backend>, Refusal> {
+    if destination.backend.name == choice.backend {
+        return Ok(&destination.backend);
+    }
     live.destinations
         .get(&choice.backend)
-        .map(|destination| &*destination.backend)
+        .map(|destination| &destination.backend)
         .ok_or_else(|| Refusal::ConfigUnavailable { service: choice.backend.clone() })
 }
 
-fn service_port(backend: &Backend, named: Option<u16>) -> Result<&ServicePort, Refusal> {
+/// The port of a backend that is meant.
+pub(crate) fn service_port(backend: &Backend, named: Option<u16>) -> Result<&ServicePort, Refusal> {
     let found = match (named, backend.ports.as_slice()) {
         (Some(port), ports) => ports.iter().find(|known| known.port == port),
         (None, [only]) => Some(only),
@@ -174,12 +301,16 @@ fn service_port(backend: &Backend, named: Option<u16>) -> Result<&ServicePort, R
     })
 }
 
-fn take_place(backend: &Backend) -> Result<live::Held, Refusal> {
+pub(super) fn take_place(backend: &Backend) -> Result<live::Held, Refusal> {
     let limit = backend.traffic.limits.requests;
-    backend.limits.request(limit).ok_or_else(|| Refusal::LimitPending {
-        service: backend.name.clone(),
-        limit: limit.unwrap_or(u32::MAX),
-        what: "in flight",
+    backend.limits.request(limit).ok_or_else(|| {
+        Refusal::Limit(Box::new(OverLimit {
+            limit: Limited::Requests,
+            service: backend.name.clone(),
+            value: limit.unwrap_or(u32::MAX),
+            present: backend.limits.present().requests,
+            policy: backend.traffic.name.as_ref().map(|name| name.to_string().into()),
+        }))
     })
 }
 
@@ -209,7 +340,7 @@ pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>)
     spare::keep(head.headers);
     match entered {
         Ok((answered, counted)) => {
-            let mut response = reply::answer(answered, (None, None), &style, record);
+            let mut response = reply::answer(answered, (None, None), None, &style, record);
             if let Some((tenant, share)) = counted {
                 reply::rate_limit(response.headers_mut(), &tenant, &share);
             }
@@ -247,6 +378,9 @@ async fn enter(
     record.note(|exchange| exchange.tenant = tenant.map(|tenant| tenant.name.clone()));
     let counted = count(at, tenant, door.port)?;
     introduce(&mut head.headers, via, live);
+    if let Some(carried) = carried(&head.headers, Other::Peer) {
+        trace_state::write(&mut head.headers, carried, Other::Application, SystemTime::now());
+    }
     let body = ToSend::streaming(body, workload.tokens.claim_headers().into(), record);
     let answered = forward(&permit, at, &door, &mut Outgoing::new(head, normal, body), record).await?;
     record.broke(Reason::Ok);
@@ -303,6 +437,9 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -
     let app_protocol = service
         .and_then(|(_, ports)| ports.iter().find(|known| known.target_port == port))
         .map(|known| known.app_protocol);
+    if app_protocol == Some(AppProtocol::Tcp) {
+        return Err(not_http(port));
+    }
     Ok(Door {
         port,
         local: (Ipv4Addr::LOCALHOST, local).into(),
@@ -311,8 +448,13 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -
     })
 }
 
+/// Nobody looks for requests where TCP is spoken, and nobody sends any.
+pub(super) fn not_http(port: u16) -> Refusal {
+    Refusal::bad_request(format!("port {port} speaks TCP, and this is HTTP"))
+}
+
 /// Whether `p<port>.<service>.<namespace>.mesh` names the Service.
-fn is_called(service: &ServiceName, server_name: &str) -> bool {
+pub(crate) fn is_called(service: &ServiceName, server_name: &str) -> bool {
     let rest = server_name.split_once('.').and_then(|(_, rest)| rest.strip_suffix(".mesh"));
     let namespace =
         rest.and_then(|rest| rest.strip_prefix(service.name.as_str())).and_then(|rest| rest.strip_prefix('.'));

@@ -3,16 +3,18 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
+use equerry_policies::compile::RouteRule;
 use equerry_policies::names::InstanceId;
-use equerry_policies::policy::{Retry, ServicePort};
+use equerry_policies::policy::{BreakerMode, Retry, ServicePort};
 use equerry_traffic::balance::{self, NoEndpoint};
-use equerry_traffic::breaker::Transition;
-use equerry_traffic::deadline::Deadline;
-use equerry_traffic::retry::{self, Failure, Verdict};
+use equerry_traffic::breaker::{Cause, Transition};
+use equerry_traffic::deadline::{Deadline, Kind, grpc_timeout};
+use equerry_traffic::retry::{self, Failure, Pushback, Stop, Verdict};
+use equerry_traffic::trace_state::{self, Carried, Other};
 use equerry_traffic::{Reason, Refusal};
-use http::Response;
+use http::{Response, StatusCode};
 
 use super::attempt::{self, Failed, Outgoing};
 use super::facts::Record;
@@ -20,6 +22,9 @@ use super::{now, reply};
 use crate::live::{Backend, Destination, TlsIdentity};
 use crate::observe::BreakerState;
 use crate::upstream::{self, Chosen, LONGEST_IDLE, Places, Pool, Protocol, ResponseBody, Target, Whom};
+
+/// How long the head of a gRPC response waits for trailers. Servers that fail at once send both together.
+const TRAILERS_PATIENCE: Duration = Duration::from_millis(50);
 
 /// A response whose head is here.
 pub(crate) type Answered = Response<ResponseBody>;
@@ -30,7 +35,9 @@ pub(crate) struct Errand<'a> {
     /// The Service the caller named: its budget pays for retries.
     pub(crate) destination: &'a Destination,
     /// The Service the request goes to.
-    pub(crate) backend: &'a Backend,
+    pub(crate) backend: &'a Arc<Backend>,
+    /// The rule that chose it; `None`: the Service has no routes.
+    pub(crate) rule: Option<&'a Arc<RouteRule>>,
     /// The port of that Service.
     pub(crate) port: &'a ServicePort,
     /// What the backend's balancer hashes, if it does.
@@ -39,8 +46,14 @@ pub(crate) struct Errand<'a> {
     pub(crate) protocol: Protocol,
     /// As whom we call; `None` while we have no valid certificate.
     pub(crate) identity: Option<Arc<TlsIdentity>>,
+    /// What kind of exchange it is, by its request.
+    pub(crate) kind: Kind,
+    /// When the exchange began.
+    pub(crate) began: Instant,
     /// When there must be a response head.
     pub(crate) deadline: Deadline,
+    /// What came with the request from the hops before; `None`: nothing at all.
+    pub(crate) carried: Option<Carried>,
     /// How long each try may take.
     pub(crate) try_timeout: Option<Duration>,
     /// When to try again.
@@ -62,10 +75,19 @@ pub(crate) async fn until_answered(
     errand.destination.budget.original(now());
     let mut tried = Vec::new();
     let mut retries = 0;
+    let mut place = None;
     loop {
+        errand.deadline.still_wanted(now())?;
         let chosen = choose(errand, &mut tried, record)?;
+        tell_next_hop(errand, outgoing, retries);
         let outcome = once(errand, chosen, pool, outgoing, record).await;
-        let verdict = judge(errand, &outcome, outgoing, retries);
+        drop(place.take());
+        let mut verdict = judge(errand, &outcome, outgoing, retries);
+        if let Verdict::Again { .. } = verdict {
+            place = errand.backend.limits.retry(errand.backend.traffic.limits.retries);
+            // Somebody else took the last one meanwhile.
+            verdict = if place.is_some() { verdict } else { Verdict::Stop(Stop::Limit) };
+        }
         let Verdict::Again { after } = verdict else {
             conclude(&outcome, verdict, retries, record);
             return outcome.map_err(|failed| failed.refusal);
@@ -77,6 +99,20 @@ pub(crate) async fn until_answered(
         }
         tokio::time::sleep(after).await;
     }
+}
+
+/// Writes what is left of the time, and that this is a retry, for those behind.
+fn tell_next_hop(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>, retries: u32) {
+    let deadline = &errand.deadline;
+    if errand.carried.is_none() && retries == 0 && deadline.at().is_none() {
+        return;
+    }
+    let now = now();
+    let headers = outgoing.headers_mut();
+    grpc_timeout::shorten(headers, deadline.asked_remaining(now));
+    let retried = retries > 0 || errand.carried.is_some_and(|carried| carried.retried);
+    let carried = Carried { remaining: deadline.remaining(now), retried };
+    trace_state::write(headers, carried, Other::Peer, SystemTime::now());
 }
 
 fn choose<'a>(errand: &Errand<'a>, tried: &mut Vec<usize>, record: &Record) -> Result<Chosen<'a>, Refusal> {
@@ -107,12 +143,18 @@ async fn once(
     });
     let target = target(errand, &chosen)?;
     let deadline = errand.deadline.for_try(began, errand.try_timeout);
-    let outcome = attempt::send(pool, &target, outgoing, Some(deadline)).await;
+    let mut outcome = attempt::send(pool, &target, outgoing, Some((deadline, errand.kind))).await;
+    if let Ok(answered) = &mut outcome {
+        look_for_trailers(answered, errand, outgoing).await;
+    }
     let ended = now();
     record.note(|exchange| exchange.upstream_time = Some(ended.saturating_duration_since(began)));
     let verdict = match &outcome {
         Ok(answered) => {
             record.note(|exchange| exchange.destination_principal = answered.body().peer().cloned());
+            if let Some(wait) = leave_alone(answered) {
+                chosen.this_try.avoid_until(ended + wait, ended);
+            }
             verdict(answered)
         }
         Err(failed) if failed.refusal.reason().counts_against_endpoint() => Some(balance::Verdict::Failure),
@@ -124,6 +166,26 @@ async fn once(
         report(change, backend, &chosen.endpoint.instance, record);
     }
     outcome
+}
+
+/// A gRPC call that failed at once has its status in trailers that follow its head: where it could lead to a retry, they are
+/// looked for, and the head waits for them a little.
+async fn look_for_trailers(answered: &mut Answered, errand: &Errand<'_>, outgoing: &Outgoing<'_>) {
+    if errand.kind == Kind::Grpc
+        && retry::may_look_for_trailers(answered.headers(), errand.retry, outgoing.has_come())
+        && believed(answered).is_none()
+    {
+        let _ = tokio::time::timeout(TRAILERS_PATIENCE, answered.body_mut().look_ahead()).await;
+    }
+}
+
+/// For how long an application that is not available asks to be left alone.
+fn leave_alone(answered: &Answered) -> Option<Duration> {
+    if answered.status() != StatusCode::SERVICE_UNAVAILABLE || believed(answered).is_some() {
+        return None;
+    }
+    // Longer than anybody is ever left alone, and short enough for any clock.
+    retry::retry_after(answered.headers(), SystemTime::now()).map(|wait| wait.min(Duration::from_secs(3600)))
 }
 
 fn target<'a>(errand: &'a Errand<'a>, chosen: &Chosen<'_>) -> Result<Target<'a>, Failed> {
@@ -144,12 +206,7 @@ fn target<'a>(errand: &'a Errand<'a>, chosen: &Chosen<'_>) -> Result<Target<'a>,
         whom,
         connect_timeout: traffic.connect_timeout,
         idle_timeout: traffic.idle_timeout.min(longest),
-        places: Some(Places {
-            service: &backend.name,
-            state: &backend.limits,
-            connections: traffic.limits.connections,
-            pending: traffic.limits.pending,
-        }),
+        places: Some(Places { service: &backend.name, state: &backend.limits, traffic }),
     })
 }
 
@@ -160,16 +217,20 @@ pub(crate) fn believed(answered: &Answered) -> Option<Reason> {
 
 /// What an answer says about its endpoint; `None`: nothing, because policy decided it there.
 fn verdict(answered: &Answered) -> Option<balance::Verdict> {
-    const UNAVAILABLE: &str = "14";
+    const UNAVAILABLE: u8 = 14;
     match believed(answered) {
         Some(reason) if reason.counts_against_endpoint() => Some(balance::Verdict::Failure),
         Some(_) => None,
         None => {
-            let unavailable = answered.headers().get("grpc-status").is_some_and(|status| status == UNAVAILABLE);
-            let failed = answered.status().is_server_error() || unavailable;
+            let failed = answered.status().is_server_error() || grpc_status(answered) == Some(UNAVAILABLE);
             Some(if failed { balance::Verdict::Failure } else { balance::Verdict::Success })
         }
     }
+}
+
+/// The status of a gRPC call, as far as it is known before any data.
+fn grpc_status(answered: &Answered) -> Option<u8> {
+    retry::status(answered.headers()).or_else(|| answered.body().trailers_ahead().and_then(retry::status))
 }
 
 fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Outgoing<'_>, retries: u32) -> Verdict {
@@ -178,7 +239,10 @@ fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Out
             let status = answered.status().as_u16();
             match believed(answered) {
                 Some(reason) => Failure::Mesh { reason, status, unprocessed: reason.provably_unprocessed() },
-                None => Failure::Status(status),
+                None => match grpc_status(answered).filter(|_| errand.kind == Kind::Grpc) {
+                    Some(status) => Failure::Grpc(status),
+                    None => Failure::Status(status),
+                },
             }
         }
         Err(Failed { refusal, unprocessed }) => {
@@ -190,14 +254,24 @@ fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Out
         retry: errand.retry,
         method_named: errand.method_named,
         replayable: outgoing.can_be_sent(),
-        marked: false,
-        pushback: retry::Pushback::None,
-        place: true,
+        marked: errand.carried.is_some_and(|carried| carried.retried),
+        pushback: pushback(outcome),
+        place: errand.backend.limits.has_place_for_retry(errand.backend.traffic.limits.retries),
         retries,
         deadline: errand.deadline,
     };
     let Destination { budget, compiled, .. } = errand.destination;
     with_randomness(|rng| retry::judge(failure, &attempt, budget, &compiled.traffic.retry_budget, now(), rng))
+}
+
+/// What a failed answer asks for; a success asks for nothing.
+fn pushback(outcome: &Result<Answered, Failed>) -> Pushback {
+    let Ok(answered) = outcome else { return Pushback::None };
+    if let Some(trailers) = answered.body().trailers_ahead() {
+        return retry::pushback(trailers, SystemTime::now());
+    }
+    let failed = !answered.status().is_success() || grpc_status(answered).is_some_and(|status| status > 0);
+    if failed { retry::pushback(answered.headers(), SystemTime::now()) } else { Pushback::None }
 }
 
 /// Says what became of retrying, where it was in question.
@@ -216,18 +290,39 @@ fn conclude(outcome: &Result<Answered, Failed>, verdict: Verdict, retries: u32, 
     }
 }
 
-fn report(change: Option<Transition>, backend: &Backend, instance: &InstanceId, record: &Record) {
+/// Tells what a breaker did; of one that only observes, what it would have done.
+pub(crate) fn report(change: Option<Transition>, backend: &Backend, instance: &InstanceId, record: &Record) {
     let Some(change) = change else { return };
+    let (service, why) = (&backend.name, change.as_str());
     let state = match change {
+        Transition::Opened { cause: Cause::TooHigh(share), penalty } => {
+            let (percent, failures, requests) = (share.percent(), share.failures, share.requests);
+            tracing::info!(%service, %instance, percent, failures, requests, ?penalty, "too many requests fail");
+            BreakerState::Open
+        }
         Transition::Opened { .. } | Transition::Reopened { .. } => BreakerState::Open,
         Transition::Probing => BreakerState::HalfOpen,
-        Transition::Closed | Transition::Kept { .. } => BreakerState::Closed,
+        Transition::Kept { cause } => {
+            let cause = cause.as_str();
+            tracing::info!(%service, %instance, cause, "the breaker stays closed: as many endpoints as may be are kept away");
+            record.observe().not_ejected(why);
+            return;
+        }
+        Transition::Closed => BreakerState::Closed,
     };
-    record.observe().breaker(&backend.name, instance, state);
-    if state == BreakerState::Open {
-        record.observe().ejected(change.as_str());
+    let opened = state == BreakerState::Open;
+    if backend.traffic.breaker.is_some_and(|breaker| breaker.mode == BreakerMode::Observe) {
+        tracing::info!(%service, %instance, ?state, reason = why, "the breaker only observes: it would be in another state");
+        if opened {
+            record.observe().not_ejected("observed");
+        }
+        return;
     }
-    tracing::info!(service = %backend.name, %instance, ?state, reason = change.as_str(), "the breaker changed its state");
+    record.observe().breaker(service, instance, state);
+    if opened {
+        record.observe().ejected(why);
+    }
+    tracing::info!(%service, %instance, ?state, reason = why, "the breaker changed its state");
 }
 
 /// The randomness of this worker.

@@ -13,14 +13,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::harness::*;
 
-const SERVICE: &str = "
+pub(super) const SERVICE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}
 spec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}
 ";
 
-fn route(rule: &str) -> String {
+pub(super) fn route(rule: &str) -> String {
     format!(
         "{SERVICE}
 ---
@@ -32,7 +32,7 @@ spec: {{parentRefs: [{{group: '', kind: Service, name: orders}}], rules: [{{back
     )
 }
 
-fn traffic(yaml: &str, spec: &str) -> String {
+pub(super) fn traffic(yaml: &str, spec: &str) -> String {
     format!(
         "{yaml}
 ---
@@ -45,7 +45,7 @@ spec: {{targetRefs: [{{kind: Service, name: orders}}], {spec}}}
 }
 
 /// A caller's sidecar that reaches `orders` in plain text at these addresses.
-async fn caller(yaml: &str, at: &[SocketAddr]) -> Sidecar {
+pub(super) async fn caller(yaml: &str, at: &[SocketAddr]) -> Sidecar {
     let at = at.iter().map(|address| At::Plain(80, *address)).collect();
     World::new(yaml).sidecar("shop/frontend", &[("app", "frontend")], &[], &[("shop/orders", at)]).await
 }
@@ -56,7 +56,7 @@ async fn failing(first: usize) -> Application {
         .await
 }
 
-fn outcome(sidecar: &Sidecar, word: &str) -> Vec<String> {
+pub(super) fn outcome(sidecar: &Sidecar, word: &str) -> Vec<String> {
     sidecar.metrics(&format!("equerry_retries_total{{outcome=\"{word}\"}}"))
 }
 
@@ -233,7 +233,7 @@ fn no_more_requests_are_in_flight_than_the_limit_allows() {
         let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
         assert_eq!(
             answered.headers()["proxy-status"],
-            "equerry; error=connection_limit_reached; details=\"limit_pending\""
+            "equerry; error=connection_limit_reached; details=\"limit_requests\""
         );
         release.notify_one();
         assert_eq!(first.await.unwrap().status(), 200);
@@ -256,12 +256,13 @@ fn connections_are_limited_and_an_idle_one_makes_place_for_another_endpoint() {
         }
         assert!(!one.seen.borrow().is_empty() && !two.seen.borrow().is_empty());
         let never = application(|_, _| std::future::pending::<Response<Full<Bytes>>>()).await;
-        let sidecar = caller(&traffic(SERVICE, "limits: {connections: 1}"), &[never.address]).await;
+        let spec = "limits: {connections: 1, pendingTimeout: 20ms}";
+        let sidecar = caller(&traffic(SERVICE, spec), &[never.address]).await;
         let outbound = sidecar.outbound;
         let _first = tokio::task::spawn_local(async move { call(outbound, request("GET", "orders", "/", "")).await });
         until("the first request", || !never.seen.borrow().is_empty()).await;
         let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
-        assert!(answered.headers()["proxy-status"].to_str().unwrap().contains("limit_connections"), "{answered:?}");
+        assert!(answered.headers()["proxy-status"].to_str().unwrap().contains("limit_pending"), "{answered:?}");
     });
 }
 

@@ -3,12 +3,30 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
 /// Counters of one backend. A place is taken with one of the functions and given back by dropping [`Held`].
 #[derive(Debug, Default)]
 pub struct LimitState {
     connections: AtomicU32,
     pending: AtomicU32,
     requests: AtomicU32,
+    retries: AtomicU32,
+    /// Requests that wait because every connection there may be is open.
+    waiters: AtomicU32,
+    freed: Notify,
+}
+
+/// So many of each there are now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Present {
+    /// Open connections.
+    pub connections: u32,
+    /// Requests that wait for one.
+    pub pending: u32,
+    /// Requests in flight.
+    pub requests: u32,
 }
 
 impl LimitState {
@@ -27,20 +45,64 @@ impl LimitState {
         Held::take(self, Kind::Request, limit)
     }
 
+    /// Takes a place for a retry in flight; `None` when `limit` are.
+    pub fn retry(self: &Arc<Self>, limit: Option<u32>) -> Option<Held> {
+        Held::take(self, Kind::Retry, limit)
+    }
+
+    /// Whether a retry would get a place now.
+    pub fn has_place_for_retry(&self, limit: Option<u32>) -> bool {
+        limit.is_none_or(|limit| self.retries.load(Ordering::Relaxed) < limit)
+    }
+
+    /// Waits in line for a connection that becomes free, for as long as what is returned lives.
+    pub fn wait(self: &Arc<Self>) -> Held {
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        Held { of: Arc::clone(self), kind: Kind::Waiter }
+    }
+
+    /// Whether anybody waits for a connection to become free.
+    pub fn is_waited_for(&self) -> bool {
+        self.waiters.load(Ordering::SeqCst) > 0
+    }
+
+    /// Ready when a connection was closed, or nobody uses it any more, after this was enabled.
+    pub fn freed(&self) -> Notified<'_> {
+        self.freed.notified()
+    }
+
+    /// A connection is no longer in use: whoever waits may look for it.
+    pub fn free(&self) {
+        self.freed.notify_waiters();
+    }
+
+    /// What there is now.
+    pub fn present(&self) -> Present {
+        Present {
+            connections: self.connections.load(Ordering::Relaxed),
+            pending: self.pending.load(Ordering::Relaxed),
+            requests: self.requests.load(Ordering::Relaxed),
+        }
+    }
+
     fn counter(&self, kind: Kind) -> &AtomicU32 {
         match kind {
             Kind::Connection => &self.connections,
             Kind::Pending => &self.pending,
             Kind::Request => &self.requests,
+            Kind::Retry => &self.retries,
+            Kind::Waiter => &self.waiters,
         }
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Connection,
     Pending,
     Request,
+    Retry,
+    Waiter,
 }
 
 /// A place taken; given back when dropped.
@@ -62,7 +124,10 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.of.counter(self.kind).fetch_sub(1, Ordering::Relaxed);
+        self.of.counter(self.kind).fetch_sub(1, Ordering::SeqCst);
+        if self.kind == Kind::Connection {
+            self.of.free();
+        }
     }
 }
 
@@ -76,7 +141,23 @@ mod tests {
         let first = state.request(Some(1));
         assert!(first.is_some() && state.request(Some(1)).is_none());
         assert!(state.connection(Some(1)).is_some(), "each kind is counted alone");
+        assert_eq!(state.present(), Present { connections: 0, pending: 0, requests: 1 });
         drop(first);
         assert!(state.request(Some(1)).is_some());
+        let retry = state.retry(Some(1));
+        assert!(retry.is_some() && !state.has_place_for_retry(Some(1)) && state.has_place_for_retry(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_connection_learns_that_one_was_closed() {
+        let state = Arc::new(LimitState::default());
+        let open = state.connection(Some(1));
+        let waiting = state.wait();
+        assert!(state.is_waited_for());
+        let freed = state.freed();
+        drop(open);
+        freed.await;
+        drop(waiting);
+        assert!(!state.is_waited_for());
     }
 }

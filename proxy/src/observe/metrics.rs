@@ -35,10 +35,14 @@ pub(super) struct Metrics {
     registry: Registry,
     requests: Capped<IntCounterVec>,
     durations: Capped<HistogramVec>,
+    tunnels: Capped<IntCounterVec>,
+    tunnel_bytes: Capped<IntCounterVec>,
     pub(super) quota: Capped<IntCounterVec>,
     pub(super) breaker_state: Capped<IntGaugeVec>,
     pub(super) retries: IntCounterVec,
     pub(super) ejections: IntCounterVec,
+    pub(super) mirrored: IntCounterVec,
+    pub(super) not_ejected: IntCounterVec,
     pub(super) connections: IntGaugeVec,
     pub(super) handshake_failures: IntCounterVec,
     pub(super) config_epoch: IntGauge,
@@ -47,6 +51,8 @@ pub(super) struct Metrics {
     pub(super) control_plane_connected: IntGauge,
     pub(super) cert_not_after: IntGaugeVec,
     pub(super) access_log_dropped: IntCounter,
+    pub(super) dns_names: IntGaugeVec,
+    pub(super) dns_lookups: IntCounterVec,
     process: process::Process,
 }
 
@@ -140,15 +146,13 @@ impl Metrics {
         static OBSERVERS: AtomicU64 = AtomicU64::new(0);
         let registry = Registry::new();
         let make = Families { registry: &registry };
+        let counters = |name: &str, help: &str, labels: &[&str]| Capped::new(make.counters(name, help, labels), cap);
         Self {
             id: OBSERVERS.fetch_add(1, Ordering::Relaxed),
-            requests: Capped::new(
-                make.counters(
-                    "equerry_requests_total",
-                    "Exchanges finished, by how they ended.",
-                    &["direction", "source", "destination", "route", "code", "reason", "tls"],
-                ),
-                cap,
+            requests: counters(
+                "equerry_requests_total",
+                "Exchanges finished, by how they ended.",
+                &["direction", "source", "destination", "route", "code", "reason", "tls"],
             ),
             durations: Capped::new(
                 make.histograms(
@@ -158,13 +162,20 @@ impl Metrics {
                 ),
                 cap,
             ),
-            quota: Capped::new(
-                make.counters(
-                    "equerry_quota_total",
-                    "Requests counted against tenants' quotas, by decision.",
-                    &["tenant", "decision"],
-                ),
-                cap,
+            tunnels: counters(
+                "equerry_tcp_connections_total",
+                "TCP connections finished, by how they ended.",
+                &["direction", "source", "destination", "route", "reason", "tls"],
+            ),
+            tunnel_bytes: counters(
+                "equerry_tcp_bytes_total",
+                "Bytes of finished TCP connections, received from whoever connected or sent to them.",
+                &["direction", "source", "destination", "way"],
+            ),
+            quota: counters(
+                "equerry_quota_total",
+                "Requests counted against tenants' quotas, by decision.",
+                &["tenant", "decision"],
             ),
             breaker_state: Capped::new(
                 make.gauges(
@@ -179,10 +190,20 @@ impl Metrics {
                 "Outcomes of retrying, one for each decision.",
                 &["outcome"],
             ),
+            not_ejected: make.counters(
+                "equerry_endpoint_ejections_withheld_total",
+                "Endpoints that their breaker would have taken out of balancing, by what kept them.",
+                &["reason"],
+            ),
             ejections: make.counters(
                 "equerry_endpoint_ejections_total",
                 "Endpoints taken out of balancing, by reason.",
                 &["reason"],
+            ),
+            mirrored: make.counters(
+                "equerry_mirrored_total",
+                "Copies of requests that routes ask for, by what became of them.",
+                &["outcome"],
             ),
             connections: make.gauges("equerry_connections", "Connections open now.", &["direction", "tls"]),
             handshake_failures: make.counters(
@@ -206,6 +227,16 @@ impl Metrics {
                 "equerry_access_log_dropped_total",
                 "Access log lines dropped because the writer fell behind.",
             ),
+            dns_names: make.gauges(
+                "equerry_dns_names",
+                "Names outside the mesh that are remembered: stale ones are used beyond their time, because the DNS does not answer.",
+                &["state"],
+            ),
+            dns_lookups: make.counters(
+                "equerry_dns_lookups_total",
+                "Lookups of names outside the mesh, by outcome.",
+                &["outcome"],
+            ),
             process: process::Process::new(&make),
             registry,
         }
@@ -213,6 +244,9 @@ impl Metrics {
 
     /// Counts one exchange.
     pub(super) fn exchange(&self, exchange: &Exchange) {
+        if exchange.tunnel {
+            return self.tunnel(exchange);
+        }
         REMEMBERED.with_borrow_mut(|remembered| {
             let Remembered { hasher, by_hash, last } = remembered;
             let last = &mut last[exchange.direction as usize];
@@ -244,13 +278,20 @@ impl Metrics {
         });
     }
 
+    /// Counts one TCP connection: seldom enough to look its series up.
+    fn tunnel(&self, exchange: &Exchange) {
+        let (source, destination) = ends(exchange);
+        let (direction, route) = (exchange.direction.as_str(), exchange.route.as_deref().unwrap_or(""));
+        let (reason, tls) = (exchange.reason.as_str(), reason::tls(exchange.tls));
+        self.tunnels.get(&[direction, &source, &destination, route, reason, tls]).inc();
+        for (way, bytes) in [("received", exchange.bytes_in), ("sent", exchange.bytes_out)] {
+            self.tunnel_bytes.get(&[direction, &source, &destination, way]).inc_by(bytes);
+        }
+    }
+
     /// The series of an exchange, and whether it is its own (and so worth remembering).
     fn series(&self, exchange: &Exchange) -> (Series, bool) {
-        let source = exchange
-            .source
-            .as_ref()
-            .map_or_else(|| UNKNOWN.to_owned(), |id| format!("{}/{}", id.namespace, id.account));
-        let destination = exchange.destination.as_ref().map_or_else(|| UNKNOWN.to_owned(), ToString::to_string);
+        let (source, destination) = ends(exchange);
         let direction = exchange.direction.as_str();
         let code = exchange.status.to_string();
         let labels = [
@@ -280,6 +321,13 @@ impl Metrics {
         }
         String::from_utf8(text).unwrap_or_default()
     }
+}
+
+/// The account that called and the Service that was called, as labels.
+fn ends(exchange: &Exchange) -> (String, String) {
+    let account = exchange.source.as_ref().map(|id| format!("{}/{}", id.namespace, id.account));
+    let service = exchange.destination.as_ref().map(ToString::to_string);
+    (account.unwrap_or_else(|| UNKNOWN.to_owned()), service.unwrap_or_else(|| UNKNOWN.to_owned()))
 }
 
 impl Series {

@@ -63,6 +63,8 @@ pub struct Exchange {
     pub authority: http::HeaderValue,
     /// The version spoken by the caller.
     pub protocol: http::Version,
+    /// It is a TCP connection in whose bytes nobody looked for requests: no method, target, version or status.
+    pub tunnel: bool,
     /// The status sent; 0 when the caller left before there was one.
     pub status: u16,
     /// How it ended.
@@ -116,6 +118,46 @@ pub enum BreakerState {
     HalfOpen,
     /// 2: no traffic.
     Open,
+}
+
+/// What became of a copy of a request that a route asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// It got an answer, which nobody saw.
+    Answered,
+    /// It got none.
+    Failed,
+    /// It was not made: the body is not held, because it is too large or of unknown length.
+    SkippedBody,
+    /// It was not made: too many are under way.
+    SkippedBusy,
+}
+
+impl Copied {
+    /// The metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+            Self::SkippedBody => "skipped_body",
+            Self::SkippedBusy => "skipped_busy",
+        }
+    }
+}
+
+/// How much is remembered of names outside the mesh.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Names remembered.
+    pub names: usize,
+    /// Of those, names whose addresses are used beyond their time, because the DNS does not answer.
+    pub stale: usize,
+    /// Lookups that found addresses, since the start.
+    pub found: u64,
+    /// Lookups that found that there is nobody.
+    pub nobody: u64,
+    /// Lookups that failed.
+    pub failed: u64,
 }
 
 /// What an [`Observer`] is made with.
@@ -185,6 +227,16 @@ impl Observer {
         self.metrics.ejections.with_label_values(&[reason]).inc();
     }
 
+    /// A breaker would have taken an endpoint out, and did not: `observed` when it only observes, or what kept it.
+    pub fn not_ejected(&self, reason: &'static str) {
+        self.metrics.not_ejected.with_label_values(&[reason]).inc();
+    }
+
+    /// A copy of a request has come to its end, or was not made.
+    pub fn mirrored(&self, became: Copied) {
+        self.metrics.mirrored.with_label_values(&[became.as_str()]).inc();
+    }
+
     /// An endpoint is no longer known here: its series end.
     pub fn endpoint_forgotten(&self, service: &ServiceName, instance: &InstanceId) {
         self.metrics.breaker_state.remove(&[&service.to_string(), instance.as_str()]);
@@ -214,6 +266,18 @@ impl Observer {
     /// Whether the configuration stream stands.
     pub fn control_plane_connected(&self, connected: bool) {
         self.metrics.control_plane_connected.set(i64::from(connected));
+    }
+
+    /// So much is known of names outside the mesh; told before metrics are read.
+    pub fn dns(&self, census: &Census) {
+        for (state, count) in [("stale", census.stale), ("fresh", census.names.saturating_sub(census.stale))] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.metrics.dns_names.with_label_values(&[state]).set(count);
+        }
+        for (outcome, count) in [("found", census.found), ("nobody", census.nobody), ("failed", census.failed)] {
+            let counter = self.metrics.dns_lookups.with_label_values(&[outcome]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
     }
 
     /// A certificate of `kind` (`leaf`, `root`) ends at `not_after`.
@@ -266,6 +330,7 @@ pub(crate) mod tests {
             target: http::uri::PathAndQuery::from_static("/"),
             authority: http::HeaderValue::from_static("orders.shop"),
             protocol: http::Version::HTTP_11,
+            tunnel: false,
             status: 200,
             reason: Reason::Ok,
             bytes_in: 0,
@@ -346,11 +411,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn lookups_are_counted_once_however_often_they_are_told() {
+        let observer = observer(SERIES_CAP);
+        let census = Census { names: 3, stale: 1, found: 7, nobody: 2, failed: 0 };
+        observer.dns(&census);
+        observer.dns(&census);
+        observer.dns(&Census { found: 9, ..census });
+        let text = observer.render();
+        for line in [
+            "equerry_dns_names{state=\"stale\"} 1",
+            "equerry_dns_names{state=\"fresh\"} 2",
+            "equerry_dns_lookups_total{outcome=\"found\"} 9",
+            "equerry_dns_lookups_total{outcome=\"nobody\"} 2",
+            "equerry_dns_lookups_total{outcome=\"failed\"} 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
     fn promtool_finds_nothing_to_complain_about() {
         use std::io::Write;
         let observer = observer(SERIES_CAP);
         observer.finished(an_exchange());
         observer.retry("sent");
+        observer.dns(&Census::default());
         observer.certificate("leaf", SystemTime::now());
         let Ok(mut promtool) = std::process::Command::new("promtool")
             .args(["check", "metrics"])

@@ -7,6 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use equerry_traffic::normalize;
@@ -14,7 +15,7 @@ use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 
 use super::connect::Connected;
-use super::pool::{Exchanging, Place};
+use super::pool::{Exchanging, Home};
 use crate::codec::http1::call::Call;
 use crate::codec::{BodyError, Incoming};
 
@@ -25,6 +26,17 @@ pub(crate) enum BrokeOff {
     Gone,
     /// What the caller sent is no body.
     Unreadable,
+    /// It is larger than it may be.
+    TooLarge,
+}
+
+/// What is known of the caller's stream, for whoever waits for the answer.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// Set when it ends early.
+    pub(crate) broke_off: Cell<Option<BrokeOff>>,
+    /// When all of it had come.
+    pub(crate) ended: Cell<Option<Instant>>,
 }
 
 impl BrokeOff {
@@ -54,8 +66,10 @@ pub(crate) enum RequestBody {
         from: Incoming,
         /// Bytes passed so far, shared with whoever reports the exchange.
         passed: Rc<Cell<u64>>,
-        /// Set when the caller's stream ends early, for whoever waits for the answer.
-        broke_off: Rc<Cell<Option<BrokeOff>>>,
+        /// So many bytes may pass in all.
+        most: u64,
+        /// How it ends.
+        told: Rc<Told>,
         /// Trailers that are not passed on, beside those that never are.
         withheld: Box<[HeaderName]>,
     },
@@ -71,16 +85,23 @@ impl Body for RequestBody {
             Self::Whole(bytes) => {
                 Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
             }
-            Self::Streaming { from, passed, broke_off, withheld } => {
-                let mut frame = ready!(Pin::new(from).poll_frame(cx));
+            Self::Streaming { from, passed, most, told, withheld } => {
+                let mut frame = ready!(Pin::new(&mut *from).poll_frame(cx));
+                if frame.is_none() || from.is_end_stream() {
+                    told.ended.set(Some(tokio::time::Instant::now().into_std()));
+                }
                 match &mut frame {
                     Some(Ok(frame)) => {
                         passed.set(passed.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
+                        if passed.get() > *most {
+                            told.broke_off.set(Some(BrokeOff::TooLarge));
+                            return Poll::Ready(Some(Err(BodyError::Cut)));
+                        }
                         if let Some(trailers) = frame.trailers_mut() {
                             normalize::trailers(trailers, withheld);
                         }
                     }
-                    Some(Err(error)) => broke_off.set(Some(BrokeOff::of(error))),
+                    Some(Err(error)) => told.broke_off.set(Some(BrokeOff::of(error))),
                     None => {}
                 }
                 Poll::Ready(frame)
@@ -109,28 +130,48 @@ impl Body for RequestBody {
 /// connection is closed, and so the work at its other end is over.
 pub(crate) struct ResponseBody {
     facts: Rc<Connected>,
+    /// A frame that was looked at and not passed on yet.
+    ahead: Option<Result<Frame<Bytes>, BodyError>>,
     from: From,
 }
 
 enum From {
-    Http1 { call: Box<Call<RequestBody>>, place: Place },
-    Http2 { body: hyper::body::Incoming, _exchanging: Exchanging },
+    Http1 {
+        call: Box<Call<RequestBody>>,
+        home: Home,
+    },
+    Http2 {
+        body: hyper::body::Incoming,
+        _exchanging: Exchanging,
+    },
     /// All of it has passed.
     Passed,
 }
 
 impl ResponseBody {
-    pub(super) fn http1(facts: Rc<Connected>, call: Call<RequestBody>, place: Place) -> Self {
-        Self { facts, from: From::Http1 { call: Box::new(call), place } }.unless_passed()
+    pub(super) fn http1(facts: Rc<Connected>, call: Call<RequestBody>, home: Home) -> Self {
+        Self { facts, ahead: None, from: From::Http1 { call: Box::new(call), home } }.unless_passed()
     }
 
     pub(super) fn http2(facts: Rc<Connected>, body: hyper::body::Incoming, exchanging: Exchanging) -> Self {
-        Self { facts, from: From::Http2 { body, _exchanging: exchanging } }.unless_passed()
+        Self { facts, ahead: None, from: From::Http2 { body, _exchanging: exchanging } }.unless_passed()
     }
 
     /// Who answers there, if a certificate says so.
     pub(crate) fn peer(&self) -> Option<&equerry_policies::names::SpiffeId> {
         self.facts.peer.as_ref()
+    }
+
+    /// Looks at the first frame, which is passed on all the same.
+    pub(crate) async fn look_ahead(&mut self) {
+        if self.ahead.is_none() {
+            self.ahead = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await;
+        }
+    }
+
+    /// The trailers, where they were seen ahead, with no data before them.
+    pub(crate) fn trailers_ahead(&self) -> Option<&http::HeaderMap> {
+        self.ahead.as_ref()?.as_ref().ok()?.trailers_ref()
     }
 
     fn unless_passed(mut self) -> Self {
@@ -146,10 +187,10 @@ impl ResponseBody {
     }
 
     fn passed(&mut self) {
-        if let From::Http1 { call, place } = std::mem::replace(&mut self.from, From::Passed)
+        if let From::Http1 { call, home } = std::mem::replace(&mut self.from, From::Passed)
             && let Some(link) = call.into_link()
         {
-            place.give_back(link);
+            home.give_back(link);
         }
     }
 }
@@ -160,6 +201,9 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if let Some(ahead) = this.ahead.take() {
+            return Poll::Ready(Some(ahead));
+        }
         let (frame, ended) = match &mut this.from {
             From::Http1 { call, .. } => (ready!(call.poll_frame(cx)), call.is_end()),
             From::Http2 { body, .. } => {
@@ -178,14 +222,19 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.from, From::Passed)
+        matches!(self.from, From::Passed) && self.ahead.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.from {
-            From::Http1 { call, .. } => call.left().map(SizeHint::with_exact).unwrap_or_default(),
-            From::Http2 { body, .. } => body.size_hint(),
-            From::Passed => SizeHint::with_exact(0),
-        }
+        let rest = match &self.from {
+            From::Http1 { call, .. } => call.left(),
+            From::Http2 { body, .. } => body.size_hint().exact(),
+            From::Passed => Some(0),
+        };
+        let ahead = match &self.ahead {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        rest.map(|rest| SizeHint::with_exact(rest + ahead as u64)).unwrap_or_default()
     }
 }

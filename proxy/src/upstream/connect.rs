@@ -16,13 +16,16 @@ use std::time::{Duration, SystemTime};
 use equerry_certs::PeerFault;
 use equerry_certs::tls::{self, TicketWatch};
 use equerry_policies::names::{ServiceName, SpiffeId};
-use equerry_policies::policy::AppProtocol;
+use equerry_policies::policy::{AppProtocol, TrafficPolicy};
+use equerry_traffic::deadline;
+use equerry_traffic::refusal::{Limited, OverLimit};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -43,6 +46,8 @@ pub(crate) enum Protocol {
     Http1,
     /// HTTP/2, with prior knowledge or by ALPN.
     Http2,
+    /// Bytes that nobody looks at: a tunnel, never an exchange.
+    Tcp,
 }
 
 impl Protocol {
@@ -51,6 +56,7 @@ impl Protocol {
         match app_protocol {
             AppProtocol::Http => Self::Http1,
             AppProtocol::Http2 | AppProtocol::Grpc => Self::Http2,
+            AppProtocol::Tcp => Self::Tcp,
         }
     }
 
@@ -58,6 +64,7 @@ impl Protocol {
         match self {
             Self::Http1 => tls::ALPN_H1,
             Self::Http2 => tls::ALPN_H2,
+            Self::Tcp => tls::ALPN_TCP,
         }
     }
 }
@@ -86,28 +93,43 @@ pub(crate) struct Places<'a> {
     pub(crate) service: &'a ServiceName,
     /// How many there are.
     pub(crate) state: &'a Arc<LimitState>,
-    /// How many connections there may be; `None`: no limit.
-    pub(crate) connections: Option<u32>,
-    /// How many requests may wait; `None`: no limit.
-    pub(crate) pending: Option<u32>,
+    /// How many there may be, and how old a connection may become.
+    pub(crate) traffic: &'a TrafficPolicy,
 }
 
 impl Places<'_> {
-    fn connection(&self) -> Result<Held, ConnectFailure> {
-        self.state.connection(self.connections).ok_or_else(|| ConnectFailure::NoPlace {
-            service: self.service.clone(),
-            limit: self.connections.unwrap_or(u32::MAX),
-            waiting: false,
-        })
+    /// A place for an open connection, if there is one.
+    pub(super) fn connection(&self) -> Option<Held> {
+        self.state.connection(self.traffic.limits.connections)
+    }
+
+    /// The same for who does not wait.
+    fn at_once(&self) -> Result<Held, ConnectFailure> {
+        let limit = self.traffic.limits.connections;
+        let over = || self.over(Limited::Connections, limit, self.state.present().connections);
+        self.connection().ok_or_else(over)
     }
 
     /// A place among the requests that wait for a connection.
     pub(super) fn waiting(&self) -> Result<Held, ConnectFailure> {
-        self.state.pending(self.pending).ok_or_else(|| ConnectFailure::NoPlace {
+        let pending = self.traffic.limits.pending;
+        self.state.pending(pending).ok_or_else(|| self.over(Limited::Pending, pending, self.state.present().pending))
+    }
+
+    /// No connection became free in time.
+    pub(super) fn waited(&self) -> ConnectFailure {
+        let limits = &self.traffic.limits;
+        self.over(Limited::Waited(limits.pending_timeout), limits.connections, self.state.present().connections)
+    }
+
+    fn over(&self, limit: Limited, value: Option<u32>, present: u32) -> ConnectFailure {
+        ConnectFailure::NoPlace(Box::new(OverLimit {
+            limit,
             service: self.service.clone(),
-            limit: self.pending.unwrap_or(u32::MAX),
-            waiting: true,
-        })
+            value: value.unwrap_or(u32::MAX),
+            present,
+            policy: self.traffic.name.as_ref().map(|name| name.to_string().into()),
+        }))
     }
 }
 
@@ -142,14 +164,7 @@ pub(crate) enum ConnectFailure {
         found: Option<SpiffeId>,
     },
     /// As many connections are open, or requests waiting for one, as the limits allow.
-    NoPlace {
-        /// The Service.
-        service: ServiceName,
-        /// The limit.
-        limit: u32,
-        /// It is the limit of requests waiting.
-        waiting: bool,
-    },
+    NoPlace(Box<OverLimit>),
 }
 
 /// What is known of a connection beside its HTTP.
@@ -208,8 +223,13 @@ pub(super) struct Http1 {
     pub(super) link: Link,
     pub(super) facts: Rc<Connected>,
     /// Given back with the connection, not with its task: a connection that nobody can use is no longer counted.
-    pub(super) place: Option<(Held, Arc<LimitState>)>,
+    pub(super) place: Counted,
+    /// After this it gets no further exchange.
+    pub(super) young_until: Option<Instant>,
 }
+
+/// A connection's place among those that its Service's limits count.
+pub(super) type Counted = Option<(Held, Arc<LimitState>)>;
 
 impl Http1 {
     /// Waits until the peer has accepted our certificate; at once on a connection in use.
@@ -229,11 +249,11 @@ impl Http1 {
         }
         Ok(())
     }
+}
 
-    /// Whether it is one of the connections that `state` counts.
-    pub(super) fn counted_for(&self, state: &Arc<LimitState>) -> bool {
-        self.place.as_ref().is_some_and(|(_, of)| Arc::ptr_eq(of, state))
-    }
+/// Whether a connection is one of those that `state` counts.
+pub(super) fn counted_for(place: &Counted, state: &Arc<LimitState>) -> bool {
+    place.as_ref().is_some_and(|(_, of)| Arc::ptr_eq(of, state))
 }
 
 /// A connection that many exchanges share.
@@ -241,7 +261,41 @@ impl Http1 {
 pub(super) struct Http2 {
     pub(super) send: http2::SendRequest<RequestBody>,
     pub(super) facts: Rc<Connected>,
+    pub(super) place: Counted,
+    /// After this it gets no further exchange.
+    pub(super) young_until: Option<Instant>,
+}
+
+/// Until when a connection that is made now is young enough for another exchange; `None`: always.
+fn young_until(target: &Target<'_>) -> Option<Instant> {
+    let places = target.places?;
+    let age = deadline::connection_age(places.traffic, &mut fastrand::Rng::new())?;
+    Instant::now().checked_add(age)
+}
+
+/// Whether a connection may be used for one more exchange.
+pub(super) fn is_young(until: Option<Instant>, now: Instant) -> bool {
+    until.is_none_or(|until| now < until)
+}
+
+/// A connection for bytes that nobody looks at.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    /// The bytes.
+    pub(crate) wire: Wire,
+    /// What is known of it.
+    pub(crate) facts: Rc<Connected>,
     _place: Option<Held>,
+}
+
+/// Opens a connection for bytes that nobody looks at.
+pub(super) async fn tunnel(target: &Target<'_>, session: Option<&Session>) -> Result<Tunnel, ConnectFailure> {
+    in_time(target.connect_timeout, async {
+        let place = target.places.map(|places| places.at_once()).transpose()?;
+        let (wire, facts) = open(target, session).await?;
+        Ok(Tunnel { wire, facts, _place: place })
+    })
+    .await
 }
 
 /// The TLS side of connections to one Service as one identity: its session tickets are good for nobody else.
@@ -250,21 +304,26 @@ pub(super) struct Session {
     pub(super) tickets: Arc<rustls::client::ClientSessionMemoryCache>,
 }
 
-/// Opens an HTTP/1.1 connection.
-pub(super) async fn http1(target: &Target<'_>, session: Option<&Session>) -> Result<Http1, ConnectFailure> {
+/// Opens an HTTP/1.1 connection, which has a place among those that are counted.
+pub(super) async fn http1(
+    target: &Target<'_>,
+    session: Option<&Session>,
+    place: Counted,
+) -> Result<Http1, ConnectFailure> {
     in_time(target.connect_timeout, async {
-        let place = target.places.map(|places| places.connection()).transpose()?;
         let (wire, facts) = open(target, session).await?;
-        let place = place.zip(target.places.map(|places| Arc::clone(places.state)));
-        Ok(Http1 { link: Link::new(wire), facts, place })
+        Ok(Http1 { link: Link::new(wire), facts, place, young_until: young_until(target) })
     })
     .await
 }
 
-/// Opens an HTTP/2 connection.
-pub(super) async fn http2(target: &Target<'_>, session: Option<&Session>) -> Result<Http2, ConnectFailure> {
+/// Opens an HTTP/2 connection, which has a place among those that are counted.
+pub(super) async fn http2(
+    target: &Target<'_>,
+    session: Option<&Session>,
+    place: Counted,
+) -> Result<Http2, ConnectFailure> {
     in_time(target.connect_timeout, async {
-        let place = target.places.map(|places| places.connection()).transpose()?;
         let (wire, facts) = open(target, session).await?;
         let (send, connection) = http2::Builder::new(OnThisThread)
             .timer(TokioTimer::new())
@@ -276,7 +335,7 @@ pub(super) async fn http2(target: &Target<'_>, session: Option<&Session>) -> Res
             .await
             .map_err(|error| ConnectFailure::Failed(in_words(&error)))?;
         drive(connection, &facts);
-        Ok(Http2 { send, facts, _place: place })
+        Ok(Http2 { send, facts, place, young_until: young_until(target) })
     })
     .await
 }
@@ -359,9 +418,19 @@ pub(super) fn in_words(error: &dyn std::error::Error) -> String {
 
 /// The bytes of a connection, plain or mutual TLS.
 #[derive(Debug)]
-enum Wire {
+pub(crate) enum Wire {
     Plain(TcpStream),
     Mesh { stream: Box<TlsStream<TcpStream>>, ticket: Arc<TicketWatch>, facts: Rc<Connected> },
+}
+
+impl Wire {
+    /// The socket.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Mesh { stream, .. } => stream.get_ref().0,
+        }
+    }
 }
 
 impl AsyncRead for Wire {

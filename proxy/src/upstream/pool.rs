@@ -6,21 +6,26 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::pin::pin;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use equerry_certs::tls::{self, TicketWatch};
 use equerry_policies::names::{ServiceName, SpiffeId};
+use equerry_policies::policy::TrafficPolicy;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
 use http::{Request, Response};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::connect::{
+    self, ConnectFailure, Connected, Counted, Http1, Http2, Places, Protocol, Session, Target, Tunnel, Whom,
+};
 use super::{RequestBody, ResponseBody};
-use super::connect::{self, ConnectFailure, Connected, Http1, Http2, Places, Protocol, Session, Target, Whom};
 use crate::codec::Link;
 use crate::codec::http1::call::{self, Call};
 use crate::live::{Held, LimitState, TlsIdentity};
@@ -54,7 +59,11 @@ struct Idle {
 
 /// The idle HTTP/1.1 connections that are interchangeable, the last used at the end.
 #[derive(Default)]
-struct Shelf(RefCell<Vec<Idle>>);
+struct Shelf {
+    idle: RefCell<Vec<Idle>>,
+    /// So many exchanges of this worker wait for one of them.
+    waiting: Cell<usize>,
+}
 
 /// An HTTP/2 connection on its way, for all who wait for it.
 type Coming = Shared<oneshot::Receiver<Result<Rc<SharedHttp2>, ConnectFailure>>>;
@@ -113,30 +122,79 @@ impl Pool {
             Protocol::Http1 => {
                 let shelf = self.shelf(key);
                 let kept = if fresh { None } else { shelf.take(target.whom) };
-                let reused = kept.is_some();
+                let mut reused = kept.is_some();
                 let connection = match kept {
                     Some(kept) => kept,
                     None => {
-                        let session = self.session(target)?;
-                        let _waiting = target.places.map(|places| places.waiting()).transpose()?;
-                        self.make_place(target);
                         // Boxed: a handshake's state is large, and most exchanges never need it.
-                        Box::pin(connect::http1(target, session.as_deref())).await?
+                        let (connection, kept) = Box::pin(self.http1(target, &shelf, fresh)).await?;
+                        reused = kept;
+                        connection
                     }
                 };
-                Ok(Lease(Kind::Http1 {
-                    connection,
-                    reused,
-                    shelf,
-                    idle_timeout: target.idle_timeout,
-                }))
+                Ok(Lease(Kind::Http1 { connection, reused, shelf, idle_timeout: target.idle_timeout }))
             }
             Protocol::Http2 => {
                 let (connection, reused) = self.shared_http2(&key, target, fresh).await?;
                 connection.exchanges.set(connection.exchanges.get() + 1);
                 Ok(Lease(Kind::Http2 { connection: Exchanging(connection), reused }))
             }
+            Protocol::Tcp => Err(ConnectFailure::Failed("a tunnel carries no exchange".to_owned())),
         }
+    }
+
+    /// A connection that is made, or one that became free while there was no place for another; and whether it is that.
+    async fn http1(&self, target: &Target<'_>, shelf: &Shelf, fresh: bool) -> Result<(Http1, bool), ConnectFailure> {
+        let session = self.session(target)?;
+        let _pending = target.places.map(|places| places.waiting()).transpose()?;
+        let kept = || if fresh { None } else { shelf.take(target.whom) };
+        let place = match target.places {
+            None => None,
+            Some(places) => match self.place(&places, shelf, kept).await? {
+                Place::Kept(connection) => return Ok((connection, true)),
+                Place::Free(place) => Some((place, Arc::clone(places.state))),
+            },
+        };
+        connect::http1(target, session.as_deref(), place).await.map(|connection| (connection, false))
+    }
+
+    /// A place for one more connection, or what `kept` finds: at once, or as soon as another connection is closed or free.
+    ///
+    /// # Errors
+    /// When none is for as long as a request may wait.
+    async fn place<T>(
+        &self,
+        places: &Places<'_>,
+        shelf: &Shelf,
+        kept: impl Fn() -> Option<T>,
+    ) -> Result<Place<T>, ConnectFailure> {
+        if let Some(place) = places.connection() {
+            return Ok(Place::Free(place));
+        }
+        let until = Instant::now() + places.traffic.limits.pending_timeout;
+        let _waits = (places.state.wait(), Waits::on(shelf));
+        loop {
+            let mut freed = pin!(places.state.freed());
+            freed.as_mut().enable();
+            if let Some(kept) = kept() {
+                return Ok(Place::Kept(kept));
+            }
+            self.close_idle(places.state);
+            if let Some(place) = places.connection() {
+                return Ok(Place::Free(place));
+            }
+            tokio::time::timeout_at(until, freed).await.map_err(|_| places.waited())?;
+        }
+    }
+
+    /// A new connection for bytes that nobody looks at; never kept for another.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub(crate) async fn tunnel(&self, target: &Target<'_>) -> Result<Tunnel, ConnectFailure> {
+        let session = self.session(target)?;
+        self.make_place(target);
+        Box::pin(connect::tunnel(target, session.as_deref())).await
     }
 
     fn shelf(&self, key: Key) -> Rc<Shelf> {
@@ -186,13 +244,12 @@ impl Pool {
     /// Connects in a task of its own: who asked first may leave, others already wait for the same connection.
     fn start_http2(self: &Rc<Self>, key: &Key, target: &Target<'_>) -> Result<Coming, ConnectFailure> {
         let session = self.session(target)?;
-        self.make_place(target);
         let (tell, told) = oneshot::channel();
         let coming = told.shared();
         self.http2.borrow_mut().insert(key.clone(), Slot::Coming(coming.clone()));
         let (owned, key, home) = (OwnedTarget::of(target), key.clone(), Rc::downgrade(self));
         tokio::task::spawn_local(async move {
-            let made = connect::http2(&owned.target(), session.as_deref()).await.map(|connection| {
+            let made = http2(&home, &owned.target(), session.as_deref()).await.map(|connection| {
                 Rc::new(SharedHttp2 {
                     connection,
                     idle_timeout: owned.idle_timeout,
@@ -235,30 +292,51 @@ impl Pool {
         Ok(Some(session))
     }
 
-    /// When as many connections are open as may be, closes one of the same Service that is idle here.
+    /// When as many connections are open as may be, closes an idle one.
     fn make_place(&self, target: &Target<'_>) {
-        let Some(places) = target.places else { return };
-        if places.state.connection(places.connections).is_some() {
-            return;
+        if let Some(places) = target.places.filter(|places| places.connection().is_none()) {
+            self.close_idle(places.state);
         }
+    }
+
+    /// Closes a connection of the same Service that is idle here, whatever endpoint it leads to.
+    fn close_idle(&self, state: &Arc<LimitState>) {
         for shelf in self.http1.borrow().values() {
-            let mut kept = shelf.0.borrow_mut();
-            if let Some(idle) = kept.iter().position(|idle| idle.connection.counted_for(places.state)) {
+            let mut kept = shelf.idle.borrow_mut();
+            if let Some(idle) = kept.iter().position(|idle| connect::counted_for(&idle.connection.place, state)) {
                 kept.remove(idle);
                 return;
             }
+        }
+        let mut slots = self.http2.borrow_mut();
+        let idle = slots.iter().find_map(|(key, slot)| match slot {
+            Slot::Here(here) if here.exchanges.get() == 0 && connect::counted_for(&here.connection.place, state) => {
+                Some(key.clone())
+            }
+            _ => None,
+        });
+        if let Some(idle) = idle {
+            slots.remove(&idle);
         }
     }
 
     fn reap(&self) {
         let now = Instant::now();
         self.http1.borrow_mut().retain(|_, shelf| {
-            shelf.0.borrow_mut().retain_mut(|idle| now < idle.until && call::is_quiet(&mut idle.connection.link));
-            Rc::strong_count(shelf) > 1 || !shelf.0.borrow().is_empty()
+            let unwanted = |connection: &Http1| shelf.waiting.get() == 0 && is_waited_for(&connection.place);
+            let keep = |idle: &mut Idle| {
+                let fit = now < idle.until && connect::is_young(idle.connection.young_until, now);
+                fit && !unwanted(&idle.connection) && call::is_quiet(&mut idle.connection.link)
+            };
+            shelf.idle.borrow_mut().retain_mut(keep);
+            Rc::strong_count(shelf) > 1 || !shelf.idle.borrow().is_empty()
         });
         self.http2.borrow_mut().retain(|_, slot| match slot {
             Slot::Coming(_) => true,
-            Slot::Here(here) => here.is_usable() && !here.is_stale(now),
+            Slot::Here(here) => {
+                let unwanted = here.exchanges.get() == 0 && is_waited_for(&here.connection.place);
+                here.is_usable() && !here.is_stale(now) && !unwanted
+            }
         });
     }
 }
@@ -266,7 +344,7 @@ impl Pool {
 impl Shelf {
     /// The most recently used connection that still stands and whose peer is still accepted.
     fn take(&self, whom: Option<Whom<'_>>) -> Option<Http1> {
-        let mut kept = self.0.borrow_mut();
+        let mut kept = self.idle.borrow_mut();
         // What is met on the way is looked at, not all of them: there may be hundreds.
         while let Some(Idle { mut connection, .. }) = kept.pop() {
             if accepted(&connection.facts, whom) && call::is_quiet(&mut connection.link) {
@@ -275,6 +353,52 @@ impl Shelf {
         }
         None
     }
+}
+
+/// What whoever wants a connection gets.
+enum Place<T> {
+    /// Leave to make one.
+    Free(Held),
+    /// One that is there.
+    Kept(T),
+}
+
+/// An exchange that waits for a connection of a shelf, until it is dropped.
+struct Waits<'a>(&'a Shelf);
+
+impl<'a> Waits<'a> {
+    fn on(shelf: &'a Shelf) -> Self {
+        shelf.waiting.set(shelf.waiting.get() + 1);
+        Self(shelf)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+    }
+}
+
+/// Makes an HTTP/2 connection once there is a place for it.
+async fn http2(home: &Weak<Pool>, target: &Target<'_>, session: Option<&Session>) -> Result<Http2, ConnectFailure> {
+    let place = match target.places {
+        None => None,
+        Some(places) => {
+            let gone = || ConnectFailure::Failed("the attempt was given up".to_owned());
+            let home = home.upgrade().ok_or_else(gone)?;
+            let none = || None::<Infallible>;
+            match home.place(&places, &Shelf::default(), none).await? {
+                Place::Free(place) => Some((place, Arc::clone(places.state))),
+                Place::Kept(never) => match never {},
+            }
+        }
+    };
+    connect::http2(target, session, place).await
+}
+
+/// Whether somebody waits for a connection to the same Service to be closed or free.
+fn is_waited_for(place: &Counted) -> bool {
+    place.as_ref().is_some_and(|(_, state)| state.is_waited_for())
 }
 
 /// Whether the peer of a kept connection is one that `whom` accepts, by a certificate that still holds.
@@ -290,7 +414,7 @@ fn accepted(facts: &Connected, whom: Option<Whom<'_>>) -> bool {
 
 impl SharedHttp2 {
     fn is_usable(&self) -> bool {
-        self.connection.send.is_ready()
+        self.connection.send.is_ready() && connect::is_young(self.connection.young_until, Instant::now())
     }
 
     fn is_stale(&self, now: Instant) -> bool {
@@ -318,8 +442,7 @@ struct OwnedWhom {
 struct OwnedPlaces {
     service: ServiceName,
     state: Arc<LimitState>,
-    connections: Option<u32>,
-    pending: Option<u32>,
+    traffic: TrafficPolicy,
 }
 
 impl OwnedTarget {
@@ -331,11 +454,10 @@ impl OwnedTarget {
             accounts: Arc::clone(accounts),
             identity: Arc::clone(identity),
         });
-        let places = places.map(|Places { service, state, connections, pending }| OwnedPlaces {
+        let places = places.map(|Places { service, state, traffic }| OwnedPlaces {
             service: service.clone(),
             state: Arc::clone(state),
-            connections,
-            pending,
+            traffic: traffic.clone(),
         });
         Self { address, protocol, whom, connect_timeout, idle_timeout, places }
     }
@@ -348,12 +470,7 @@ impl OwnedTarget {
             accounts,
             identity,
         });
-        let places = places.as_ref().map(|OwnedPlaces { service, state, connections, pending }| Places {
-            service,
-            state,
-            connections: *connections,
-            pending: *pending,
-        });
+        let places = places.as_ref().map(|OwnedPlaces { service, state, traffic }| Places { service, state, traffic });
         Target { address, protocol, whom, connect_timeout, idle_timeout, places }
     }
 }
@@ -361,23 +478,37 @@ impl OwnedTarget {
 /// The right to send one request on a connection.
 pub(crate) struct Lease(Kind);
 
+#[expect(clippy::large_enum_variant, reason = "it lives for one try; a box would cost every exchange an allocation")]
 enum Kind {
     Http1 { connection: Http1, reused: bool, shelf: Rc<Shelf>, idle_timeout: Duration },
     Http2 { connection: Exchanging, reused: bool },
 }
 
 /// Where an HTTP/1.1 connection goes when its exchange is over.
-pub(super) struct Place {
+pub(super) struct Home {
     shelf: Rc<Shelf>,
     facts: Rc<Connected>,
-    counted: Option<(Held, Arc<LimitState>)>,
+    counted: Counted,
+    young_until: Option<Instant>,
     idle_timeout: Duration,
 }
 
-impl Place {
+impl Home {
     pub(super) fn give_back(self, link: Link) {
-        let connection = Http1 { link, facts: self.facts, place: self.counted };
-        self.shelf.0.borrow_mut().push(Idle { connection, until: Instant::now() + self.idle_timeout });
+        let Self { shelf, facts, counted, young_until, idle_timeout } = self;
+        let waited_for = is_waited_for(&counted);
+        // Whoever waits on another worker, or for another endpoint, is helped by a place and not by this connection.
+        let unwanted = waited_for && shelf.waiting.get() == 0;
+        let now = Instant::now();
+        if unwanted || !connect::is_young(young_until, now) {
+            return;
+        }
+        let state = counted.as_ref().filter(|_| waited_for).map(|(_, state)| Arc::clone(state));
+        let connection = Http1 { link, facts, place: counted, young_until };
+        shelf.idle.borrow_mut().push(Idle { connection, until: now + idle_timeout });
+        if let Some(state) = state {
+            state.free();
+        }
     }
 }
 
@@ -388,6 +519,11 @@ impl Drop for Exchanging {
     fn drop(&mut self) {
         self.0.exchanges.set(self.0.exchanges.get() - 1);
         self.0.idle_since.set(Instant::now());
+        if let Some((_, state)) = self.0.connection.place.as_ref().filter(|_| self.0.exchanges.get() == 0)
+            && state.is_waited_for()
+        {
+            state.free();
+        }
     }
 }
 
@@ -448,11 +584,11 @@ impl Lease {
     pub(crate) async fn send(self, message: Message<'_>) -> Result<Response<ResponseBody>, SendFailure> {
         match (self.0, message) {
             (Kind::Http1 { connection, shelf, idle_timeout, .. }, Message::Http1(head, body)) => {
-                let Http1 { link, facts, place } = connection;
+                let Http1 { link, facts, place: counted, young_until } = connection;
                 match Call::send(link, head, body).await {
                     Ok((parts, call)) => {
-                        let place = Place { shelf, facts: Rc::clone(&facts), counted: place, idle_timeout };
-                        Ok(Response::from_parts(parts, ResponseBody::http1(facts, call, place)))
+                        let home = Home { shelf, facts: Rc::clone(&facts), counted, young_until, idle_timeout };
+                        Ok(Response::from_parts(parts, ResponseBody::http1(facts, call, home)))
                     }
                     Err(failure) => {
                         let untouched = Untouched { headers: None, body: failure.body };
@@ -497,12 +633,7 @@ impl Lease {
 impl SendFailure {
     fn new(facts: &Connected, detail: String, refused: bool, untouched: Untouched) -> Self {
         let refusal = facts.refusal();
-        Self {
-            refused,
-            untouched,
-            not_connected: refusal.is_some(),
-            detail: refusal.map_or(detail, str::to_owned),
-        }
+        Self { refused, untouched, not_connected: refusal.is_some(), detail: refusal.map_or(detail, str::to_owned) }
     }
 }
 

@@ -307,24 +307,6 @@ pub enum Refusal {
     /// A limit of the backend's TrafficPolicy is reached.
     #[error("{0}")]
     Limit(Box<OverLimit>),
-    /// Too many connections.
-    #[error("{limit} connections to {service} are open already")]
-    LimitConnections {
-        /// The backend.
-        service: ServiceName,
-        /// The limit.
-        limit: u32,
-    },
-    /// Too many requests waiting or in flight.
-    #[error("{limit} requests to {service} are {what} already")]
-    LimitPending {
-        /// The backend.
-        service: ServiceName,
-        /// The limit.
-        limit: u32,
-        /// `waiting` or `in flight`.
-        what: &'static str,
-    },
     /// Every endpoint's breaker is open.
     #[error("the breaker of every endpoint of {service} is open")]
     BreakerOpen {
@@ -439,8 +421,6 @@ impl Refusal {
                 Limited::Requests => Reason::LimitRequests,
             },
             Self::ResponseTooLarge { .. } => Reason::ResponseTooLarge,
-            Self::LimitConnections { .. } => Reason::LimitConnections,
-            Self::LimitPending { .. } => Reason::LimitPending,
             Self::BreakerOpen { .. } => Reason::BreakerOpen,
             Self::UpstreamReset { .. } => Reason::UpstreamReset,
             Self::ClientGone => Reason::ClientGone,

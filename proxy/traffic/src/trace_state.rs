@@ -15,10 +15,6 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const OURS: &str = "eq=";
 /// The specification's bound on members.
 const MOST_MEMBERS: usize = 32;
-/// A moment that passed longer ago than this is not the deadline of work that somebody gave up: it is work in the background
-/// that has outlived its request, and has no deadline.
-const LONG_PAST: Duration = Duration::from_secs(10);
-
 /// What a request carries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Carried {
@@ -61,13 +57,11 @@ pub fn read(headers: &HeaderMap, from: Other, now: SystemTime) -> Carried {
     carried
 }
 
-/// What is left until a moment in Unix milliseconds.
+/// What is left until a moment in Unix milliseconds. A moment that has passed says nothing: nobody can tell work that was given
+/// up from work in the background that outlives its request and passes its trace on, and that must not be refused.
 fn until(millis: u64, now: SystemTime) -> Option<Duration> {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
-    match at.duration_since(now) {
-        Ok(left) => Some(left),
-        Err(passed) => Some(Duration::ZERO).filter(|_| passed.duration() <= LONG_PAST),
-    }
+    at.duration_since(now).ok().filter(|left| !left.is_zero())
 }
 
 /// Writes the member `eq` of a request that goes to `to`, in front of all others, as the specification wants what was changed
@@ -150,10 +144,11 @@ mod tests {
     }
 
     #[test]
-    fn work_that_was_given_up_has_no_time_left_and_work_in_the_background_has_no_deadline() {
+    fn work_in_the_background_that_outlives_its_request_has_no_deadline() {
         let request = with(&["eq=u:1000000"]);
-        assert_eq!(read(&request, Other::Application, at(1009)).remaining, Some(Duration::ZERO));
-        assert_eq!(read(&request, Other::Application, at(1011)).remaining, None);
+        assert_eq!(read(&request, Other::Application, at(999)).remaining, Some(SECOND));
+        assert_eq!(read(&request, Other::Application, at(1000)).remaining, None);
+        assert_eq!(read(&request, Other::Application, at(1009)).remaining, None);
     }
 
     #[test]

@@ -1,0 +1,108 @@
+//! What watches over an exchange whose response has begun: when it must have ended, for how long nothing may pass, and how
+//! much may.
+//!
+//! Most responses are here whole before anybody has to wait. So a timer is made only where the next piece is waited for.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Instant;
+
+use equerry_policies::compile::RouteRule;
+use equerry_traffic::Refusal;
+use equerry_traffic::deadline::{Authors, Kind, Rest};
+use http_body::Body;
+use tokio::time::Sleep;
+
+use super::now;
+use super::tries::{Answered, Errand};
+use crate::codec::Seldom;
+use crate::live::Backend;
+
+/// The limits on the rest of one exchange.
+pub(crate) struct Watch {
+    rest: Rest,
+    kind: Kind,
+    /// Bytes of the response that may still pass.
+    allowed: u64,
+    /// Since when the next piece is waited for.
+    waiting_since: Option<Instant>,
+    alarm: Option<Seldom<Pin<Box<Sleep>>>>,
+    /// Who set the limits, where they are written down.
+    rule: Option<Arc<RouteRule>>,
+    backend: Option<Arc<Backend>>,
+}
+
+impl Watch {
+    /// Begins with the head of the response to an errand.
+    ///
+    /// # Errors
+    /// When the head says already that there is too much.
+    pub(crate) fn over(answered: &Answered, errand: &Errand<'_>) -> Result<Self, Refusal> {
+        let traffic = &errand.backend.traffic;
+        let kind = errand.kind.answered(answered.status(), answered.headers());
+        let rest = errand.deadline.after_head(kind, errand.began, traffic);
+        let allowed = traffic.limits.response_bytes.unwrap_or(u64::MAX);
+        let rule = errand.rule.filter(|rule| rule.request_timeout.is_some()).cloned();
+        let backend = traffic.name.is_some().then(|| Arc::clone(errand.backend));
+        let watch = Self { rest, kind, allowed, waiting_since: None, alarm: None, rule, backend };
+        match answered.body().size_hint().exact() {
+            Some(length) if length > allowed => Err(watch.too_large()),
+            _ => Ok(watch),
+        }
+    }
+
+    /// Whether it is a gRPC call, which can be told of its end in trailers.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.kind == Kind::Grpc
+    }
+
+    /// So many bytes have passed.
+    ///
+    /// # Errors
+    /// When that is too much.
+    pub(crate) fn passed(&mut self, bytes: u64) -> Result<(), Refusal> {
+        self.waiting_since = None;
+        match self.allowed.checked_sub(bytes) {
+            Some(left) => {
+                self.allowed = left;
+                Ok(())
+            }
+            None => Err(self.too_large()),
+        }
+    }
+
+    /// The next piece is waited for.
+    ///
+    /// # Errors
+    /// When that has taken too long, or the exchange has.
+    pub(crate) fn waits(&mut self, cx: &mut Context<'_>) -> Result<(), Refusal> {
+        let since = *self.waiting_since.get_or_insert_with(now);
+        let stands_still = self.rest.idle.and_then(|idle| since.checked_add(idle));
+        let Some(due) = self.rest.end.at.into_iter().chain(stands_still).min() else { return Ok(()) };
+        let alarm = self.alarm.get_or_insert_with(|| Seldom::new(Box::pin(tokio::time::sleep_until(due.into()))));
+        while alarm.is_over(cx) {
+            let now = now();
+            if due <= now {
+                let over = self.rest.end.at.is_some_and(|end| end <= now);
+                let refusal = if over { self.rest.end.passed() } else { self.rest.stood_still() };
+                return Err(self.signed(refusal));
+            }
+            // Something has passed meanwhile.
+            alarm.change().as_mut().reset(due.into());
+        }
+        Ok(())
+    }
+
+    fn signed(&self, refusal: Refusal) -> Refusal {
+        let policy = self.backend.as_ref().map(|backend| &backend.traffic);
+        refusal.signed(&Authors { rule: self.rule.as_deref(), policy })
+    }
+
+    fn too_large(&self) -> Refusal {
+        let traffic = self.backend.as_ref().map(|backend| &backend.traffic);
+        let limit = traffic.and_then(|traffic| traffic.limits.response_bytes).unwrap_or(u64::MAX);
+        let policy = traffic.and_then(|traffic| traffic.name.as_ref()).map(ToString::to_string).unwrap_or_default();
+        Refusal::ResponseTooLarge { limit, policy: policy.into() }
+    }
+}
