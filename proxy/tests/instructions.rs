@@ -1,0 +1,137 @@
+//! What one request costs in instructions: budgets, counted by callgrind, so that work added to every request does not come in
+//! unseen. It needs valgrind.
+//!
+//! The test starts itself again under callgrind as the sidecar alone; caller and application stay here and are not counted.
+//! Two runs of different length tell what one request more costs. The kernel's part is never seen.
+
+#![allow(clippy::unwrap_used, reason = "a failed one is a failed test")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::env;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
+use support::PERMISSIVE;
+
+/// Instructions for a small GET, inbound in plain text, no policy: as it was measured. Of the two profiles the optimised one
+/// says what a user pays; the other one is what `cargo test` runs, and sees the same additions.
+const POLICY_OFF: f64 = if cfg!(debug_assertions) { 127_000.0 } else { 29_400.0 };
+/// The same with a token sent again, and 100 rules of authorization.
+const FULL_POLICY: f64 = if cfg!(debug_assertions) { 146_400.0 } else { 33_800.0 };
+/// Another processor makes the C library and the cryptography choose other code; the compiler changes a little as well.
+const TOLERANCE: f64 = 0.05;
+
+/// Requests of the two runs. What is made once is made in both.
+const FEW: u32 = 50;
+const MANY: u32 = 250;
+
+/// Where the counted process finds its application, and its policies.
+const APPLICATION: &str = "EQUERRY_COUNTED_APPLICATION";
+const POLICIES: &str = "EQUERRY_COUNTED_POLICIES";
+/// How it says where it listens.
+const LISTENS: &str = "listens on ";
+
+#[test]
+fn a_small_request_stays_within_its_budget_of_instructions() {
+    if let Ok(application) = env::var(APPLICATION) {
+        return counted(application.parse().unwrap());
+    }
+    if !installed() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (policies, token) = full_policy();
+    let mut wrong = String::new();
+    for (what, policies, headers, budget) in
+        [("policy off", PERMISSIVE, String::new(), POLICY_OFF), ("full policy", &policies, token, FULL_POLICY)]
+    {
+        let run = |requests| instructions(directory.path(), policies, &headers, requests) as f64;
+        let (few, many) = std::thread::scope(|scope| {
+            let few = scope.spawn(|| run(FEW));
+            let many = run(MANY);
+            (few.join().unwrap(), many)
+        });
+        let each = (many - few) / f64::from(MANY - FEW);
+        eprintln!("{what}: {each:.0} instructions a request");
+        if !(0.75..1.0 + TOLERANCE).contains(&(each / budget)) {
+            let _ = writeln!(wrong, "{what}: {each:.0} instructions a request, of a budget of {budget}");
+        }
+    }
+    assert!(wrong.is_empty(), "find what has changed, or set the budget anew, in this file:\n{wrong}");
+}
+
+/// Whether valgrind is there; says how to get it when not.
+fn installed() -> bool {
+    let found = Command::new("valgrind").arg("--version").output().is_ok_and(|said| said.status.success());
+    if !found {
+        let required = env::var_os("EQUERRY_REQUIRE_PEERS").is_some_and(|value| value == "1");
+        assert!(!required, "valgrind is required (EQUERRY_REQUIRE_PEERS=1): apt-get install valgrind");
+        eprintln!("skipped: valgrind is not installed; install with `apt-get install valgrind`");
+    }
+    found
+}
+
+/// Instructions of a whole run of the sidecar that serves so many requests.
+fn instructions(directory: &Path, policies: &str, headers: &str, requests: u32) -> u64 {
+    let out = directory.join(format!("callgrind.out.{requests}"));
+    let mut child = Command::new("valgrind")
+        .args(["--tool=callgrind", "--quiet"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", "a_small_request_stays_within_its_budget_of_instructions", "--nocapture"])
+        .env(APPLICATION, support::application().to_string())
+        .env(POLICIES, policies)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let address = said.find_map(|line| Some(line.split_once(LISTENS)?.1.parse::<SocketAddr>().unwrap())).unwrap();
+    let mut caller = BufReader::new(TcpStream::connect(address).unwrap());
+    (0..requests).for_each(|_| support::call(&mut caller, headers));
+    // The sidecar ends with its one connection; callgrind writes at the end.
+    drop(caller);
+    said.for_each(drop);
+    assert!(child.wait().unwrap().success());
+    let totals = std::fs::read_to_string(&out).unwrap();
+    totals.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse().ok()).unwrap()
+}
+
+/// The process under callgrind.
+#[allow(clippy::print_stdout, reason = "this is how it is asked")]
+fn counted(application: SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    println!("\n{LISTENS}{}", listener.local_addr().unwrap());
+    support::serve_one(&listener, application, &env::var(POLICIES).unwrap(), || ());
+}
+
+/// A token is required, and of 100 rules only the last allows what is asked; and the header line with such a token.
+fn full_policy() -> (String, String) {
+    let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    let (x, y) = key.public_key().as_ref()[1..].split_at(32);
+    let keys = json!({"keys": [{"kty": "EC", "crv": "P-256", "x": b64(x), "y": b64(y)}]});
+    let claims = json!({"iss": "https://issuer", "sub": "alice", "aud": "orders", "exp": 4_000_000_000_u64});
+    let signed = format!("{}.{}", b64(br#"{"alg":"ES256"}"#), b64(claims.to_string().as_bytes()));
+    let signature = key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+    let mut policies = format!(
+        "{PERMISSIVE}---\napiVersion: equerry.dev/v1\nkind: RequestAuthentication\nmetadata: {{name: tokens, namespace: shop}}\n\
+         spec:\n  jwtRules:\n  - {{issuer: https://issuer, audiences: [orders], required: true, jwks: {}}}\n\
+         ---\napiVersion: equerry.dev/v1\nkind: AuthorizationPolicy\nmetadata: {{name: rules, namespace: shop}}\nspec:\n  rules:\n",
+        json!(keys.to_string())
+    );
+    for path in (1..100).map(|n| format!("/part-{n}/*")).chain(["/*".to_owned()]) {
+        let _ = writeln!(policies, "  - to: [{{operation: {{methods: [GET], paths: [\"{path}\"]}}}}]");
+    }
+    (policies, format!("authorization: Bearer {signed}.{}\r\n", b64(signature.as_ref())))
+}
