@@ -79,6 +79,7 @@ impl Window {
             (Side::Telemetry, &Method::GET, "/metrics") => {
                 if let Some(shared) = self.shared.get() {
                     self.observe.config_generations(shared.live.generations());
+                    self.observe.dns(&shared.outsiders.resolver().census());
                 }
                 reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.observe.render())
             }

@@ -3,6 +3,7 @@
 //! Settings, state directory and listeners first, because their mistakes are the operator's and are told at once; then
 //! an identity; then the workers, on whatever configuration was last good; then the conversation with the control plane.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
@@ -11,10 +12,11 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use equerry_policies::names::{ServiceName, SpiffeId};
+use equerry_policies::names::{HostName, ServiceName, SpiffeId};
+use equerry_traffic::outside::OwnDoors;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::accept::{self, WorkerHandle};
@@ -26,7 +28,8 @@ use crate::live::last_good::LastGood;
 use crate::live::state_dir::{StateDir, StateDirError};
 use crate::live::{self, IdentityHandle, Link, Live, LiveHandle, NoIdentity, Quotas, Status};
 use crate::observe::{Direction, Observer, ObserverOptions, SERIES_CAP};
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, tcp_door};
+use crate::upstream::Outsiders;
 use crate::wait;
 
 /// Connections the kernel holds for us while the acceptor is busy.
@@ -47,6 +50,8 @@ pub struct Shared {
     pub observe: Observer,
     /// Tenants' quotas, as slices held by this process.
     pub quotas: Arc<Quotas>,
+    /// Those outside the mesh that callers name themselves, and the DNS.
+    pub outsiders: Arc<Outsiders>,
     /// Whether the process is leaving.
     pub drain: Drain,
     /// What the operator said.
@@ -120,6 +125,8 @@ fn sidecar(given: Given) -> Result<(), Fatal> {
 /// Everything that is bound before anything starts.
 struct Listeners {
     outbound: std::net::TcpListener,
+    /// Those of `--tcp`.
+    tcp: Vec<std::net::TcpListener>,
     inbound: std::net::TcpListener,
     admin: std::net::TcpListener,
     telemetry: std::net::TcpListener,
@@ -129,11 +136,24 @@ impl Listeners {
     fn bind(settings: &Settings) -> Result<Self, Fatal> {
         Ok(Self {
             outbound: listen("outbound", settings.outbound)?,
+            tcp: settings.tcp.iter().map(|port| listen("tcp", tcp_door(port))).collect::<Result<_, _>>()?,
             inbound: listen("inbound", settings.inbound)?,
             admin: listen("admin", settings.admin)?,
             telemetry: listen("telemetry", settings.telemetry)?,
         })
     }
+
+    fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        let Self { outbound, tcp, inbound, admin, telemetry } = self;
+        [outbound, inbound, admin, telemetry].into_iter().chain(tcp).map(std::net::TcpListener::local_addr).collect()
+    }
+}
+
+/// Where this process itself would be met: a listener on any address is met at the advertised one too.
+fn own_doors(listeners: &[SocketAddr], advertised: SocketAddr) -> OwnDoors {
+    let any = listeners.iter().filter(|at| at.ip().is_unspecified());
+    let faced = any.map(|at| SocketAddr::new(advertised.ip(), at.port()));
+    OwnDoors::new(listeners.iter().copied().chain(faced).chain([advertised]))
 }
 
 fn listen(what: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, Fatal> {
@@ -161,6 +181,7 @@ impl Control {
     async fn run(self) -> Result<(), Fatal> {
         let Self { settings, listeners, observe, last_good } = self;
         let (status, drain, stop) = (Status::default(), Drain::new(), Arc::new(Notify::new()));
+        let addresses = listeners.addresses()?;
         let window = Window {
             observe: observe.clone(),
             status: status.clone(),
@@ -191,23 +212,28 @@ impl Control {
         let Some(own) = identity.latest().map(|identity| identity.id.clone()) else { return Ok(()) };
         tracing::info!(%own, instance = %settings.instance, "this sidecar has its identity");
 
-        let (swap, quotas) = from_last_good(&own, &settings, &last_good);
+        let inbound = listeners.inbound.local_addr()?;
+        let advertised = settings.advertised(inbound);
+        let doors = own_doors(&addresses, advertised);
+        let nothing_held = live::Swap::new(own.clone(), doors.clone());
+        let (swap, quotas) = from_last_good(nothing_held, &own, &settings, &last_good);
         let (live, wants) = LiveHandle::new(Live::nothing(own));
         let shared = Shared {
             live: live.clone(),
             identity: identity.clone(),
             observe: observe.clone(),
             quotas: Arc::clone(&quotas),
+            outsiders: Arc::new(Outsiders::new(settings.dns.clone(), doors)),
             drain: drain.clone(),
             settings: Arc::clone(&settings),
         };
         let link = Link::new(settings.control_plane.clone(), identity.clone());
-        let inbound = listeners.inbound.local_addr()?;
         let conversation =
             Conversation { keeper, link, swap, wants, shared: shared.clone(), status: status.clone(), last_good };
-        let leave = conversation.start(inbound);
+        let leave = conversation.start(advertised);
         let _ = window.shared.set(shared.clone());
-        start_workers(&shared, listeners.outbound, listeners.inbound)?;
+        let outward = std::iter::once(listeners.outbound).chain(listeners.tcp).collect();
+        start_workers(&shared, outward, listeners.inbound)?;
         status.started(live, identity, drain.clone());
         tokio::spawn(say_ready(status.clone(), settings.outbound, inbound));
 
@@ -230,8 +256,12 @@ impl Control {
 }
 
 /// What this proxy starts from: the last good configuration, when it is there, whole, and of this identity.
-fn from_last_good(own: &SpiffeId, settings: &Settings, last_good: &Mutex<LastGood>) -> (live::Swap, Arc<Quotas>) {
-    let mut swap = live::Swap::new(own.clone());
+fn from_last_good(
+    mut swap: live::Swap,
+    own: &SpiffeId,
+    settings: &Settings,
+    last_good: &Mutex<LastGood>,
+) -> (live::Swap, Arc<Quotas>) {
     let quotas = Arc::new(Quotas::new(settings.instance.clone()));
     let saved = last_good.lock().unwrap_or_else(PoisonError::into_inner).config();
     match saved {
@@ -275,23 +305,28 @@ struct Conversation {
 
 impl Conversation {
     /// Starts it; the task returned ends once the lease is given back.
-    fn start(self, inbound: SocketAddr) -> JoinHandle<()> {
+    fn start(self, advertised: SocketAddr) -> JoinHandle<()> {
         let Self { keeper, link, swap, wants, shared, status, last_good } = self;
-        let Shared { live, observe, quotas, drain, settings, .. } = shared;
+        let Shared { live, observe, quotas, outsiders, drain, settings, .. } = shared;
         let verdict = live::health::unknown();
-        let lease = live::Lease::new(&settings, settings.advertised(inbound));
+        let lease = live::Lease::new(&settings, advertised);
         let leave = tokio::spawn(lease.hold(link.clone(), verdict.subscribe(), status.clone(), drain.clone()));
         let probed = settings.app_ports.first().map(|port| port.local);
         tokio::spawn(live::health::probe(probed, settings.health_path.clone(), verdict));
         tokio::spawn(keeper.keep(link.clone()));
         tokio::spawn(live::slices::run(Arc::clone(&quotas), link.clone()));
         let who = live::Who { instance: settings.instance.clone(), version: env!("CARGO_PKG_VERSION") };
+        let (want_names, wanted) = watch::channel(BTreeSet::<HostName>::new());
+        let (tell_names, found) = watch::channel(live::Found::new());
+        tokio::spawn(outsiders.resolver().clone().follow(wanted, tell_names));
         let subscriber = live::Subscriber::new(live::Parts {
             who,
             link,
             swap,
             live,
             wants,
+            want_names,
+            found,
             quotas,
             observe,
             status,
@@ -306,7 +341,7 @@ impl Conversation {
 /// Starts the data threads; the first one also accepts.
 fn start_workers(
     shared: &Shared,
-    outbound: std::net::TcpListener,
+    outbound: Vec<std::net::TcpListener>,
     inbound: std::net::TcpListener,
 ) -> Result<(), Fatal> {
     let (handles, inboxes): (Vec<WorkerHandle>, Vec<accept::Inbox>) =
@@ -321,7 +356,9 @@ fn start_workers(
             local.block_on(&runtime, async move {
                 if let Some((outbound, inbound, handles)) = listeners {
                     let handles: Rc<[WorkerHandle]> = handles.into();
-                    accept_on(outbound, Direction::Outbound, Rc::clone(&handles));
+                    for listener in outbound {
+                        accept_on(listener, Direction::Outbound, Rc::clone(&handles));
+                    }
                     accept_on(inbound, Direction::Inbound, handles);
                 }
                 let (outbound, inbound) = (Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared)));

@@ -5,6 +5,7 @@
 //! other, so only a few live at once.
 
 pub mod api;
+pub mod dns;
 pub mod grpc;
 pub mod peers;
 

@@ -17,6 +17,7 @@ use equerry_policies::policy::{Labels, Meaning};
 use equerry_policies::view::{self, EndpointAddress, WorkloadFacts};
 use equerry_policies::{compile, document, interpret};
 use equerry_traffic::balance::{Balancer, Member};
+use equerry_traffic::outside::OwnDoors;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -32,7 +33,7 @@ use crate::inbound::Inbound;
 use crate::live::{Backend, Destination, Endpoint, IdentityHandle, Live, LiveHandle, Quotas, TlsIdentity};
 use crate::observe::{AccessLogTarget, Observer, ObserverOptions, SERIES_CAP};
 use crate::outbound::Outbound;
-use crate::upstream::OnThisThread;
+use crate::upstream::{OnThisThread, Outsiders};
 
 /// Runs a test as a worker runs: one thread, a `LocalSet`, real time; fails rather than hangs.
 pub(crate) fn on_one_thread(test: impl Future<Output = ()>) {
@@ -56,6 +57,8 @@ pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
 pub(crate) struct World {
     meaning: Meaning,
     authority: Authority,
+    /// Name servers of its sidecars.
+    pub(crate) dns: Vec<SocketAddr>,
 }
 
 /// One sidecar.
@@ -93,7 +96,13 @@ impl World {
         let documents = document::read("test.yaml", yaml).unwrap();
         let meaning = interpret::interpret(&documents).unwrap();
         let trust_domain = TrustDomain::parse("equerry.local").unwrap();
-        Self { meaning, authority: Authority::create(trust_domain, SystemTime::now()).unwrap() }
+        let authority = Authority::create(trust_domain, SystemTime::now()).unwrap();
+        Self { meaning, authority, dns: Vec::new() }
+    }
+
+    /// Means something else from now on; nobody is told yet.
+    pub(crate) fn mean(&mut self, yaml: &str) {
+        self.meaning = interpret::interpret(&document::read("test.yaml", yaml).unwrap()).unwrap();
     }
 
     /// An identity of this world.
@@ -126,7 +135,7 @@ impl World {
         let (live, wants) = LiveHandle::new(self.live(account, labels, ports, endpoints));
         let identity = IdentityHandle::default();
         let (key, bundle) = self.identity(account);
-        let server = tls::server_config(&key, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1]).unwrap();
+        let server = tls::server_config(&key, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1, tls::ALPN_TCP]).unwrap();
         identity.put(TlsIdentity {
             id: key.id().clone(),
             not_after: key.not_after(),
@@ -138,7 +147,9 @@ impl World {
         let instance = InstanceId::parse("test").unwrap();
         let settings = settings(&instance, ports);
         let quotas = Arc::new(Quotas::new(instance));
-        let shared = Shared { live, identity, observe, quotas, drain: Drain::new(), settings: Arc::new(settings) };
+        let outsiders = Arc::new(Outsiders::new(self.dns.clone(), OwnDoors::default()));
+        let settings = Arc::new(settings);
+        let shared = Shared { live, identity, observe, quotas, outsiders, drain: Drain::new(), settings };
         let (outbound, inbound) = (Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared.clone())));
         let outbound_at = listen(move |stream, peer| {
             let outbound = Rc::clone(&outbound);
@@ -153,7 +164,8 @@ impl World {
         Sidecar { outbound: outbound_at.0, inbound: inbound_at.0, shared, log, _directory: directory, _wants: wants }
     }
 
-    fn live(
+    /// What a sidecar is told.
+    pub(crate) fn live(
         &self,
         account: &str,
         labels: &[(&str, &str)],
@@ -238,6 +250,7 @@ fn settings(instance: &InstanceId, ports: &[(u16, SocketAddr)]) -> Settings {
         instance: instance.clone(),
         labels: Labels::new(),
         app_ports: ports.iter().map(|(port, at)| AppPort { port: *port, local: at.port() }).collect(),
+        tcp: Vec::new(),
         state_dir: PathBuf::new(),
         outbound: any,
         inbound: any,
@@ -249,6 +262,7 @@ fn settings(instance: &InstanceId, ports: &[(u16, SocketAddr)]) -> Settings {
         access_log: AccessLogTarget::Off,
         health_path: None,
         drain_timeout: Duration::from_secs(1),
+        mesh_protocol: crate::config::MeshProtocol::Auto,
         log: String::new(),
         exit_with_stdin: false,
     }
@@ -260,7 +274,13 @@ type Connections = Rc<RefCell<Vec<JoinHandle<()>>>>;
 pub(crate) async fn listen<F: Future<Output = ()> + 'static>(
     serve: impl Fn(TcpStream, SocketAddr) -> F + 'static,
 ) -> (SocketAddr, Connections) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listen_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), serve)
+}
+
+fn listen_on<F: Future<Output = ()> + 'static>(
+    listener: TcpListener,
+    serve: impl Fn(TcpStream, SocketAddr) -> F + 'static,
+) -> (SocketAddr, Connections) {
     let address = listener.local_addr().unwrap();
     let connections = Connections::default();
     let kept = Rc::clone(&connections);
@@ -279,9 +299,22 @@ where
     B: hyper::body::Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    application_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), answer)
+}
+
+/// The same where it is told to listen.
+pub(crate) fn application_on<F, B>(
+    listener: TcpListener,
+    answer: impl Fn(usize, Request<Incoming>) -> F + 'static,
+) -> Application
+where
+    F: Future<Output = Response<B>> + 'static,
+    B: hyper::body::Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let seen: Rc<RefCell<Vec<http::request::Parts>>> = Rc::default();
     let (answer, heads) = (Rc::new(answer), Rc::clone(&seen));
-    let (address, connections) = listen(move |stream, _| {
+    let (address, connections) = listen_on(listener, move |stream, _| {
         let (answer, heads) = (Rc::clone(&answer), Rc::clone(&heads));
         async move {
             let service = service_fn(move |request: Request<Incoming>| {
@@ -296,8 +329,7 @@ where
             let server = hyper_util::server::conn::auto::Builder::new(OnThisThread);
             let _ = server.serve_connection(TokioIo::new(stream), service).await;
         }
-    })
-    .await;
+    });
     Application { address, seen, connections }
 }
 

@@ -19,6 +19,7 @@ mod subscribe;
 mod swap;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -26,7 +27,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use equerry_certs::{Identity, TrustBundle};
 use equerry_policies::compile::{CompiledDestination, CompiledWorkload};
-use equerry_policies::names::{InstanceId, ServiceName, SpiffeId};
+use equerry_policies::names::{HostName, InstanceId, ServiceName, SpiffeId};
 use equerry_policies::policy::{ServicePort, TrafficPolicy};
 use equerry_policies::view::EndpointAddress;
 use equerry_traffic::balance::{Balancer, EndpointState};
@@ -45,6 +46,9 @@ pub(crate) use swap::Swap;
 
 /// How long the first request for a name waits for the control plane's answer.
 pub const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(1);
+
+/// The addresses of names outside the mesh, as far as they were asked for; a name without any has an empty list.
+pub(crate) type Found = HashMap<HostName, Arc<[IpAddr]>>;
 
 /// One generation of configuration, immutable.
 #[derive(Debug)]
@@ -180,6 +184,11 @@ impl LiveHandle {
         generations.iter().filter(|generation| generation.strong_count() > 0).count()
     }
 
+    /// Told of every publication after the call.
+    pub(crate) fn publications(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Waits for the next publication after the call.
     pub async fn changed(&self) {
         let mut seen = self.changed.subscribe();
@@ -231,7 +240,7 @@ pub struct TlsIdentity {
     pub bundle: TrustBundle,
     /// Key and chain, for client configurations.
     pub identity: Identity,
-    /// For the inbound listener: mutual TLS required, ALPN `eq-h2`, `eq-h1`.
+    /// For the inbound listener: mutual TLS required, ALPN `eq-h2`, `eq-h1`, `eq-tcp`.
     pub server: Arc<rustls::ServerConfig>,
 }
 

@@ -7,11 +7,12 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use equerry_policies::names::{InstanceId, ServiceName};
+use equerry_policies::names::{HostName, InstanceId, ServiceName};
 use equerry_wire::proto::config_client::ConfigClient;
 use equerry_wire::proto::from_proxy::Message;
 use equerry_wire::{MAX_MESSAGE, ResourceKey, proto};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -20,7 +21,7 @@ use super::last_good::LastGood;
 use super::link::Link;
 use super::status::Status;
 use super::swap::Swap;
-use super::{LiveHandle, Quotas};
+use super::{Found, LiveHandle, Quotas};
 use crate::drain::{Drain, Working};
 use crate::observe::Observer;
 
@@ -53,6 +54,10 @@ pub(crate) struct Subscriber {
     pub(crate) swap: Swap,
     pub(crate) live: LiveHandle,
     pub(crate) wants: UnboundedReceiver<ServiceName>,
+    /// Names outside the mesh that Services stand for, for whoever asks the DNS.
+    pub(crate) want_names: watch::Sender<BTreeSet<HostName>>,
+    /// What the DNS says of them.
+    pub(crate) found: watch::Receiver<Found>,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) observe: Observer,
     pub(crate) status: Status,
@@ -76,6 +81,10 @@ pub(crate) struct Parts {
     pub(crate) swap: Swap,
     pub(crate) live: LiveHandle,
     pub(crate) wants: UnboundedReceiver<ServiceName>,
+    /// Names outside the mesh that Services stand for, for whoever asks the DNS.
+    pub(crate) want_names: watch::Sender<BTreeSet<HostName>>,
+    /// What the DNS says of them.
+    pub(crate) found: watch::Receiver<Found>,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) observe: Observer,
     pub(crate) status: Status,
@@ -102,13 +111,16 @@ impl Subscriber {
     pub(crate) fn new(parts: Parts) -> Self {
         let now = Instant::now();
         let named = parts.swap.services().map(|service| (service.clone(), now)).collect();
-        let Parts { who, link, swap, live, wants, quotas, observe, status, last_good, drain } = parts;
+        let Parts { who, link, swap, live, wants, want_names, found, quotas, observe, status, last_good, drain } =
+            parts;
         let mut subscriber = Self {
             who,
             link,
             swap,
             live,
             wants,
+            want_names,
+            found,
             quotas,
             observe,
             status,
@@ -152,6 +164,7 @@ impl Subscriber {
             tokio::select! {
                 () = sleep_until(until) => return,
                 Some(name) = self.wants.recv() => self.name(name),
+                Ok(()) = self.found.changed() => self.take_found(),
                 () = due(self.save_at, &self.drain) => self.save().await,
             }
         }
@@ -176,6 +189,7 @@ impl Subscriber {
         let mut updates = loop {
             tokio::select! {
                 opened = &mut opening => break opened?.into_inner(),
+                Ok(()) = self.found.changed() => self.take_found(),
                 () = due(self.save_at, &self.drain) => self.save().await,
             }
         };
@@ -194,6 +208,10 @@ impl Subscriber {
                 Some(name) = self.wants.recv() => {
                     self.name(name);
                     self.interest(&mut session);
+                }
+                Ok(()) = self.found.changed() => {
+                    self.take_found();
+                    self.answer(&mut session);
                 }
                 () = sleep_until(settle_by.unwrap_or_else(Instant::now)), if settle_by.is_some() => {
                     tracing::warn!("a route's new backend did not come in time; the route is put in force without it");
@@ -257,6 +275,18 @@ impl Subscriber {
         let epoch = live.epoch;
         self.live.publish(live);
         self.observe.config_applied(epoch);
+        self.want_names.send_if_modified(|before| {
+            let now = self.swap.names();
+            let news = *before != now;
+            *before = now;
+            news
+        });
+    }
+
+    /// The DNS says something else: addresses alone change, which no epoch counts and nobody saves.
+    fn take_found(&mut self) {
+        self.swap.set_found(self.found.borrow_and_update().clone());
+        self.publish();
     }
 
     /// A request named a Service.

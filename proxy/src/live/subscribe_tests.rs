@@ -7,6 +7,7 @@ use equerry_policies::policy::{
     AppProtocol, HttpRoute, Mesh, MtlsMode, Origin, PathMatch, RouteMatch, RouteRule, ServicePort, TrafficPolicy,
 };
 use equerry_policies::view::{DestinationView, EndpointAddress, EndpointView, EndpointsView, WorkloadView};
+use equerry_traffic::outside::OwnDoors;
 use equerry_wire::Resource;
 use equerry_wire::proto::config_server::{Config, ConfigServer};
 use tokio::net::TcpListener;
@@ -99,7 +100,7 @@ fn subscriber(
     drain: &Drain,
 ) -> (LiveHandle, Subscriber) {
     let last_good = LastGood::open(&StateDir::open(dir).unwrap()).unwrap();
-    let mut swap = Swap::new(own());
+    let mut swap = Swap::new(own(), OwnDoors::default());
     if let Some(saved) = last_good.config().unwrap() {
         assert_eq!(swap.restore(saved), []);
     }
@@ -111,6 +112,8 @@ fn subscriber(
         swap,
         live: live.clone(),
         wants,
+        want_names: watch::channel(BTreeSet::new()).0,
+        found: watch::channel(Found::new()).1,
         quotas: Arc::new(Quotas::new(instance)),
         observe: observe.clone(),
         status: Status::default(),
@@ -498,4 +501,40 @@ async fn a_name_nobody_calls_any_more_is_let_go_and_one_in_use_is_kept() {
     assert_eq!(gone, ["destination shop/idle", "endpoints shop/idle"]);
     assert!(live.load().destination(&service("shop/idle")).is_none());
     assert!(live.load().destination(&service("shop/used")).is_some());
+}
+
+#[tokio::test]
+async fn names_that_services_stand_for_are_told_to_the_dns_and_its_answers_are_in_force_without_a_control_plane() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, mut subscriber) = subscriber(dir.path(), ([127, 0, 0, 1], 1).into(), &observer(), &Drain::new());
+    let (tell, found) = watch::channel(Found::new());
+    subscriber.found = found;
+    let mut wanted = subscriber.want_names.subscribe();
+    let Resource::Destination(mut view) = destination("shop/payments", Vec::new()) else { unreachable!() };
+    let name = HostName::parse("pay.example.com").unwrap();
+    view.external = Some(name.clone());
+    let (to_control_plane, _heard) = unbounded_channel();
+    let mut session = Session { to_control_plane, subscribed: BTreeSet::new(), unanswered: VecDeque::new() };
+    let resources = [Resource::Destination(view), endpoints("shop/payments", &[])].map(|one| one.encode().unwrap());
+    let update = proto::ToProxy { to_epoch: 1, nonce: 1, resources: resources.into(), ..Default::default() };
+    subscriber.take(update, &mut session);
+    assert_eq!(*wanted.borrow_and_update(), BTreeSet::from([name.clone()]));
+
+    let running = tokio::spawn(subscriber.run());
+    let payments = service("shop/payments");
+    let wanting = tokio::spawn({
+        let (live, payments) = (live.clone(), payments.clone());
+        async move { live.want(&payments).await }
+    });
+    for address in [[192, 0, 2, 1], [192, 0, 2, 2]] {
+        tell.send(Found::from([(name.clone(), Arc::from([address.into()]))])).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let shown = format!("dns-{}", std::net::Ipv4Addr::from(address));
+        while live.load().destination(&payments).is_none_or(|it| it.backend.endpoints[0].instance.as_str() != shown) {
+            assert!(Instant::now() < deadline, "{shown} is not in force");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert!(wanting.await.unwrap().is_ok(), "who waited was served");
+    running.abort();
 }

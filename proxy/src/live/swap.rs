@@ -10,15 +10,16 @@ use std::time::Instant;
 
 use equerry_policies::compile::{self, CompiledDestination, CompiledWorkload};
 use equerry_policies::complaint::Complaint;
-use equerry_policies::names::{InstanceId, ServiceName, SpiffeId};
-use equerry_policies::view::{DestinationView, EndpointView};
+use equerry_policies::names::{HostName, InstanceId, ServiceName, SpiffeId};
+use equerry_policies::view::{self, DestinationView, EndpointAddress, EndpointView};
 use equerry_traffic::balance::Member;
+use equerry_traffic::outside::OwnDoors;
 use equerry_wire::proto;
 use equerry_wire::{Resource, ResourceKey};
 
 use super::keep::Keep;
 use super::last_good::{SavedConfig, SavedResource};
-use super::{Backend, Destination, Endpoint, Live};
+use super::{Backend, Destination, Endpoint, Found, Live};
 
 /// Everything held, and what it means.
 #[derive(Debug)]
@@ -32,6 +33,10 @@ pub(crate) struct Swap {
     /// Destinations that were complete once, and so may be called whatever comes or goes behind them.
     callable: BTreeSet<ServiceName>,
     used: HashMap<ServiceName, Arc<AtomicBool>>,
+    /// What the DNS says of the names that Services stand for.
+    found: Found,
+    /// This process's own listeners: no Service leads there in plain text.
+    doors: OwnDoors,
     keep: Keep,
 }
 
@@ -58,8 +63,8 @@ struct Meant {
 }
 
 impl Swap {
-    /// Nothing is held yet.
-    pub(crate) fn new(own: SpiffeId) -> Self {
+    /// Nothing is held yet. `doors` are this process's own listeners.
+    pub(crate) fn new(own: SpiffeId, doors: OwnDoors) -> Self {
         Self {
             own,
             epoch: 0,
@@ -68,6 +73,8 @@ impl Swap {
             active: HashMap::new(),
             callable: BTreeSet::new(),
             used: HashMap::new(),
+            found: Found::new(),
+            doors,
             keep: Keep::default(),
         }
     }
@@ -82,7 +89,9 @@ impl Swap {
         });
         let complaints =
             self.take(proto::ToProxy { to_epoch: saved.epoch, resources: resources.collect(), ..Default::default() });
-        self.callable = self.services().cloned().collect();
+        // Of those outside nothing is known until the DNS was asked: who names one waits for that, as for anything new.
+        let inside = |service: &&ServiceName| self.latest(service).is_none_or(|meant| meant.view.external.is_none());
+        self.callable = self.services().filter(inside).cloned().collect();
         complaints
     }
 
@@ -216,6 +225,18 @@ impl Swap {
         wanted
     }
 
+    /// Names outside the mesh that the Services held stand for, those in force and the latest.
+    pub(crate) fn names(&self) -> BTreeSet<HostName> {
+        let meant =
+            self.services().flat_map(|service| self.latest(service).into_iter().chain(self.active.get(service)));
+        meant.filter_map(|meant| meant.view.external.clone()).collect()
+    }
+
+    /// What the DNS says of them now.
+    pub(crate) fn set_found(&mut self, found: Found) {
+        self.found = found;
+    }
+
     /// Lets go of what nobody is interested in.
     pub(crate) fn retain(&mut self, interest: &BTreeSet<ResourceKey>) {
         let wanted = |service: &ServiceName| interest.contains(&ResourceKey::Destination(service.clone()));
@@ -275,20 +296,16 @@ impl Swap {
     fn build(&mut self, meant: &Meant, now: Instant) -> Destination {
         let view = &meant.view;
         let service = &view.service;
-        let listed: &[EndpointView] =
-            match self.held.get(&ResourceKey::Endpoints(service.clone())).map(|held| &held.understood) {
-                Some(Understood::Endpoints(listed)) => listed,
-                _ => &[],
-            };
+        let listed = self.listed(view);
+        let members = listed.iter().map(|endpoint| Member::new(endpoint.instance.as_str(), endpoint.weight)).collect();
         let endpoints = listed
-            .iter()
+            .into_iter()
             .map(|endpoint| Endpoint {
-                instance: endpoint.instance.clone(),
-                address: endpoint.address.clone(),
                 state: self.keep.endpoint(service, &endpoint.instance, now),
+                instance: endpoint.instance,
+                address: endpoint.address,
             })
             .collect();
-        let members = listed.iter().map(|endpoint| Member::new(endpoint.instance.as_str(), endpoint.weight)).collect();
         let accounts = view.accounts.iter().map(|account| {
             SpiffeId::new(self.own.trust_domain.clone(), account.namespace.clone(), account.name.clone())
         });
@@ -310,6 +327,30 @@ impl Swap {
         }
     }
 
+    /// Where a Service can be reached: at its instances and the addresses written down for it, or at those of the name
+    /// outside that it stands for.
+    fn listed(&self, view: &DestinationView) -> Vec<EndpointView> {
+        let listed = match &view.external {
+            Some(name) => view::resolved(&view.ports, self.found.get(name).map_or(&[], |addresses| &**addresses)),
+            None => match self.held.get(&ResourceKey::Endpoints(view.service.clone())).map(|held| &held.understood) {
+                Some(Understood::Endpoints(listed)) => listed.clone(),
+                _ => Vec::new(),
+            },
+        };
+        listed.into_iter().filter_map(|endpoint| self.not_here(endpoint)).collect()
+    }
+
+    /// The endpoint without those of its addresses that are this process's own listeners; `None` when no other is left.
+    fn not_here(&self, mut endpoint: EndpointView) -> Option<EndpointView> {
+        if let EndpointAddress::Plain(ports) = &mut endpoint.address {
+            ports.retain(|(_, address)| !self.doors.is_own(*address));
+            if ports.is_empty() {
+                return None;
+            }
+        }
+        Some(endpoint)
+    }
+
     fn latest(&self, service: &ServiceName) -> Option<&Arc<Meant>> {
         match self.held.get(&ResourceKey::Destination(service.clone())).map(|held| &held.understood) {
             Some(Understood::Destination(meant)) => Some(meant),
@@ -317,11 +358,13 @@ impl Swap {
         }
     }
 
-    /// Whether the Service and all it can send to are here, or are known not to exist.
+    /// Whether the Service and all it can send to are here, or are known not to exist. One that stands for a name outside
+    /// is here when the DNS was asked.
     fn is_complete(&self, meant: &Meant) -> bool {
+        let asked = |meant: &Arc<Meant>| meant.view.external.as_ref().is_none_or(|name| self.found.contains_key(name));
         let here = |service: &ServiceName| {
             self.unknown.contains_key(service)
-                || (self.held.contains_key(&ResourceKey::Destination(service.clone()))
+                || (self.latest(service).is_some_and(asked)
                     && self.held.contains_key(&ResourceKey::Endpoints(service.clone())))
         };
         here(&meant.view.service) && meant.view.backends.iter().all(here)
@@ -336,3 +379,7 @@ fn complaint(kind: &str, name: &str, message: &impl ToString) -> proto::Complain
 fn said(complaints: Vec<Complaint>) -> String {
     complaints.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
+
+#[cfg(test)]
+#[path = "swap_tests.rs"]
+mod tests;

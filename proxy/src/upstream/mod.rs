@@ -6,15 +6,14 @@
 mod body;
 mod connect;
 mod endpoints;
-#[allow(dead_code, reason = "not yet asked by an exchange")]
 pub(crate) mod outside;
 mod pool;
-#[allow(dead_code, reason = "not yet asked by an exchange")]
 pub(crate) mod resolve;
 
-pub(crate) use body::{BrokeOff, RequestBody, ResponseBody};
-pub(crate) use connect::{ConnectFailure, Places, Protocol, Target, Whom};
+pub(crate) use body::{BrokeOff, RequestBody, ResponseBody, Told};
+pub(crate) use connect::{ConnectFailure, Places, Protocol, Target, Tunnel, Whom};
 pub(crate) use endpoints::{Chosen, choose};
+pub use outside::Outsiders;
 pub(crate) use pool::{Lease, Message, Pool, SendFailure, Untouched};
 
 use std::future::Future;

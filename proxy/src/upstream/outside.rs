@@ -18,7 +18,7 @@ use equerry_traffic::Refusal;
 use equerry_traffic::balance::{Balancer, Member};
 use equerry_traffic::outside::{self, ChosenBy, Host, Outside, OwnDoors};
 
-use super::resolve::{Resolver, Unresolved};
+use super::resolve::{Bounds, Resolver, Unresolved};
 use crate::live::{Backend, Destination, Endpoint};
 
 /// Most hosts and ports that are known at a time.
@@ -27,7 +27,7 @@ const MOST: usize = 1024;
 const MEMORY: Duration = Duration::from_secs(600);
 
 /// Everybody outside who was called lately. One for the process, shared by all threads.
-pub(crate) struct Outsiders {
+pub struct Outsiders {
     resolver: Resolver,
     doors: OwnDoors,
     known: Mutex<HashMap<Outside, Known>>,
@@ -50,10 +50,27 @@ pub(crate) fn name() -> ServiceName {
     NAME.clone()
 }
 
+impl std::fmt::Debug for Outsiders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outsiders").field("doors", &self.doors).finish_non_exhaustive()
+    }
+}
+
 impl Outsiders {
-    /// Nobody was called yet; `doors` are this process's own listeners.
-    pub(crate) fn new(resolver: Resolver, doors: OwnDoors) -> Self {
+    /// Nobody was called yet. Names are looked up on the current runtime, at the name servers `dns`, or at those of this
+    /// machine when none is given; `doors` are this process's own listeners.
+    pub fn new(dns: Vec<SocketAddr>, doors: OwnDoors) -> Self {
+        Self::asking(Resolver::new(dns, Bounds::default()), doors)
+    }
+
+    /// The same with a resolver that is there.
+    fn asking(resolver: Resolver, doors: OwnDoors) -> Self {
         Self { resolver, doors, known: Mutex::default() }
+    }
+
+    /// Who looks names up, for all of this process.
+    pub(crate) fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// Whoever a request that may leave is for: a destination without routes, whose only port is the one meant.
@@ -165,7 +182,6 @@ fn destination(to: &Outside, addresses: &[IpAddr], before: Option<&Destination>,
 mod tests {
     use equerry_policies::policy::OutboundTraffic;
 
-    use super::super::resolve::Bounds;
     use super::super::resolve::server::{Says, Server};
     use super::*;
 
@@ -185,7 +201,7 @@ mod tests {
             Bounds { shortest: moment, longest: moment, longest_negative: moment, patience, ..Bounds::default() };
         let resolver = Resolver::new(vec![server.address], bounds);
         let doors = ["127.0.0.1:15001", "0.0.0.0:15006", "192.0.2.5:15006"].map(|door| door.parse().unwrap());
-        (Outsiders::new(resolver, OwnDoors::new(doors)), server)
+        (Outsiders::asking(resolver, OwnDoors::new(doors)), server)
     }
 
     fn instances(destination: &Destination) -> Vec<String> {

@@ -11,6 +11,7 @@ mod jwt;
 mod metrics;
 mod mtls;
 mod outage;
+mod outside;
 mod peers;
 mod quota;
 mod retries;

@@ -231,3 +231,40 @@ spec: {action: DENY, targetRefs: [{kind: Service, name: orders}], rules: [{to: [
     );
     assert_eq!(of("http://orders/v1/orders")["verdict"]["allowed"], true);
 }
+
+const ANYBODY: &str = "\
+apiVersion: equerry.dev/v1
+kind: Mesh
+metadata: {name: default}
+spec: {outboundTraffic: ALLOW_ANY}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: payments, namespace: shop}
+spec: {type: ExternalName, externalName: payments.partner.example, ports: [{port: 80}]}
+";
+
+#[test]
+fn a_name_no_service_has_leaves_the_mesh_only_where_anybody_may_be_named() {
+    let documents = [("any.yaml", ANYBODY)];
+    for url in ["http://api.example.com:8080/x", "http://paymnts/", "http://192.0.2.1/"] {
+        let told = explained(&[url, "--from", "shop/frontend"], &documents);
+        assert_eq!((&told["verdict"]["allowed"], &told["callees"]), (&json!(true), &json!([])), "{told:#}");
+        let steps = told["caller"][0]["steps"].as_array().unwrap();
+        assert!(steps[1]["because"].as_str().unwrap().starts_with("ALLOW_ANY lets it leave the mesh"), "{told:#}");
+        assert_eq!(steps[1]["origin"]["file"], "any.yaml", "{told:#}");
+
+        let refused = explained(&[url, "--from", "shop/frontend"], &[("shop.yaml", SHOP)]);
+        assert_eq!(refused["verdict"]["reason"], "no_service", "{refused:#}");
+    }
+    let credentials = explained(&["http://169.254.169.254/", "--from", "shop/frontend"], &documents);
+    assert_eq!(credentials["verdict"]["reason"], "authz_denied", "{credentials:#}");
+}
+
+#[test]
+fn a_service_that_stands_for_a_name_outside_is_called_in_plain_text() {
+    let told = explained(&["http://payments/", "--from", "shop/frontend"], &[("any.yaml", ANYBODY)]);
+    let mtls = &told["callees"][0]["stages"][0]["steps"][0];
+    assert!(mtls["because"].as_str().unwrap().contains("payments.partner.example"), "{told:#}");
+    assert_eq!((&told["verdict"]["allowed"], &told["callees"][0]["account"]), (&json!(true), &Value::Null));
+}

@@ -13,6 +13,7 @@ use equerry_traffic::authorize::Facts;
 use equerry_traffic::explain::{self, Outcome, Step};
 use equerry_traffic::filter::{self, Answer, Filters};
 use equerry_traffic::normalize::{Direction, Normal, normalize};
+use equerry_traffic::outside::{self, ChosenBy, Host};
 use equerry_traffic::route::{Choice, Decision, Known, may_leave};
 use equerry_traffic::{Reason, Refusal};
 use http::request::Parts;
@@ -97,6 +98,8 @@ enum Sent<'m> {
     To(Vec<Target<'m>>),
     /// It is answered there, because a filter says so.
     Answered(Answer),
+    /// It goes to somebody outside the mesh.
+    Outside,
 }
 
 /// Walks the request through the mesh that the documents describe.
@@ -129,6 +132,7 @@ pub(crate) fn walk(meaning: &Meaning, question: &Question) -> Result<Explanation
     match targets {
         Err(refusal) => explanation.verdict = Verdict::refused(&refusal),
         Ok(Sent::Answered(answer)) => explanation.verdict = Verdict::answered(&answer),
+        Ok(Sent::Outside) => explanation.verdict = Verdict::outside(),
         Ok(Sent::To(targets)) => {
             for target in targets {
                 explanation.callees.push(inbound(meaning, question, &target)?);
@@ -152,13 +156,8 @@ fn outbound<'m>(
         Ok(named) => named,
         Err(bad) => {
             let refusal = Refusal::NoService { name: normal.authority().to_owned(), nearest: None };
-            return Ok((
-                vec![stage(
-                    "destination",
-                    vec![step(normal.authority(), Outcome::NoMatch, bad.to_string(), &Origin::default())],
-                )],
-                Err(refusal),
-            ));
+            let unknown = step(normal.authority(), Outcome::NoMatch, bad.to_string(), &Origin::default());
+            return Ok(beyond(meaning, normal, unknown, refusal));
         }
     };
     let view = view::destination(meaning, &named.service, &question.from.namespace);
@@ -169,13 +168,11 @@ fn outbound<'m>(
         Ok(leave) => leave,
         Err(refusal) => {
             let origin = compiled.as_ref().map(|destination| destination.origin.clone()).unwrap_or_default();
-            return Ok((
-                vec![stage(
-                    "destination",
-                    vec![step(named.service.to_string(), Outcome::NoMatch, refusal.to_string(), &origin)],
-                )],
-                Err(refusal),
-            ));
+            let unknown = step(named.service.to_string(), Outcome::NoMatch, refusal.to_string(), &origin);
+            return Ok(match &refusal {
+                Refusal::NoService { .. } => beyond(meaning, normal, unknown, refusal),
+                _ => (vec![stage("destination", vec![unknown])], Err(refusal)),
+            });
         }
     };
     let Some(destination) = compiled else {
@@ -196,6 +193,42 @@ fn outbound<'m>(
     let targets = targets(meaning, &destination, &choice, leave.port(), (parts, normal));
     stages.push(stage("traffic", traffic(meaning, &destination, &choice)));
     Ok((stages, targets.map(Sent::To)))
+}
+
+/// What becomes of a request for a name that no Service has: it leaves the mesh where callers may name anybody, else it is
+/// refused with `refusal`.
+fn beyond<'m>(
+    meaning: &Meaning,
+    normal: &Normal,
+    unknown: Step,
+    refusal: Refusal,
+) -> (Vec<Stage>, Result<Sent<'m>, Refusal>) {
+    let mesh = &meaning.mesh;
+    let Ok(to) = outside::may_leave(normal.authority(), None, mesh.outbound_traffic) else {
+        return (vec![stage("destination", vec![unknown])], Err(refusal));
+    };
+    let forbidden = match to.host() {
+        Host::Address(address) => outside::forbidden(*address, ChosenBy::Caller),
+        Host::Name(_) => None,
+    };
+    let host = to.host().to_string();
+    let (because, sent) = match forbidden {
+        Some(why) => {
+            let refusal = Refusal::Forbidden { host: host.clone(), why };
+            (refusal.to_string(), Err(refusal))
+        }
+        None => {
+            let how = match to.host() {
+                Host::Name(_) => {
+                    "looked up in the DNS when it is called, which may lead to an address where nothing is sent"
+                }
+                Host::Address(_) => "called there",
+            };
+            let port = to.port();
+            (format!("ALLOW_ANY lets it leave the mesh: {how}; plain text to port {port}"), Ok(Sent::Outside))
+        }
+    };
+    (vec![stage("destination", vec![unknown, step(host, Outcome::Decided, because, &mesh.origin)])], sent)
 }
 
 /// Every backend that a request by this rule can reach, the likeliest first.
@@ -302,7 +335,12 @@ fn inbound(meaning: &Meaning, question: &Question, target: &Target<'_>) -> Resul
         stages: Vec::new(),
     };
     let Some(account) = account else {
-        let because = "its endpoints are written down and have no sidecar: they are called in plain text, and nothing is asked there";
+        let because = match &service.external {
+            Some(name) => {
+                format!("it stands for {name} outside the mesh: called in plain text, and nothing is asked there")
+            }
+            None => "its endpoints are written down and have no sidecar: they are called in plain text, and nothing is asked there".to_owned(),
+        };
         callee
             .stages
             .push(stage("mtls", vec![step(service.name.to_string(), Outcome::Decided, because, &service.origin)]));
@@ -395,6 +433,11 @@ fn step(subject: impl Into<String>, outcome: Outcome, because: impl Into<String>
 impl Verdict {
     fn ok() -> Self {
         Self { allowed: true, status: None, reason: Reason::Ok.as_str(), cause: None, detail: None, origin: None }
+    }
+
+    /// It leaves the mesh.
+    fn outside() -> Self {
+        Self { detail: Some("it leaves the mesh, where nothing is asked of it".to_owned()), ..Self::ok() }
     }
 
     /// The mesh gives the answer itself, as a filter says.

@@ -9,7 +9,7 @@ mod ask;
 mod memory;
 
 #[cfg(test)]
-pub(super) mod server;
+pub(crate) mod server;
 
 pub(crate) use ask::Asker;
 pub(crate) use memory::{Answer, Bounds};
@@ -26,6 +26,7 @@ use equerry_policies::names::HostName;
 use equerry_traffic::outside::{self, ChosenBy};
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::observe::Census;
 use memory::{Learned, Memory, Outcome};
 
 /// The addresses of names that Services stand for, as far as they were answered; a name that has none, or none that may be
@@ -41,21 +42,6 @@ pub(crate) enum Unresolved {
     Failed(Arc<str>),
     /// As many names are remembered as may be, all of them in use.
     TooMany,
-}
-
-/// How much is remembered, for metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Census {
-    /// Names remembered.
-    pub(crate) names: usize,
-    /// Of those, names whose addresses are used beyond their time, because the DNS does not answer.
-    pub(crate) stale: usize,
-    /// Lookups that found addresses, since the start.
-    pub(crate) found: u64,
-    /// Lookups that found that there is nobody.
-    pub(crate) nobody: u64,
-    /// Lookups that failed.
-    pub(crate) failed: u64,
 }
 
 type Asking = Pin<Box<dyn Future<Output = Outcome> + Send>>;
