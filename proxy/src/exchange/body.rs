@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use equerry_policies::policy::TrafficPolicy;
+use equerry_traffic::retry::Stop;
 use equerry_traffic::{Reason, Refusal};
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
@@ -241,6 +242,12 @@ impl Body for Answer {
                         let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                         if let Some(Err(refusal)) = this.watch.as_mut().map(|watch| watch.passed(bytes)) {
                             return Poll::Ready(this.cut(&refusal));
+                        }
+                        if let (Some(trailers), Some(watch)) = (frame.trailers_ref(), &this.watch)
+                            && watch.comes_too_late(trailers)
+                            && let Some(word) = Stop::Trailers.outcome()
+                        {
+                            this.record.observe().retry(word);
                         }
                         if let Some(data) = frame.data_ref() {
                             this.record.sent(data.len());

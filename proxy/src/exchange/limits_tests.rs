@@ -205,6 +205,40 @@ fn a_grpc_call_that_failed_is_retried_whether_its_status_is_in_the_head_or_in_tr
 }
 
 #[test]
+fn a_grpc_status_that_comes_after_data_is_passed_on_and_counted() {
+    on_one_thread(async {
+        let application = application(|_, _| async {
+            let failed = vec![(0, data("half")), (5, trailers(&[("grpc-status", "14")]))];
+            frames(&[("content-type", "application/grpc")], failed)
+        })
+        .await;
+        let sidecar = grpc_caller(&route(GRPC), application.address).await;
+        assert_eq!(call_http2(sidecar.outbound, grpc(&[])).await.body(), "half");
+        assert_eq!(application.seen.borrow().len(), 1);
+        assert!(outcome(&sidecar, "skipped_trailers")[0].ends_with(" 1"));
+    });
+}
+
+#[test]
+fn a_connection_whose_exchange_is_over_makes_place_for_one_to_another_endpoint() {
+    on_one_thread(async {
+        for app_protocol in ["http", "http2"] {
+            let slow = || application(|_, _| async { frames(&[], vec![(20, data("slow"))]) });
+            let (one, two) = (slow().await, slow().await);
+            let yaml = traffic(SERVICE, "limits: {connections: 1, pendingTimeout: 5s}");
+            let yaml = yaml.replace("8080}", &format!("8080, appProtocol: {app_protocol}}}"));
+            let sidecar = caller(&yaml, &[one.address, two.address]).await;
+            for _ in 0..6 {
+                let ask = || call(sidecar.outbound, request("GET", "orders", "/", ""));
+                let (first, second) = tokio::join!(ask(), ask());
+                assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200), "{first:?} {second:?}");
+            }
+            assert!(!one.seen.borrow().is_empty() && !two.seen.borrow().is_empty());
+        }
+    });
+}
+
+#[test]
 fn an_answer_may_ask_for_no_retry_and_a_request_that_is_a_retry_is_not_retried_again() {
     on_one_thread(async {
         let application = application(|_, request: Request<Incoming>| async move {

@@ -11,6 +11,8 @@ use std::time::Instant;
 use equerry_policies::compile::RouteRule;
 use equerry_traffic::Refusal;
 use equerry_traffic::deadline::{Authors, Kind, Rest};
+use equerry_traffic::retry;
+use http::HeaderMap;
 use http_body::Body;
 use tokio::time::Sleep;
 
@@ -25,6 +27,8 @@ pub(crate) struct Watch {
     kind: Kind,
     /// Bytes of the response that may still pass.
     allowed: u64,
+    /// The caller has seen data.
+    has_begun: bool,
     /// Since when the next piece is waited for.
     waiting_since: Option<Instant>,
     alarm: Option<Seldom<Pin<Box<Sleep>>>>,
@@ -43,9 +47,10 @@ impl Watch {
         let kind = errand.kind.answered(answered.status(), answered.headers());
         let rest = errand.deadline.after_head(kind, errand.began, traffic);
         let allowed = traffic.limits.response_bytes.unwrap_or(u64::MAX);
-        let rule = errand.rule.filter(|rule| rule.request_timeout.is_some()).cloned();
+        let says_something = |rule: &&Arc<RouteRule>| rule.request_timeout.is_some() || rule.retry.is_some();
+        let rule = errand.rule.filter(says_something).cloned();
         let backend = traffic.name.is_some().then(|| Arc::clone(errand.backend));
-        let watch = Self { rest, kind, allowed, waiting_since: None, alarm: None, rule, backend };
+        let watch = Self { rest, kind, allowed, has_begun: false, waiting_since: None, alarm: None, rule, backend };
         match answered.body().size_hint().exact() {
             Some(length) if length > allowed => Err(watch.too_large()),
             _ => Ok(watch),
@@ -63,6 +68,7 @@ impl Watch {
     /// When that is too much.
     pub(crate) fn passed(&mut self, bytes: u64) -> Result<(), Refusal> {
         self.waiting_since = None;
+        self.has_begun |= bytes > 0;
         match self.allowed.checked_sub(bytes) {
             Some(left) => {
                 self.allowed = left;
@@ -70,6 +76,14 @@ impl Watch {
             }
             None => Err(self.too_large()),
         }
+    }
+
+    /// Whether these trailers hold a status that a retry would be for, had the caller not seen data already.
+    pub(crate) fn comes_too_late(&self, trailers: &HeaderMap) -> bool {
+        let retry =
+            self.rule.as_ref().and_then(|rule| rule.retry.as_ref()).filter(|_| self.is_grpc() && self.has_begun);
+        let code = retry::status(trailers).and_then(retry::http_code);
+        retry.zip(code).is_some_and(|(retry, code)| retry.codes.contains(&code))
     }
 
     /// The next piece is waited for.
