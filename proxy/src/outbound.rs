@@ -18,6 +18,7 @@ use crate::codec::http1::serve::Respond;
 use crate::codec::{Incoming, Seldom};
 use crate::exchange::body::Answer;
 use crate::exchange::connection::{self, Quiet};
+use crate::exchange::mirror::UnderWay;
 use crate::exchange::serve;
 use crate::observe::Direction;
 use crate::upstream::Pool;
@@ -29,6 +30,7 @@ const QUIET: Duration = Duration::from_secs(5);
 pub struct Outbound {
     pub(crate) shared: Shared,
     pub(crate) pool: Rc<Pool>,
+    pub(crate) mirrors: UnderWay,
 }
 
 /// How a request came out of the application.
@@ -43,7 +45,7 @@ pub(crate) struct Via {
 impl Outbound {
     /// The outbound side of the current thread, which must be inside a `LocalSet`.
     pub fn new(shared: Shared) -> Self {
-        Self { shared, pool: Pool::new() }
+        Self { shared, pool: Pool::new(), mirrors: UnderWay::default() }
     }
 
     /// Serves one connection of the application until it ends.

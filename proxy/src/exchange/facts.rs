@@ -37,6 +37,11 @@ impl Record {
         Self { open: Some(Box::new(about)), observe: observe.clone(), received: OnceCell::new() }
     }
 
+    /// The record of an exchange that nobody is told of: a copy of another one.
+    pub(crate) fn untold(observe: &Observer) -> Self {
+        Self { open: None, observe: observe.clone(), received: OnceCell::new() }
+    }
+
     /// Changes what is known.
     pub(crate) fn note(&mut self, change: impl FnOnce(&mut Exchange)) {
         if let Some(open) = &mut self.open {

@@ -188,22 +188,6 @@ pub fn decide(
     Ok(Decision::Forward(choice))
 }
 
-/// Chooses rule and backend for a request that is to be sent somewhere.
-///
-/// # Errors
-/// Those of [`decide`]; a rule that answers by itself has no backend, and is [`Refusal::NoBackend`].
-pub fn route(
-    leave: &MayLeave,
-    destination: &CompiledDestination,
-    parts: &Parts,
-    rng: &mut fastrand::Rng,
-) -> Result<Choice, Refusal> {
-    match decide(leave, destination, parts, rng)? {
-        Decision::Forward(choice) => Ok(choice),
-        Decision::Answer(by) => Err(Refusal::NoBackend { route: by.rule.route.to_string(), rule: by.rule.number }),
-    }
-}
-
 /// Chooses a backend for a connection of which nothing but its destination is known.
 ///
 /// # Errors

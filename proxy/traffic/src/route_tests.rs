@@ -92,6 +92,19 @@ fn request(method: &str, path: &str, headers: &[(&str, &str)]) -> Parts {
     request.body(()).unwrap().into_parts().0
 }
 
+/// Where a request is sent by rules that answer nothing themselves.
+fn route(
+    leave: &MayLeave,
+    destination: &CompiledDestination,
+    parts: &Parts,
+    rng: &mut fastrand::Rng,
+) -> Result<Choice, Refusal> {
+    decide(leave, destination, parts, rng).map(|decision| match decision {
+        Decision::Forward(choice) => choice,
+        Decision::Answer(by) => panic!("{by:?}"),
+    })
+}
+
 fn chosen(destination: &CompiledDestination, parts: &Parts) -> Option<String> {
     let choice = route(&leave(destination), destination, parts, &mut fastrand::Rng::with_seed(1));
     choice.ok().map(|choice| choice.backend.name.to_string())

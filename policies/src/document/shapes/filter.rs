@@ -40,7 +40,8 @@ const RESPONSE_HEADERS: Field = may(
 const MIRROR: Field = may(
     "requestMirror",
     Form::Object(&REQUEST_MIRROR),
-    "Sends a copy of requests to another Service, whose answers nobody sees.",
+    "Sends a copy of requests to another Service, whose answers nobody sees. Copied is what has no body, or one whose length \
+     is known beforehand and not above retryBuffer of the backend's TrafficPolicy.",
 );
 
 static HTTP_FILTER_TYPE: Choice = Choice {

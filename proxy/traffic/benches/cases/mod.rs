@@ -20,7 +20,7 @@ use equerry_traffic::balance::{Balancer, EndpointState, Member, Verdict, Wanted,
 use equerry_traffic::breaker::Breaker;
 use equerry_traffic::normalize::{self, normalize};
 use equerry_traffic::quota::{Grant, Slice};
-use equerry_traffic::route::{Known, may_leave, route};
+use equerry_traffic::route::{self, Known, decide, may_leave};
 use equerry_traffic::token::{self, Believed};
 use http::header::HeaderMap;
 use http::request::Parts;
@@ -240,7 +240,7 @@ fn routed(number: usize) -> Decision {
     let named = Authority::parse("orders:80", &Namespace::parse("shop").unwrap()).unwrap();
     Decision::Alone(Box::new(move || {
         let leave = may_leave(black_box(&named), Known::Service(&destination)).unwrap();
-        assert!(route(&leave, &destination, black_box(&parts), &mut rng).is_ok());
+        assert!(decide(&leave, &destination, black_box(&parts), &mut rng).is_ok());
     }))
 }
 
@@ -282,7 +282,8 @@ fn whole_way_out() -> Decision {
         let normal = normalize(parts, normalize::Direction::Outbound).unwrap();
         let named = Authority::parse(normal.authority(), &namespace).unwrap();
         let leave = may_leave(&named, Known::Service(&destination)).unwrap();
-        black_box(route(&leave, &destination, parts, &mut rng).unwrap().backend);
+        let route::Decision::Forward(choice) = decide(&leave, &destination, parts, &mut rng).unwrap() else { return };
+        black_box(choice.backend);
         let wanted = Wanted { key: None, tried: &[], breaker: Some(&BREAKER), now };
         let mut one = choose(&balancer, &endpoints, |_| true, &wanted, &mut rng).unwrap();
         one.finish(Verdict::Success, Some(&BREAKER), &endpoints, now, &mut rng);
