@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use equerry_policies::names::InstanceId;
+use equerry_policies::names::{Authority, InstanceId, Namespace};
 use equerry_policies::policy::Labels;
 use serde::Deserialize;
 
@@ -89,6 +89,10 @@ pub struct Given {
     /// these are ever forwarded to; the first is probed.
     #[arg(long, env = "EQUERRY_APP_PORT", value_name = "PORT[=LOCAL]", value_delimiter = ',')]
     app_port: Option<Vec<AppPort>>,
+    /// Local port that leads, as plain TCP, to a Service port with `appProtocol: tcp`: the application connects to 127.0.0.1
+    /// there, such as `5432=db.shop` or `6380=cache:6379`. May be repeated.
+    #[arg(long, env = "EQUERRY_TCP", value_name = "LOCAL=SERVICE[.NS][:PORT]", value_delimiter = ',')]
+    tcp: Option<Vec<TcpPort>>,
     /// Directory for the identity and the last good configuration [default: /var/lib/equerry-proxy].
     #[arg(long, env = "EQUERRY_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -110,6 +114,9 @@ pub struct Given {
     /// Name server for names outside the mesh, port 53 unless said; may be repeated [default: those of /etc/resolv.conf].
     #[arg(long, env = "EQUERRY_DNS", value_name = "IP[:PORT]", value_delimiter = ',')]
     dns: Option<Vec<NameServer>>,
+    /// What is spoken to other sidecars: what the caller speaks (auto), or always HTTP/1.1 or HTTP/2 [default: auto].
+    #[arg(long, env = "EQUERRY_MESH_PROTOCOL", value_name = "auto|http1|http2")]
+    mesh_protocol: Option<MeshProtocol>,
     /// Data threads [default: 2, or the CPU quota when that is less].
     #[arg(long, env = "EQUERRY_WORKERS", value_name = "N")]
     workers: Option<usize>,
@@ -131,6 +138,19 @@ pub struct Given {
     exit_with_stdin: bool,
 }
 
+/// What is spoken to other sidecars.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MeshProtocol {
+    /// What the caller speaks.
+    #[default]
+    Auto,
+    /// HTTP/1.1: one exchange at a time on a connection.
+    Http1,
+    /// HTTP/2: all exchanges of a worker with one sidecar share a connection.
+    Http2,
+}
+
 /// Settings, checked and complete.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -144,6 +164,8 @@ pub struct Settings {
     pub labels: Labels,
     /// Ports of the application; the only ones forwarded to.
     pub app_ports: Vec<AppPort>,
+    /// Local ports that lead to Services as plain TCP.
+    pub tcp: Vec<TcpPort>,
     /// Where identity and last good configuration are kept.
     pub state_dir: PathBuf,
     /// The application's way into the mesh.
@@ -158,6 +180,8 @@ pub struct Settings {
     pub telemetry: SocketAddr,
     /// Name servers for names outside the mesh; none: those of this machine.
     pub dns: Vec<SocketAddr>,
+    /// What is spoken to other sidecars.
+    pub mesh_protocol: MeshProtocol,
     /// Data threads; at least 1.
     pub workers: usize,
     /// Where access log lines go.
@@ -209,6 +233,36 @@ impl std::str::FromStr for AppPort {
             (Some(port), Some(local)) => Ok(Self { port, local }),
             _ => Err("expected PORT or PORT=LOCAL, each from 1 to 65535".to_owned()),
         }
+    }
+}
+
+/// A port on 127.0.0.1 that leads to a Service as plain TCP.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct TcpPort {
+    /// Where the sidecar listens for its application.
+    pub local: u16,
+    /// The Service, as a `Host` header would name it.
+    pub service: String,
+}
+
+impl TryFrom<String> for TcpPort {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for TcpPort {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "expected LOCAL=SERVICE[.NAMESPACE][:PORT], such as 5432=db.shop:5432";
+        let (local, service) = text.split_once('=').ok_or(EXPECTED)?;
+        let local = local.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?;
+        // A name without a namespace is of this workload's, which is not known yet; whether it is one can be said with any.
+        let any = Namespace::parse("any").map_err(|error| error.to_string())?;
+        Authority::parse(service, &any).map_err(|error| format!("{service:?}: {error}; {EXPECTED}"))?;
+        Ok(Self { local, service: service.to_owned() })
     }
 }
 
@@ -284,6 +338,12 @@ impl Given {
         {
             return Err(bad(format!("--app-port {}: given twice", twice.port)));
         }
+        let tcp = self.tcp.or(file.tcp).unwrap_or_default();
+        if let Some(twice) =
+            tcp.iter().enumerate().find_map(|(n, one)| tcp[..n].iter().find(|other| other.local == one.local))
+        {
+            return Err(bad(format!("--tcp {}: given twice", twice.local)));
+        }
         let health_path = self.health_path.or(file.health_path);
         if let Some(path) =
             health_path.as_deref().filter(|path| !path.starts_with('/') || !path.bytes().all(|c| c.is_ascii_graphic()))
@@ -296,12 +356,14 @@ impl Given {
             instance: instance(self.instance.or(file.instance))?,
             labels: labels(self.label.or(file.label).unwrap_or_default())?,
             app_ports,
+            tcp,
             state_dir: self.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/equerry-proxy".into()),
             outbound: self.outbound.or(file.outbound).unwrap_or_else(|| local(15_001)),
             inbound: self.inbound.or(file.inbound).unwrap_or_else(|| any(15_006)),
             advertise: advertise(self.advertise.or(file.advertise))?,
             admin: self.admin.or(file.admin).unwrap_or_else(|| local(15_000)),
             telemetry: self.telemetry.or(file.telemetry).unwrap_or_else(|| any(15_090)),
+            mesh_protocol: self.mesh_protocol.or(file.mesh_protocol).unwrap_or_default(),
             dns: self.dns.or(file.dns).unwrap_or_default().into_iter().map(|server| server.0).collect(),
             workers: workers(self.workers.or(file.workers))?,
             access_log: match self.access_log.or(file.access_log).as_deref() {
@@ -483,6 +545,19 @@ mod tests {
     }
 
     #[test]
+    fn a_local_port_names_a_service_and_perhaps_its_port() {
+        let read = |text: &str| text.parse::<TcpPort>().map(|port| (port.local, port.service)).ok();
+        for text in ["db", "db.shop", "db:5432", "db.shop.svc.cluster.local:5432"] {
+            assert_eq!(read(&format!("15432={text}")), Some((15_432, text.to_owned())));
+        }
+        for bad in ["db", "5432", "0=db", "70000=db", "5432=", "5432=DB!", "5432=db:x", "5432=127.0.0.1:5432"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        let ready = ["--control-plane", "x:1", "--instance", "a", "--tcp", "1=a,2=b.shop:9", "--tcp", "3=c"];
+        assert_eq!(given(&ready).complete().unwrap().tcp.len(), 3);
+    }
+
+    #[test]
     fn name_servers_are_addresses_with_or_without_a_port() {
         let read = |text: &str| text.parse().map(|NameServer(address)| address.to_string()).ok();
         for (text, address) in [("10.0.0.1", "10.0.0.1:53"), ("[::1]:5353", "[::1]:5353"), ("::1", "[::1]:53")] {
@@ -514,6 +589,7 @@ mod tests {
             (&["--control-plane", "x:1", "--instance", "a", "--drain-timeout", "soon"], "--drain-timeout"),
             (&["--control-plane", "x:1", "--instance", "a", "--workers", "0"], "--workers"),
             (&["--control-plane", "x:1", "--instance", "a", "--app-port", "80", "--app-port", "80=81"], "--app-port"),
+            (&["--control-plane", "x:1", "--instance", "a", "--tcp", "80=a", "--tcp", "80=b"], "--tcp"),
             (&["--control-plane", "x:1", "--instance", "a", "--advertise", "0.0.0.0:1"], "--advertise"),
             (&["--control-plane", "x:1", "--instance", "a", "--health-path", "healthz"], "--health-path"),
             (&["--control-plane", "x:1", "--instance", "a", "--log", "equerry=louder"], "--log"),

@@ -1,7 +1,8 @@
 //! The way from the mesh to the application: which stages, in which order.
 //!
 //! accept → detect → TLS (who speaks, which port is meant) → normalize → token → authorize → quota → forward to the
-//! application → reply. From normalize on it is `exchange::serve::inbound`.
+//! application → reply. From normalize on it is `exchange::serve::inbound`; where TLS says that plain TCP is spoken,
+//! `tunnel::inbound`.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::accept::detect::{self, Speaks};
+use crate::accept::detect::{self, Speaks, Spoken};
 use crate::accept::tls;
 use crate::app::Shared;
 use crate::codec::Incoming;
@@ -24,6 +25,7 @@ use crate::codec::http1::serve::Respond;
 use crate::exchange::body::Answer;
 use crate::exchange::{connection, serve};
 use crate::observe::Direction;
+use crate::tunnel;
 use crate::upstream::Pool;
 
 /// The inbound side of one worker.
@@ -71,11 +73,7 @@ impl Inbound {
         }
     }
 
-    async fn serve_secured<S: AsyncRead + AsyncWrite + Unpin + 'static>(
-        self: &Rc<Self>,
-        stream: S,
-        address: SocketAddr,
-    ) {
+    async fn serve_secured(self: &Rc<Self>, stream: Spoken<TcpStream>, address: SocketAddr) {
         let observe = &self.shared.observe;
         let Some(identity) = self.shared.identity.current() else {
             // The exchange with nobody's certificate would prove nothing to the caller.
@@ -90,7 +88,12 @@ impl Inbound {
                     server_name: Some(secured.server_name),
                     port: secured.port,
                 };
-                self.serve_exchanges(secured.stream, secured.speaks, via).await;
+                if secured.speaks == Speaks::Tcp {
+                    let _open = observe.connection(Direction::Inbound, true);
+                    Box::pin(tunnel::inbound(self, &via, secured.stream)).await;
+                } else {
+                    self.serve_exchanges(secured.stream, secured.speaks, via).await;
+                }
             }
             Err(refused) => {
                 observe.handshake_failed(Direction::Inbound, refused.word);

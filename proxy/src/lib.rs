@@ -14,6 +14,7 @@ pub mod inbound;
 pub mod live;
 pub mod observe;
 pub mod outbound;
+mod tunnel;
 pub mod upstream;
 mod wait;
 

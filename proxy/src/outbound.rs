@@ -1,9 +1,10 @@
 //! The way from the application into the mesh: which stages, in which order.
 //!
 //! accept → detect → normalize → which Service is meant → may it leave → route → deadline → tries (breaker, balance,
-//! connection, send, judge) → reply. The last eight are `exchange::serve::outbound`.
+//! connection, send, judge) → reply. The last eight are `exchange::serve::outbound`. What comes to a local port of `--tcp`
+//! is nobody's request: `tunnel::outbound` leads it on.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks};
 use crate::app::Shared;
+use crate::config::TcpPort;
 use crate::codec::http1::Bad;
 use crate::codec::http1::serve::Respond;
 use crate::codec::{Incoming, Seldom};
@@ -21,10 +23,16 @@ use crate::exchange::connection::{self, Quiet};
 use crate::exchange::mirror::UnderWay;
 use crate::exchange::serve;
 use crate::observe::Direction;
+use crate::tunnel;
 use crate::upstream::Pool;
 
 /// An application that has called nobody for so long is taken to have finished; idle connections it keeps do not count.
 const QUIET: Duration = Duration::from_secs(5);
+
+/// Where the sidecar listens for connections to the Service of `port`.
+pub(crate) fn tcp_door(port: &TcpPort) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port.local).into()
+}
 
 /// The outbound side of one worker.
 pub struct Outbound {
@@ -52,6 +60,9 @@ impl Outbound {
     pub async fn serve(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let observe = &self.shared.observe;
         let _open = observe.connection(Direction::Outbound, false);
+        if let Some(named) = self.named_by(&stream) {
+            return Box::pin(tunnel::outbound(self, named, stream, address)).await;
+        }
         let (speaks, stream) = match detect::detect(stream).await {
             Ok((Speaks::Tls, _)) => return observe.handshake_failed(Direction::Outbound, "tls_not_spoken_here"),
             Ok(spoken) => spoken,
@@ -66,6 +77,16 @@ impl Outbound {
             },
             () = Seldom::new(holding) => {}
         }
+    }
+
+    /// The Service that the local port leads to, if it is one of `--tcp`; whoever connected there need not say anything.
+    fn named_by(&self, stream: &TcpStream) -> Option<&str> {
+        let named = &self.shared.settings.tcp;
+        if named.is_empty() {
+            return None;
+        }
+        let local = stream.local_addr().ok()?;
+        named.iter().find(|port| local == tcp_door(port)).map(|port| port.service.as_str())
     }
 
     /// While the process leaves, its application still needs a way out: it is waited for until it has been quiet for a

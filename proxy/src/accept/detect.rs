@@ -27,6 +27,8 @@ pub(crate) enum Speaks {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
+    /// Bytes in which nobody looks for requests. First bytes never tell; only ALPN does.
+    Tcp,
 }
 
 /// A connection whose first bytes were looked at, and will be read again.
@@ -48,6 +50,13 @@ pub(crate) async fn detect<S: AsyncRead + Unpin>(stream: S) -> io::Result<(Speak
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nothing was said"))??;
     Ok((speaks, spoken))
+}
+
+impl<S> Spoken<S> {
+    /// The connection itself.
+    pub(crate) fn inner(&self) -> &S {
+        &self.stream
+    }
 }
 
 impl<S: AsyncRead + Unpin> Spoken<S> {

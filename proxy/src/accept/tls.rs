@@ -63,6 +63,7 @@ where
     let speaks = match session.alpn_protocol() {
         Some(tls::ALPN_H1) => Speaks::Http1,
         Some(tls::ALPN_H2) => Speaks::Http2,
+        Some(tls::ALPN_TCP) => Speaks::Tcp,
         other => {
             let offered = String::from_utf8_lossy(other.unwrap_or_default()).into_owned();
             return Err(Unsecured {

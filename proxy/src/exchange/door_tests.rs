@@ -66,7 +66,7 @@ fn a_stranger_is_refused_in_the_handshake_and_counted() {
         const NAME: &str = "p8080.orders.shop.mesh";
         let friend = speak(&orders, &world, Some(&world), NAME, tls::ALPN_H1).await.unwrap();
         assert!(friend.starts_with("HTTP/1.1 200") && friend.ends_with("hello"), "{friend}");
-        for (from, alpn) in [(Some(&other), tls::ALPN_H1), (None, tls::ALPN_H1), (Some(&world), tls::ALPN_TCP)] {
+        for (from, alpn) in [(Some(&other), tls::ALPN_H1), (None, tls::ALPN_H1), (Some(&world), tls::ALPN_GRPC)] {
             let refused = speak(&orders, &world, from, NAME, alpn).await.unwrap_err();
             assert!(refused.contains("alert"), "{refused}");
         }

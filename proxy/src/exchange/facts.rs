@@ -3,9 +3,10 @@
 //! The record travels with the exchange. Whoever drops it has ended the exchange; until somebody says otherwise, the
 //! cause is that the caller went away.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
+use bytes::{Bytes, BytesMut};
 use equerry_traffic::Reason;
 use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::request::Parts;
@@ -104,6 +105,7 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: st
         target: PathAndQuery::from_static("/"),
         authority: HeaderValue::from_static(""),
         protocol: parts.version,
+        tunnel: false,
         status: 0,
         reason: Reason::ClientGone,
         bytes_in: 0,
@@ -139,10 +141,26 @@ fn request_id(headers: &mut HeaderMap) -> HeaderValue {
     set(headers, REQUEST_ID, &new_request_id())
 }
 
+/// Sets a header to a text, which header and record then share.
 fn set(headers: &mut HeaderMap, name: HeaderName, text: &[u8]) -> HeaderValue {
-    let value = HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    let value = HeaderValue::from_maybe_shared(written(text)).unwrap_or_else(|_| HeaderValue::from_static(""));
     headers.insert(name, value.clone());
     value
+}
+
+/// A copy of a short text. Those of several requests share one allocation.
+fn written(text: &[u8]) -> Bytes {
+    const SHEET: usize = 1024;
+    thread_local! {
+        static SHEET_IN_USE: RefCell<BytesMut> = RefCell::default();
+    }
+    SHEET_IN_USE.with_borrow_mut(|sheet| {
+        if sheet.capacity() < text.len() {
+            *sheet = BytesMut::with_capacity(SHEET.max(text.len()));
+        }
+        sheet.extend_from_slice(text);
+        sheet.split().freeze()
+    })
 }
 
 /// A random UUID (RFC 9562 version 4). It names a request and protects nothing, so any randomness will do.

@@ -187,9 +187,10 @@ fn render(exchange: &Exchange, ended: SystemTime, out: &mut String) {
     let mut line = Line::open(out);
     line.text("start_time", started.format(&Rfc3339).ok().as_deref());
     line.text("direction", Some(exchange.direction.as_str()));
-    line.text("method", Some(exchange.method.as_str()));
-    line.text("path", Some(exchange.target.path()));
-    line.text("protocol", Some(reason::protocol(exchange.protocol)));
+    let of_http = |text| Some(text).filter(|_| !exchange.tunnel);
+    line.text("method", of_http(exchange.method.as_str()));
+    line.text("path", of_http(exchange.target.path()));
+    line.text("protocol", of_http(reason::protocol(exchange.protocol)).or(Some("TCP")));
     line.value("authority", Some(&exchange.authority));
     line.number("response_code", u128::from(exchange.status));
     line.text("response_flags", Some(exchange.reason.flag()));

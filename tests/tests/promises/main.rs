@@ -15,6 +15,7 @@ mod outside;
 mod peers;
 mod quota;
 mod retries;
+mod tcp;
 
 use std::path::Path;
 

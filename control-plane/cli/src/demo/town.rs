@@ -352,11 +352,19 @@ impl Town {
     /// # Errors
     /// When it cannot be started.
     pub async fn start_sidecar(&self, home: &Home) -> Result<()> {
+        self.start_sidecar_with(home, &[]).await
+    }
+
+    /// The same, with these settings too.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_sidecar_with(&self, home: &Home, more: &[&str]) -> Result<()> {
         for port in [&home.outbound, &home.inbound, &home.admin, &home.telemetry] {
             port.release();
         }
         let args = self.sidecar_args(home);
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
         self.spawn(&sidecar_name(home), &args).await
     }
 
