@@ -6,6 +6,7 @@ mod authorization;
 mod bad_days;
 mod breaker;
 mod demo_story;
+mod filters;
 mod identity;
 mod jwt;
 mod metrics;
