@@ -1,0 +1,157 @@
+//! From the mesh to the application: which port is meant, whether the caller may, now and after every change of
+//! configuration.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use equerry_policies::compile::CompiledWorkload;
+use equerry_policies::names::ServiceName;
+use equerry_policies::policy::AppProtocol;
+use equerry_traffic::authorize::{self, Permit};
+use equerry_traffic::{Reason, Refusal, token};
+use http::HeaderMap;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
+
+use super::{Cut, Flow, ask_for_life, carry, ended, hold_the_process, not_tcp, open, reset};
+use crate::accept::detect::Spoken;
+use crate::exchange::facts::Record;
+use crate::exchange::serve;
+use crate::inbound::{self, Inbound};
+use crate::observe::Direction;
+
+/// Where `--app-port` says the application listens; it must be there, so a connection takes no time.
+const APPLICATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a caller may take to hear why it is refused.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Leads a connection from the mesh to the application's port that it names.
+pub(crate) async fn inbound(at: &Inbound, via: &inbound::Via, mut near: TlsStream<Spoken<TcpStream>>) {
+    let mut record = open(Direction::Inbound, via.address, &at.shared);
+    record.note(|exchange| {
+        exchange.source = via.peer.clone();
+        exchange.sni = via.server_name.clone();
+        exchange.tls = true;
+    });
+    ask_for_life(near.get_ref().0.inner());
+    // Listening begins before the first judgement: no change falls between the two.
+    let changes = at.shared.live.publications();
+    let mut far = match enter(at, via, &mut record).await {
+        Ok(far) => far,
+        Err(refusal) => {
+            let farewell = async {
+                tell(&mut near, refusal.reason()).await?;
+                near.shutdown().await
+            };
+            // Whoever does not listen is not waited for.
+            let _ = tokio::time::timeout(FAREWELL, farewell).await;
+            return ended(&mut record, &Flow::new(), Err(refusal.into()));
+        }
+    };
+    let flow = Flow::new();
+    let end = tokio::select! {
+        carried = async {
+            tell(&mut near, Reason::Ok).await.map_err(|error| Cut::by_the_caller(&error))?;
+            carry(&mut near, &mut far, &[], &flow).await
+        } => carried,
+        refusal = no_longer_allowed(at, via, changes) => Err(refusal.into()),
+        cut = expired(via.not_after) => Err(cut),
+        () = hold_the_process(&at.shared.drain, &flow) => Ok(()),
+    };
+    if end.is_err() {
+        reset(near.get_ref().0.inner());
+        reset(&far);
+    }
+    ended(&mut record, &flow, end);
+}
+
+/// The first line of a callee.
+async fn tell(near: &mut TlsStream<Spoken<TcpStream>>, reason: Reason) -> io::Result<()> {
+    near.write_all(format!("{reason}\n").as_bytes()).await?;
+    near.flush().await
+}
+
+async fn enter(at: &Inbound, via: &inbound::Via, record: &mut Record) -> Result<TcpStream, Refusal> {
+    let live = at.shared.live.load();
+    record.note(|exchange| (exchange.epoch, exchange.destination_principal) = (live.epoch, Some(live.own.clone())));
+    let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
+    let door = door(at, workload, via)?;
+    record.note(|exchange| exchange.destination = Some(door.service.clone()));
+    let permit = authorize(&door, workload, via)?;
+    record.note(|exchange| (exchange.attempts, exchange.upstream_address) = (1, Some(door.local)));
+    forward(&permit, &door).await
+}
+
+/// The application's port that a connection means.
+struct Door {
+    port: u16,
+    local: SocketAddr,
+    service: ServiceName,
+}
+
+/// Which port is meant, and whether nobody looks for requests there: where HTTP is spoken its rules hold, and bytes would
+/// pass them by.
+fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result<Door, Refusal> {
+    let settings = &at.shared.settings;
+    let port = via.port.unwrap_or_default();
+    let no_such_port = || Refusal::NoSuchPort {
+        of: "this instance".to_owned(),
+        port,
+        ports: settings.app_ports.iter().map(|known| known.port).collect(),
+    };
+    let local = settings.local_port(port).ok_or_else(no_such_port)?;
+    let called = via.server_name.as_deref().unwrap_or_default();
+    let (service, ports) =
+        workload.services.iter().find(|(name, _)| serve::is_called(name, called)).ok_or_else(no_such_port)?;
+    match ports.iter().find(|known| known.target_port == port) {
+        Some(known) if known.app_protocol == AppProtocol::Tcp => {
+            Ok(Door { port, local: (Ipv4Addr::LOCALHOST, local).into(), service: service.clone() })
+        }
+        Some(known) => Err(not_tcp(known.port, service)),
+        None => Err(no_such_port()),
+    }
+}
+
+/// A token that is required is missing: nobody looks for one in the bytes.
+fn authorize(door: &Door, workload: &CompiledWorkload, via: &inbound::Via) -> Result<Permit, Refusal> {
+    let mut no_headers = HeaderMap::new();
+    let caller = token::verify(workload, door.port, &mut no_headers, via.peer.as_ref(), SystemTime::now())?;
+    authorize::authorize_connection(&caller, door.port, via.address.ip(), workload)
+}
+
+/// Connects a permitted connection to the application.
+async fn forward(_: &Permit, door: &Door) -> Result<TcpStream, Refusal> {
+    let connected = tokio::time::timeout(APPLICATION_CONNECT_TIMEOUT, TcpStream::connect(door.local)).await;
+    let failed = |detail: String| Refusal::ConnectFailed { detail };
+    let stream = connected
+        .map_err(|_| failed(format!("no connection within {APPLICATION_CONNECT_TIMEOUT:?}")))?
+        .map_err(|error| failed(error.to_string()))?;
+    stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
+    Ok(stream)
+}
+
+/// Judges a live connection again with every change of configuration, until it is refused.
+async fn no_longer_allowed(at: &Inbound, via: &inbound::Via, mut changes: watch::Receiver<()>) -> Refusal {
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let live = at.shared.live.load();
+        let Some(workload) = &live.workload else { return Refusal::PolicyUnavailable };
+        let judged = door(at, workload, via).and_then(|door| authorize(&door, workload, via));
+        if let Err(refusal) = judged {
+            return refusal;
+        }
+    }
+}
+
+/// The end of the certificate by which the peer is known.
+async fn expired(not_after: Option<SystemTime>) -> Cut {
+    let Some(end) = not_after else { return std::future::pending().await };
+    tokio::time::sleep(end.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    let detail = "the certificate of the caller has ended; it connects again with its next one".to_owned();
+    Cut { reason: Reason::IdentityExpired, cause: None, detail }
+}

@@ -1,0 +1,238 @@
+//! From the application into the mesh: which Service port is meant, one endpoint after the other until one lets the
+//! connection in, and how long it may last.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use equerry_policies::names::Authority;
+use equerry_policies::policy::{AppProtocol, ServicePort, TrafficPolicy};
+use equerry_traffic::balance::{self, NoEndpoint, Source};
+use equerry_traffic::deadline::{Authors, Deadline, Kind, Rest};
+use equerry_traffic::route::{self, Known};
+use equerry_traffic::{Reason, Refusal};
+use http::{HeaderValue, Request};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::{BUFFER, Cut, Flow, ask_for_life, carry, ended, hold_the_process, not_tcp, open, reset};
+use crate::exchange::facts::Record;
+use crate::exchange::{attempt, now, serve, tries};
+use crate::live::{Backend, Live, NotThere, TlsIdentity};
+use crate::observe::Direction;
+use crate::outbound::Outbound;
+use crate::upstream::{self, Chosen, ConnectFailure, Places, Protocol, Target, Tunnel, Whom};
+
+/// Endpoints tried until one takes the connection: nothing was said yet, so that nothing is said twice.
+const ENDPOINTS: usize = 3;
+/// A connection on which nothing passes for so long is cut where no policy says otherwise (Envoy's TCP proxy).
+const USUAL_IDLE: Duration = Duration::from_secs(3600);
+/// The longest first line of a callee: longer than any reason.
+const LONGEST_ANSWER: usize = 64;
+
+/// Leads a connection of the application to the Service that it `named`.
+pub(crate) async fn outbound(at: &Outbound, named: &str, mut near: TcpStream, from: SocketAddr) {
+    let mut record = open(Direction::Outbound, from, &at.shared);
+    let authority = HeaderValue::from_str(named).unwrap_or_else(|_| HeaderValue::from_static(""));
+    record.note(|exchange| exchange.authority = authority);
+    ask_for_life(&near);
+    let Reached { mut tunnel, early, limits } = match reach(at, named, from, &mut record).await {
+        Ok(reached) => reached,
+        Err(cut) => {
+            ended(&mut record, &Flow::new(), Err(cut));
+            return reset(&near);
+        }
+    };
+    ask_for_life(tunnel.wire.socket());
+    let flow = Flow::new();
+    let end = tokio::select! {
+        carried = carry(&mut near, &mut tunnel.wire, &early, &flow) => carried,
+        refusal = limits.reached(&flow) => Err(refusal.into()),
+        () = hold_the_process(&at.shared.drain, &flow) => Ok(()),
+    };
+    if end.is_err() {
+        reset(&near);
+        reset(tunnel.wire.socket());
+    }
+    ended(&mut record, &flow, end);
+}
+
+/// A connection to an endpoint, what it said before it was spoken to, and how long it may last.
+struct Reached {
+    tunnel: Tunnel,
+    early: Vec<u8>,
+    limits: Limits,
+}
+
+async fn reach(at: &Outbound, named: &str, from: SocketAddr, record: &mut Record) -> Result<Reached, Cut> {
+    let live = at.shared.live.load();
+    let named = Authority::parse(named, &live.own.namespace)
+        .map_err(|_| Refusal::NoService { name: named.to_owned(), nearest: None })?;
+    let live = at.shared.live.want(&named.service).await.map_err(|none| match none {
+        NotThere::Unknown { nearest } => Refusal::NoService { name: named.service.to_string(), nearest },
+        NotThere::Unavailable => Refusal::ConfigUnavailable { service: named.service.clone() },
+    })?;
+    record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
+    let destination = live
+        .destination(&named.service)
+        .ok_or_else(|| Refusal::ConfigUnavailable { service: named.service.clone() })?;
+    let leave = route::may_leave(&named, Known::Service(&destination.compiled))?;
+    record.note(|exchange| exchange.destination = Some(leave.service().clone()));
+    let choice = tries::with_randomness(|rng| route::connect(&leave, &destination.compiled, rng))?;
+    record.note(|exchange| exchange.route = choice.route().cloned());
+    let backend = serve::backend(&live, destination, &choice)?;
+    let port = serve::service_port(backend, choice.port)?;
+    if port.app_protocol != AppProtocol::Tcp {
+        return Err(not_tcp(port.port, &backend.name).into());
+    }
+    let (tunnel, early) = connect(at, &live, backend, port, from, record).await?;
+    Ok(Reached { tunnel, early, limits: Limits::of(&backend.traffic) })
+}
+
+/// Connects to one endpoint after the other until one takes us.
+async fn connect(
+    at: &Outbound,
+    live: &Live,
+    backend: &Backend,
+    port: &ServicePort,
+    from: SocketAddr,
+    record: &mut Record,
+) -> Result<(Tunnel, Vec<u8>), Cut> {
+    let identity = at.shared.identity.current();
+    let source = Source { address: from.ip(), instance: at.shared.settings.instance.as_str(), identity: &live.own };
+    let key = backend.balancer.key(&Request::new(()).into_parts().0, &source);
+    let mut tried = Vec::new();
+    loop {
+        let choose = |rng: &mut _| upstream::choose(backend, port.port, key, &mut tried, now(), rng);
+        let mut chosen = tries::with_randomness(choose).map_err(|none| match none {
+            NoEndpoint::None => Refusal::NoHealthyEndpoint { service: backend.name.clone() },
+            NoEndpoint::AllOpen => Refusal::BreakerOpen { service: backend.name.clone() },
+        })?;
+        tries::report(chosen.this_try.transition, backend, &chosen.endpoint.instance, record);
+        record.note(|exchange| {
+            exchange.attempts += 1;
+            exchange.upstream_address = Some(chosen.address);
+            exchange.tls = chosen.mesh;
+        });
+        let target = target(backend, port, &chosen, identity.as_ref())?;
+        let outcome = over(at, &target).await;
+        let verdict = match &outcome {
+            Ok(_) => Some(balance::Verdict::Success),
+            Err(cut) if cut.reason.counts_against_endpoint() => Some(balance::Verdict::Failure),
+            Err(_) => None,
+        };
+        if let Some(verdict) = verdict {
+            let breaker = backend.traffic.breaker.as_ref();
+            let change =
+                tries::with_randomness(|rng| chosen.this_try.finish(verdict, breaker, &backend.endpoints, now(), rng));
+            tries::report(change, backend, &chosen.endpoint.instance, record);
+        }
+        match outcome {
+            Ok((tunnel, early)) => {
+                record.note(|exchange| exchange.destination_principal = tunnel.facts.peer.clone());
+                return Ok((tunnel, early));
+            }
+            Err(cut) if !cut.reason.provably_unprocessed() || tried.len() >= ENDPOINTS.min(backend.endpoints.len()) => {
+                return Err(cut);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// One connection, as soon as the other side lets us in.
+async fn over(at: &Outbound, target: &Target<'_>) -> Result<(Tunnel, Vec<u8>), Cut> {
+    let no_connection = |failure| attempt::no_connection(failure, target).refusal;
+    let mut tunnel = at.pool.tunnel(target).await.map_err(no_connection)?;
+    if target.whom.is_none() {
+        return Ok((tunnel, Vec::new()));
+    }
+    let answer = tokio::time::timeout(target.connect_timeout, answer(&mut tunnel)).await;
+    let slow = || no_connection(ConnectFailure::Failed(format!("no answer within {:?}", target.connect_timeout)));
+    let (word, early) = answer.map_err(|_| slow())?.map_err(no_connection)?;
+    match word.parse() {
+        Ok(Reason::Ok) => Ok((tunnel, early)),
+        Ok(reason) => {
+            Err(Cut { reason, cause: None, detail: format!("the sidecar of {} says {word}", target.address) })
+        }
+        Err(_) => Err(no_connection(ConnectFailure::Failed(format!("an answer not understood: {word:?}"))).into()),
+    }
+}
+
+/// The first line of a callee, and what it said after it.
+async fn answer(tunnel: &mut Tunnel) -> Result<(String, Vec<u8>), ConnectFailure> {
+    let mut said = Vec::with_capacity(BUFFER);
+    loop {
+        let read = tunnel.wire.read_buf(&mut said).await;
+        if let Some(refusal) = tunnel.facts.refusal() {
+            return Err(ConnectFailure::Failed(refusal.to_owned()));
+        }
+        let read = read.map_err(|error| ConnectFailure::Failed(error.to_string()))?;
+        if let Some(end) = said.iter().take(LONGEST_ANSWER).position(|byte| *byte == b'\n') {
+            let early = said.split_off(end + 1);
+            return Ok((String::from_utf8_lossy(&said[..end]).into_owned(), early));
+        }
+        if read == 0 || said.len() >= LONGEST_ANSWER {
+            return Err(ConnectFailure::Failed("the peer gave no answer".to_owned()));
+        }
+    }
+}
+
+fn target<'a>(
+    backend: &'a Backend,
+    port: &ServicePort,
+    chosen: &Chosen<'_>,
+    identity: Option<&'a Arc<TlsIdentity>>,
+) -> Result<Target<'a>, Refusal> {
+    let whom = if chosen.mesh {
+        let identity = identity.ok_or(Refusal::IdentityExpired)?;
+        Some(Whom { service: &backend.name, port: port.target_port, accounts: &backend.accounts, identity })
+    } else {
+        None
+    };
+    let traffic = &backend.traffic;
+    Ok(Target {
+        address: chosen.address,
+        protocol: Protocol::Tcp,
+        whom,
+        connect_timeout: traffic.connect_timeout,
+        idle_timeout: traffic.idle_timeout,
+        places: Some(Places { service: &backend.name, state: &backend.limits, traffic }),
+    })
+}
+
+/// How long a connection may last, and stand still.
+struct Limits {
+    rest: Rest,
+    policy: TrafficPolicy,
+}
+
+impl Limits {
+    fn of(policy: &TrafficPolicy) -> Self {
+        let mut rest = Deadline::after(now(), None).after_head(Kind::Upgrade, now(), policy);
+        if policy.stream_idle_timeout.is_none() {
+            rest.idle = Some(USUAL_IDLE);
+        }
+        Self { rest, policy: policy.clone() }
+    }
+
+    async fn reached(&self, flow: &Flow) -> Refusal {
+        let over = async {
+            match self.rest.end.at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let still = async {
+            match self.rest.idle {
+                Some(idle) => flow.stands_still(idle).await,
+                None => std::future::pending().await,
+            }
+        };
+        let refusal = tokio::select! {
+            () = over => self.rest.end.passed(),
+            () = still => self.rest.stood_still(),
+        };
+        refusal.signed(&Authors { rule: None, policy: Some(&self.policy) })
+    }
+}
