@@ -6,8 +6,8 @@
 pub mod accept;
 mod admin;
 pub mod app;
-pub mod config;
 mod codec;
+pub mod config;
 pub mod drain;
 pub mod exchange;
 pub mod inbound;

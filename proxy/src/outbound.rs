@@ -14,10 +14,10 @@ use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks};
 use crate::app::Shared;
-use crate::config::TcpPort;
 use crate::codec::http1::Bad;
 use crate::codec::http1::serve::Respond;
 use crate::codec::{Incoming, Seldom};
+use crate::config::TcpPort;
 use crate::exchange::body::Answer;
 use crate::exchange::connection::{self, Quiet};
 use crate::exchange::mirror::UnderWay;

@@ -135,7 +135,9 @@ impl World {
         let (live, wants) = LiveHandle::new(self.live(account, labels, ports, endpoints));
         let identity = IdentityHandle::default();
         let (key, bundle) = self.identity(account);
-        let server = tls::server_config(&key, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1, tls::ALPN_TCP]).unwrap();
+        let server =
+            tls::server_config(&key, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1, tls::ALPN_TCP])
+                .unwrap();
         identity.put(TlsIdentity {
             id: key.id().clone(),
             not_after: key.not_after(),

@@ -20,9 +20,9 @@ mod filters_tests;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
-mod outside_tests;
-#[cfg(test)]
 mod limits_tests;
+#[cfg(test)]
+mod outside_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -32,8 +32,8 @@ use super::tries::{self, Answered, Errand};
 use super::watch::Watch;
 use crate::app::Shared;
 use crate::codec::http1::Bad;
-use crate::config::MeshProtocol;
 use crate::codec::{Incoming, MAX_HEADER_BYTES, spare};
+use crate::config::MeshProtocol;
 use crate::inbound::{Inbound, Via};
 use crate::live::{self, Backend, Destination, Live, NotThere};
 use crate::observe::Direction;
@@ -89,7 +89,10 @@ pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Reque
 }
 
 /// How an exchange that nothing refused is answered.
-#[allow(clippy::large_enum_variant, reason = "the large one is what nearly every exchange makes, and a box costs an allocation")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is what nearly every exchange makes, and a box costs an allocation"
+)]
 enum Left {
     /// By an upstream.
     Answered(Answered, live::Held, Watch),
@@ -277,7 +280,11 @@ fn may_leave<'a>(live: &'a Live, named: &'a (Authority, Found)) -> Result<(MayLe
 
 /// The destination itself, or another Service that its route chose. A backend need not be one that callers may name yet: its
 /// own routes are not asked.
-pub(crate) fn backend<'a>(live: &'a Live, destination: &'a Destination, choice: &Choice) -> Result<&'a Arc<Backend>, Refusal> {
+pub(crate) fn backend<'a>(
+    live: &'a Live,
+    destination: &'a Destination,
+    choice: &Choice,
+) -> Result<&'a Arc<Backend>, Refusal> {
     if destination.backend.name == choice.backend {
         return Ok(&destination.backend);
     }

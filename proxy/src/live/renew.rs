@@ -261,7 +261,8 @@ impl Keeper {
     }
 
     fn put(&self, identity: Identity, bundle: TrustBundle) -> Result<(), tls::TlsFault> {
-        let server = tls::server_config(&identity, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1, tls::ALPN_TCP])?;
+        let server =
+            tls::server_config(&identity, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1, tls::ALPN_TCP])?;
         self.observe.certificate("leaf", identity.not_after());
         self.identity.put(TlsIdentity {
             id: identity.id().clone(),

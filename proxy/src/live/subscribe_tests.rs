@@ -182,7 +182,12 @@ fn route(to: &[&str], path: PathMatch) -> HttpRoute {
             filters: vec![],
             backends: to
                 .iter()
-                .map(|name| equerry_policies::policy::Backend { service: service(name), port: Some(80), weight: 1, filters: vec![] })
+                .map(|name| equerry_policies::policy::Backend {
+                    service: service(name),
+                    port: Some(80),
+                    weight: 1,
+                    filters: vec![],
+                })
                 .collect(),
             request_timeout: None,
             try_timeout: None,

@@ -145,7 +145,7 @@ fn bench(arguments: &Arguments) -> Result<bool> {
         writeln!(std::io::stdout(), "missing, left out: {}", ground.missing().join(", "))?;
     }
     let (verdict, content) = report::verdict(&all);
-    write!(std::io::stdout(), "{verdict}{file}, charts beside it\n")?;
+    writeln!(std::io::stdout(), "{verdict}{file}, charts beside it")?;
     Ok(content || !(arguments.judge || arguments.soak.is_some()))
 }
 
