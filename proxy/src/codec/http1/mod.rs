@@ -1,6 +1,6 @@
 //! HTTP/1.1 (RFC 9112), read strictly: what two readers could read differently is refused, never repaired.
 //!
-//! [`head`], [`framing`] and [`write`] are pure: bytes to heads and bodies, and back. There is no parser behind them: lines
+//! [`head`], [`framing`] and [`mod@write`] are pure: bytes to heads and bodies, and back. There is no parser behind them: lines
 //! are cut at CRLF, and what makes a method, target, name or value is checked once, by the type that holds it.
 
 pub(crate) mod call;

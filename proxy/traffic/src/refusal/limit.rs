@@ -14,7 +14,8 @@ pub struct Expired {
     pub timer: Timer,
     /// The time allowed.
     pub after: Duration,
-    /// The document that set it, as [`Authors::of`] names it; written down by [`Refusal::signed`].
+    /// The document that set it, as [`Authors`](crate::deadline::Authors) names it; written down by
+    /// [`Refusal::signed`](crate::Refusal::signed).
     pub document: Option<Box<str>>,
 }
 
