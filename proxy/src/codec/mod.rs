@@ -9,7 +9,7 @@ mod link;
 mod seldom;
 pub(crate) mod spare;
 
-pub(crate) use incoming::{BodyError, Incoming};
+pub(crate) use incoming::{BodyError, Incoming, in_words};
 pub(crate) use link::{Link, Wire};
 pub(crate) use seldom::Seldom;
 

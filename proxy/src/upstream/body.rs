@@ -15,7 +15,7 @@ use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 
 use super::connect::Connected;
-use super::pool::{Exchanging, Home};
+use super::lease::{Exchanging, Home};
 use crate::codec::http1::call::Call;
 use crate::codec::{BodyError, Incoming};
 

@@ -31,7 +31,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{OnThisThread, RequestBody};
 use crate::codec::http1::call;
-use crate::codec::{Link, MAX_HEADER_BYTES};
+use crate::codec::{Link, MAX_HEADER_BYTES, in_words};
 use crate::live::{Held, LimitState, TlsIdentity};
 
 /// An HTTP/2 connection is asked for a sign of life this often, so that a peer that vanished is noticed.
@@ -399,21 +399,6 @@ fn peer_failure(fault: &PeerFault) -> ConnectFailure {
         }
         _ => ConnectFailure::Failed(fault.to_string()),
     }
-}
-
-/// An error with the causes it carries.
-pub(super) fn in_words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let said = inner.to_string();
-        if !words.ends_with(&said) {
-            words.push_str(": ");
-            words.push_str(&said);
-        }
-        cause = inner.source();
-    }
-    words
 }
 
 /// The bytes of a connection, plain or mutual TLS.

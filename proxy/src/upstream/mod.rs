@@ -6,6 +6,7 @@
 mod body;
 mod connect;
 mod endpoints;
+mod lease;
 pub(crate) mod outside;
 mod pool;
 pub(crate) mod resolve;
@@ -13,8 +14,9 @@ pub(crate) mod resolve;
 pub(crate) use body::{BrokeOff, RequestBody, ResponseBody, Told};
 pub(crate) use connect::{ConnectFailure, Places, Protocol, Target, Tunnel, Whom};
 pub(crate) use endpoints::{Chosen, choose};
+pub(crate) use lease::{Lease, Message, SendFailure, Untouched};
 pub use outside::Outsiders;
-pub(crate) use pool::{Lease, Message, Pool, SendFailure, Untouched};
+pub(crate) use pool::Pool;
 
 use std::future::Future;
 

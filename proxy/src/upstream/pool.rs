@@ -18,16 +18,14 @@ use equerry_policies::names::{ServiceName, SpiffeId};
 use equerry_policies::policy::TrafficPolicy;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
-use http::{Request, Response};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::connect::{
     self, ConnectFailure, Connected, Counted, Http1, Http2, Places, Protocol, Session, Target, Tunnel, Whom,
 };
-use super::{RequestBody, ResponseBody};
-use crate::codec::Link;
-use crate::codec::http1::call::{self, Call};
+use super::lease::{Exchanging, Kind, Lease};
+use crate::codec::http1::call;
 use crate::live::{Held, LimitState, TlsIdentity};
 
 /// How often idle connections are looked at.
@@ -52,17 +50,17 @@ impl Key {
 }
 
 /// An HTTP/1.1 connection nobody uses.
-struct Idle {
-    connection: Http1,
-    until: Instant,
+pub(super) struct Idle {
+    pub(super) connection: Http1,
+    pub(super) until: Instant,
 }
 
 /// The idle HTTP/1.1 connections that are interchangeable, the last used at the end.
 #[derive(Default)]
-struct Shelf {
-    idle: RefCell<Vec<Idle>>,
+pub(super) struct Shelf {
+    pub(super) idle: RefCell<Vec<Idle>>,
     /// So many exchanges of this worker wait for one of them.
-    waiting: Cell<usize>,
+    pub(super) waiting: Cell<usize>,
 }
 
 /// An HTTP/2 connection on its way, for all who wait for it.
@@ -75,11 +73,11 @@ enum Slot {
 }
 
 /// An HTTP/2 connection with the number of exchanges on it, and when the last one ended.
-struct SharedHttp2 {
-    connection: Http2,
+pub(super) struct SharedHttp2 {
+    pub(super) connection: Http2,
     idle_timeout: Duration,
-    exchanges: Cell<usize>,
-    idle_since: Cell<Instant>,
+    pub(super) exchanges: Cell<usize>,
+    pub(super) idle_since: Cell<Instant>,
 }
 
 /// The connections of one worker.
@@ -136,8 +134,7 @@ impl Pool {
             }
             Protocol::Http2 => {
                 let (connection, reused) = self.shared_http2(&key, target, fresh).await?;
-                connection.exchanges.set(connection.exchanges.get() + 1);
-                Ok(Lease(Kind::Http2 { connection: Exchanging(connection), reused }))
+                Ok(Lease(Kind::Http2 { connection: Exchanging::on(connection), reused }))
             }
             Protocol::Tcp => Err(ConnectFailure::Failed("a tunnel carries no exchange".to_owned())),
         }
@@ -397,7 +394,7 @@ async fn http2(home: &Weak<Pool>, target: &Target<'_>, session: Option<&Session>
 }
 
 /// Whether somebody waits for a connection to the same Service to be closed or free.
-fn is_waited_for(place: &Counted) -> bool {
+pub(super) fn is_waited_for(place: &Counted) -> bool {
     place.as_ref().is_some_and(|(_, state)| state.is_waited_for())
 }
 
@@ -473,178 +470,4 @@ impl OwnedTarget {
         let places = places.as_ref().map(|OwnedPlaces { service, state, traffic }| Places { service, state, traffic });
         Target { address, protocol, whom, connect_timeout, idle_timeout, places }
     }
-}
-
-/// The right to send one request on a connection.
-pub(crate) struct Lease(Kind);
-
-#[expect(clippy::large_enum_variant, reason = "it lives for one try; a box would cost every exchange an allocation")]
-enum Kind {
-    Http1 { connection: Http1, reused: bool, shelf: Rc<Shelf>, idle_timeout: Duration },
-    Http2 { connection: Exchanging, reused: bool },
-}
-
-/// Where an HTTP/1.1 connection goes when its exchange is over.
-pub(super) struct Home {
-    shelf: Rc<Shelf>,
-    facts: Rc<Connected>,
-    counted: Counted,
-    young_until: Option<Instant>,
-    idle_timeout: Duration,
-}
-
-impl Home {
-    pub(super) fn give_back(self, link: Link) {
-        let Self { shelf, facts, counted, young_until, idle_timeout } = self;
-        let waited_for = is_waited_for(&counted);
-        // Whoever waits on another worker, or for another endpoint, is helped by a place and not by this connection.
-        let unwanted = waited_for && shelf.waiting.get() == 0;
-        let now = Instant::now();
-        if unwanted || !connect::is_young(young_until, now) {
-            return;
-        }
-        let state = counted.as_ref().filter(|_| waited_for).map(|(_, state)| Arc::clone(state));
-        let connection = Http1 { link, facts, place: counted, young_until };
-        shelf.idle.borrow_mut().push(Idle { connection, until: now + idle_timeout });
-        if let Some(state) = state {
-            state.free();
-        }
-    }
-}
-
-/// An exchange on a shared connection; over when dropped.
-pub(super) struct Exchanging(Rc<SharedHttp2>);
-
-impl Drop for Exchanging {
-    fn drop(&mut self) {
-        self.0.exchanges.set(self.0.exchanges.get() - 1);
-        self.0.idle_since.set(Instant::now());
-        if let Some((_, state)) = self.0.connection.place.as_ref().filter(|_| self.0.exchanges.get() == 0)
-            && state.is_waited_for()
-        {
-            state.free();
-        }
-    }
-}
-
-/// A request in the form that a connection takes.
-#[derive(Debug)]
-pub(crate) enum Message<'a> {
-    /// Its head is left where it is.
-    Http1(call::Head<'a>, RequestBody),
-    /// All of it is handed over.
-    Http2(Request<RequestBody>),
-}
-
-/// A request that got no response head.
-#[derive(Debug)]
-pub(crate) struct SendFailure {
-    /// The peer has certainly not processed it: nothing was sent, or the peer says so.
-    pub(crate) refused: bool,
-    /// What can be sent over another connection.
-    pub(crate) untouched: Untouched,
-    /// The peer did not accept us: the connection never stood.
-    pub(crate) not_connected: bool,
-    /// What happened, in words.
-    pub(crate) detail: String,
-}
-
-/// The parts of a request that were handed over and not used.
-#[derive(Debug, Default)]
-pub(crate) struct Untouched {
-    /// Its headers.
-    pub(crate) headers: Option<http::HeaderMap>,
-    /// Its body.
-    pub(crate) body: Option<RequestBody>,
-}
-
-impl Lease {
-    /// Whether the connection had carried an exchange before: then the peer may have closed it at any moment.
-    pub(crate) fn reused(&self) -> bool {
-        match &self.0 {
-            Kind::Http1 { reused, .. } | Kind::Http2 { reused, .. } => *reused,
-        }
-    }
-
-    /// Waits until the peer has accepted our certificate.
-    ///
-    /// # Errors
-    /// When it has not.
-    pub(crate) async fn confirmed(&mut self) -> Result<(), ConnectFailure> {
-        match &mut self.0 {
-            Kind::Http1 { connection, .. } => connection.confirmed().await,
-            Kind::Http2 { connection, .. } => connection.0.connection.facts.confirmed().await,
-        }
-    }
-
-    /// Sends the request and waits for the head of the response.
-    ///
-    /// # Errors
-    /// When the connection ends first; says what became of the request.
-    pub(crate) async fn send(self, message: Message<'_>) -> Result<Response<ResponseBody>, SendFailure> {
-        match (self.0, message) {
-            (Kind::Http1 { connection, shelf, idle_timeout, .. }, Message::Http1(head, body)) => {
-                let Http1 { link, facts, place: counted, young_until } = connection;
-                match Call::send(link, head, body).await {
-                    Ok((parts, call)) => {
-                        let home = Home { shelf, facts: Rc::clone(&facts), counted, young_until, idle_timeout };
-                        Ok(Response::from_parts(parts, ResponseBody::http1(facts, call, home)))
-                    }
-                    Err(failure) => {
-                        let untouched = Untouched { headers: None, body: failure.body };
-                        Err(SendFailure::new(&facts, failure.detail, failure.unsent, untouched))
-                    }
-                }
-            }
-            (Kind::Http2 { connection, .. }, Message::Http2(request)) => {
-                let shared = Rc::clone(&connection.0);
-                match shared.connection.send.clone().try_send_request(request).await {
-                    Ok(response) => {
-                        let (parts, body) = response.into_parts();
-                        let facts = Rc::clone(&shared.connection.facts);
-                        Ok(Response::from_parts(parts, ResponseBody::http2(facts, body, connection)))
-                    }
-                    Err(mut failure) => {
-                        let unsent = failure.take_message().map(Request::into_parts);
-                        let error = failure.into_error();
-                        let refused = unsent.is_some() || is_refused_stream(&error);
-                        let untouched = unsent
-                            .map(|(head, body)| Untouched { headers: Some(head.headers), body: Some(body) })
-                            .unwrap_or_default();
-                        Err(SendFailure::new(&shared.connection.facts, connect::in_words(&error), refused, untouched))
-                    }
-                }
-            }
-            (_, message) => {
-                let untouched = match message {
-                    Message::Http1(_, body) => Untouched { headers: None, body: Some(body) },
-                    Message::Http2(request) => {
-                        let (head, body) = request.into_parts();
-                        Untouched { headers: Some(head.headers), body: Some(body) }
-                    }
-                };
-                let detail = "the connection speaks another protocol".to_owned();
-                Err(SendFailure { refused: true, untouched, not_connected: false, detail })
-            }
-        }
-    }
-}
-
-impl SendFailure {
-    fn new(facts: &Connected, detail: String, refused: bool, untouched: Untouched) -> Self {
-        let refusal = facts.refusal();
-        Self { refused, untouched, not_connected: refusal.is_some(), detail: refusal.map_or(detail, str::to_owned) }
-    }
-}
-
-/// HTTP/2 says so itself when a stream was not processed (RFC 9113 sections 6.8 and 8.7).
-fn is_refused_stream(error: &hyper::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if let Some(error) = inner.downcast_ref::<h2::Error>() {
-            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        }
-        cause = inner.source();
-    }
-    false
 }
