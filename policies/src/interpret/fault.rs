@@ -20,8 +20,14 @@ pub(super) fn fault_injection(
     notes: &mut Notes<'_>,
 ) -> Option<FaultInjection> {
     let spec = root.get("spec")?;
-    let services: Vec<ServiceName> =
-        target::services(&spec, &name.namespace, world, notes).into_iter().map(|(service, _)| service).collect();
+    let mut services: Vec<ServiceName> = Vec::new();
+    for (service, at) in target::services(&spec, &name.namespace, world, notes) {
+        if world.speaks_only_tcp(&service) {
+            let found = format!("Service {service}, which speaks TCP on every port");
+            at.complain_of(notes, found, "a Service with a port that speaks HTTP: faults are made of requests");
+        }
+        services.push(service);
+    }
     let by_headers = spec.flag("headers").unwrap_or(false);
     if spec.get("delay").is_none() && spec.get("abort").is_none() && !by_headers {
         spec.complain_of(notes, "no fault", "delay, abort, or headers: true");

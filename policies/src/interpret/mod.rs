@@ -10,6 +10,7 @@ mod balance;
 mod fault;
 mod filter;
 mod grpc;
+mod health;
 mod keys;
 mod mesh;
 mod route;
@@ -19,7 +20,7 @@ mod tenant;
 mod token;
 mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use at::At;
 
@@ -54,6 +55,8 @@ pub fn complaints_within(documents: &[Document]) -> Vec<Complaint> {
 struct World {
     /// Services that exist, `None` where one has mistakes of its own. Without the map nothing is asked.
     services: Option<BTreeMap<ServiceName, Option<Service>>>,
+    /// Services for which an `EndpointSlice` writes endpoints down.
+    written: BTreeSet<ServiceName>,
     /// Things only one document may claim, and which document claimed each.
     claimed: BTreeMap<Claim, String>,
     /// Which kind of route each namespace has on each Service port, and which document was first.
@@ -99,6 +102,12 @@ impl World {
             at.complain_of(notes, found, "a Service with a selector");
         }
         Some(())
+    }
+
+    /// Whether a Service is known to have no port that speaks HTTP.
+    fn speaks_only_tcp(&self, name: &ServiceName) -> bool {
+        let known = self.services.as_ref().and_then(|services| services.get(name)?.as_ref());
+        known.is_some_and(|service| service.ports.iter().all(|port| port.app_protocol == AppProtocol::Tcp))
     }
 
     /// Claims a thing for the document being read, and complains where another has it.
@@ -179,13 +188,17 @@ impl Work {
         }
     }
 
-    /// Services come first, because everything else may name them.
+    /// Services come first, because everything else may name them, and then their endpoints.
     fn read(&mut self, documents: &[Document]) {
-        for document in documents.iter().filter(|d| d.kind() == Kind::Service) {
-            self.one(document);
-        }
-        for document in documents.iter().filter(|d| d.kind() != Kind::Service) {
-            self.one(document);
+        let turn = |document: &Document| match document.kind() {
+            Kind::Service => 0,
+            Kind::EndpointSlice => 1,
+            _ => 2,
+        };
+        for now in 0..=2 {
+            for document in documents.iter().filter(|d| turn(d) == now) {
+                self.one(document);
+            }
         }
     }
 
@@ -226,6 +239,7 @@ impl Work {
             }
             Kind::EndpointSlice => {
                 let slice = service::endpoint_slice(&name, document, root, world, notes)?;
+                world.written.insert(slice.service.clone());
                 meaning.endpoints.insert(name, slice);
             }
             Kind::HttpRoute => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::at::At;
-use super::{Claim, World, balance, target};
+use super::{Claim, World, balance, health, target};
 use crate::document::shape::Notes;
 use crate::names::PolicyName;
 use crate::policy::{Breaker, BreakerMode, FailurePercent, Limits, RetryBudget, TrafficPolicy};
@@ -29,6 +29,9 @@ pub(super) fn traffic_policy(
     if services.is_empty() {
         return None;
     }
+    if services.iter().all(|service| world.speaks_only_tcp(service)) {
+        refuse_without_requests(&spec, notes);
+    }
     let budget = RetryBudget::default();
     let read_budget = |b: &At<'_>| RetryBudget {
         percent: b.whole("percent").unwrap_or(budget.percent),
@@ -38,6 +41,7 @@ pub(super) fn traffic_policy(
     let timeouts = spec.get("timeouts");
     Some(TrafficPolicy {
         name: Some(name.clone()),
+        health_check: health::health_check(&spec, &services, world, notes),
         services,
         load_balancer: balance::load_balancer(&spec, notes),
         connect_timeout: positive(timeouts.as_ref(), "connect", defaults.connect_timeout, notes),
@@ -54,6 +58,32 @@ pub(super) fn traffic_policy(
         limits: spec.get("limits").map(|l| limits(&l, notes)).unwrap_or_default(),
         origin: root.origin(notes),
     })
+}
+
+/// Where every Service speaks nothing but TCP, what is about requests would do nothing.
+fn refuse_without_requests(spec: &At<'_>, notes: &mut Notes<'_>) {
+    const ABOUT_REQUESTS: [(&[&str], &str); 13] = [
+        (&[], "retryBudget"),
+        (&[], "retryBuffer"),
+        (&["timeouts"], "idle"),
+        (&["timeouts"], "maxAge"),
+        (&["limits"], "pending"),
+        (&["limits"], "pendingTimeout"),
+        (&["limits"], "requests"),
+        (&["limits"], "retries"),
+        (&["limits"], "requestBytes"),
+        (&["limits"], "responseBytes"),
+        (&["loadBalancer", "hash"], "header"),
+        (&["loadBalancer", "hash"], "cookie"),
+        (&["loadBalancer", "hash"], "query"),
+    ];
+    for (path, key) in ABOUT_REQUESTS {
+        let within = path.iter().try_fold(spec.clone(), |at, key| at.get(key));
+        if let Some(at) = within.and_then(|at| at.get(key)) {
+            let found = format!("{key} for Services that speak TCP on every port");
+            at.complain_of(notes, found, "nothing: it is about requests, and nobody looks for requests in their bytes");
+        }
+    }
 }
 
 fn breaker(at: &At<'_>, notes: &mut Notes<'_>) -> Breaker {
@@ -105,7 +135,7 @@ fn at_of(map: Option<&At<'_>>, key: &str) -> Option<Duration> {
 }
 
 /// A duration that must be longer than nothing.
-fn positive(map: Option<&At<'_>>, key: &str, default: Duration, notes: &mut Notes<'_>) -> Duration {
+pub(super) fn positive(map: Option<&At<'_>>, key: &str, default: Duration, notes: &mut Notes<'_>) -> Duration {
     let read = map.and_then(|m| m.duration(key));
     if let Some(at) = map.and_then(|m| m.get(key)).filter(|_| read == Some(Duration::ZERO)) {
         at.complain(notes, "a duration longer than 0s");

@@ -9,6 +9,7 @@ mod balance;
 mod breaker;
 mod fault;
 mod filter;
+mod health;
 mod mesh;
 mod route;
 mod service;
@@ -24,6 +25,7 @@ pub use fault::{FaultAbort, FaultDelay, FaultInjection, FaultStatus};
 pub use filter::{
     CorsRules, HeaderEdits, OriginPattern, PathEdit, RequestMirror, RequestRedirect, RouteFilter, UrlRewrite,
 };
+pub use health::{Ask, HealthCheck, is_asked_path, statuses};
 pub use mesh::{ErrorDetail, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Verdict};
 pub use route::{
     Backend, GrpcMethod, HeaderMatch, HttpRoute, PathMatch, QueryMatch, Retry, RouteKind, RouteMatch, RouteRule,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Breaker, Limits, LoadBalancer, Origin, RetryBudget};
+use super::{Breaker, HealthCheck, Limits, LoadBalancer, Origin, RetryBudget};
 use crate::names::{PolicyName, ServiceName};
 
 /// The meaning of a `TrafficPolicy`, and of there being none (`TrafficPolicy::for_nobody`).
@@ -38,6 +38,9 @@ pub struct TrafficPolicy {
     pub retry_budget: RetryBudget,
     /// `None`: off.
     pub breaker: Option<Breaker>,
+    /// How endpoints without a sidecar are asked whether they are well; `None`: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// What may be in flight.
     pub limits: Limits,
     /// Where it was written.
@@ -58,6 +61,7 @@ impl Default for TrafficPolicy {
             retry_buffer: linkerds_buffer(),
             retry_budget: RetryBudget::default(),
             breaker: None,
+            health_check: None,
             limits: Limits::default(),
             origin: Origin::default(),
         }

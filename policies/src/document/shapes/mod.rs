@@ -3,6 +3,7 @@
 mod balance;
 mod fault;
 mod filter;
+mod health;
 mod route;
 mod security;
 mod service;

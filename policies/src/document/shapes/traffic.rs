@@ -26,6 +26,11 @@ static SPEC: Shape = Shape {
         ),
         may("breaker", Form::Object(&BREAKER), "The circuit breaker of each endpoint; off when nothing is written."),
         may(
+            "healthCheck",
+            Form::Object(&super::health::HEALTH_CHECK),
+            "How endpoints without a sidecar are asked whether they are well; they are not asked when nothing is written.",
+        ),
+        may(
             "limits",
             Form::Object(&LIMITS),
             "What one sidecar may have in flight to the Service; without limit when nothing is written.",
