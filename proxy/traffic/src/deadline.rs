@@ -169,18 +169,54 @@ impl Deadline {
 
     /// What holds from the response head on, for an exchange of `kind` that began at `began`.
     pub fn after_head(&self, kind: Kind, began: Instant, policy: &TrafficPolicy) -> Rest {
-        let idle = match policy.stream_idle_timeout {
-            Some(written) => Some(written).filter(|idle| !idle.is_zero()),
-            None => Some(USUAL_STREAM_IDLE).filter(|_| !kind.is_streaming()),
-        };
+        let (idle, unread) = (idle(kind, policy), unread(policy));
         if !kind.is_streaming() {
-            return Rest { end: TryDeadline { at: self.at, allowed: self.allowed, by: self.by }, idle };
+            return Rest { end: TryDeadline { at: self.at, allowed: self.allowed, by: self.by }, idle, unread };
         }
         let stream = policy.stream_timeout.and_then(|allowed| Some((began.checked_add(allowed)?, allowed)));
         let none = Self { at: None, allowed: Duration::ZERO, by: Timer::Stream, asked: None };
         let end = none.at_most(stream, Timer::Stream).at_most(self.asked, Timer::GrpcTimeout);
-        Rest { end: TryDeadline { at: end.at, allowed: end.allowed, by: end.by }, idle }
+        Rest { end: TryDeadline { at: end.at, allowed: end.allowed, by: end.by }, idle, unread }
     }
+
+    /// What holds from the response head on at the callee: the time that came with the request. How long its response may
+    /// stand still is for the caller's policy to say; only who takes nothing of it is not waited for.
+    pub fn after_head_at_callee(&self, kind: Kind, began: Instant) -> Rest {
+        Rest { idle: None, ..self.after_head(kind, began, &TrafficPolicy::default()) }
+    }
+}
+
+/// For how long nothing of a request's body may come, and from the response head on nothing may pass, in an exchange of `kind`;
+/// `None`: however long. Who streams may be silent where nothing is written.
+pub fn idle(kind: Kind, policy: &TrafficPolicy) -> Option<Duration> {
+    match policy.stream_idle_timeout {
+        Some(written) => Some(written).filter(|idle| !idle.is_zero()),
+        None => Some(USUAL_STREAM_IDLE).filter(|_| !kind.is_streaming()),
+    }
+}
+
+/// For how long a caller may take nothing of a response that waits for it; `None`: however long.
+pub fn unread(policy: &TrafficPolicy) -> Option<Duration> {
+    Some(policy.stream_idle_timeout.unwrap_or(USUAL_STREAM_IDLE)).filter(|idle| !idle.is_zero())
+}
+
+fn stream_idle(after: Duration) -> Expired {
+    Expired { timer: Timer::StreamIdle, after, document: None }
+}
+
+/// What an exchange is refused with whose caller sent nothing of its request's body for so long.
+pub fn nothing_came(after: Duration) -> Refusal {
+    Refusal::BodyTimeout(stream_idle(after))
+}
+
+/// What an exchange is ended with that stood still for so long, though there was something to pass on.
+pub fn stood_still(after: Duration) -> Refusal {
+    Refusal::StreamIdle(stream_idle(after))
+}
+
+/// What a response is cut with of which its caller took nothing for so long.
+pub fn nobody_reads(after: Duration) -> Refusal {
+    Refusal::Unread(stream_idle(after))
 }
 
 /// How old a connection that is made now may become before it gets no further exchange: `timeouts.maxAge`, up to a tenth less
@@ -196,13 +232,19 @@ pub struct Rest {
     pub end: TryDeadline,
     /// For how long nothing may pass; `None`: however long.
     pub idle: Option<Duration>,
+    /// For how long the caller may take nothing of what waits for it; `None`: however long.
+    pub unread: Option<Duration>,
 }
 
 impl Rest {
     /// What an exchange that stood still for too long is cut with.
     pub fn stood_still(&self) -> Refusal {
-        let after = self.idle.unwrap_or_default();
-        Refusal::StreamIdle(Expired { timer: Timer::StreamIdle, after, document: None })
+        stood_still(self.idle.unwrap_or_default())
+    }
+
+    /// What an exchange whose caller takes nothing is cut with.
+    pub fn nobody_reads(&self) -> Refusal {
+        nobody_reads(self.unread.unwrap_or_default())
     }
 }
 

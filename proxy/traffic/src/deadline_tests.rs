@@ -127,3 +127,36 @@ fn connections_made_together_do_not_end_together() {
     let forever = TrafficPolicy { max_connection_age: None, ..TrafficPolicy::default() };
     assert_eq!(connection_age(&forever, &mut rng), None);
 }
+
+#[test]
+fn a_callee_holds_the_time_that_came_and_leaves_silence_to_the_callers_policy() {
+    let now = Instant::now();
+    let came = Deadline::after(now, None).inherited(now, Some(2 * SECOND));
+    let rest = came.after_head_at_callee(Kind::Unary, now);
+    assert_eq!((rest.end.at, rest.idle, rest.unread), (Some(now + 2 * SECOND), None, Some(USUAL_STREAM_IDLE)));
+    assert_eq!(rest.end.passed(), Refusal::RequestTimeout(expired(Timer::Inherited, 2 * SECOND)));
+    assert_eq!(came.after_head_at_callee(Kind::EventStream, now).end.at, None, "a stream has no end that a rule knows");
+    let asked = Deadline::after(now, None).asked(now, Some(SECOND)).after_head_at_callee(Kind::Grpc, now);
+    assert_eq!(asked.end.at, Some(now + SECOND));
+}
+
+#[test]
+fn a_caller_that_sends_nothing_or_takes_nothing_is_told_which_timer_it_met() {
+    assert_eq!(idle(Kind::Unary, &TrafficPolicy::default()), Some(USUAL_STREAM_IDLE));
+    assert_eq!(idle(Kind::Grpc, &TrafficPolicy::default()), None, "a stream may be silent");
+    assert_eq!(unread(&TrafficPolicy::default()), Some(USUAL_STREAM_IDLE), "and yet its data must be taken");
+    assert_eq!(
+        (idle(Kind::Unary, &policy(None, Some(Duration::ZERO))), unread(&policy(None, Some(Duration::ZERO)))),
+        (None, None)
+    );
+    let (slow, deaf) = (nothing_came(SECOND), nobody_reads(SECOND));
+    assert_eq!((slow.status().as_u16(), slow.reason().as_str()), (408, "client_slow"));
+    assert_eq!(
+        (slow.fault(), slow.to_string().as_str()),
+        (crate::refusal::Fault::Client, "the caller sent nothing for 1s: timeouts.streamIdle")
+    );
+    assert_eq!(
+        (deaf.reason().as_str(), deaf.to_string().as_str()),
+        ("stream_idle", "the caller took nothing for 1s: timeouts.streamIdle")
+    );
+}

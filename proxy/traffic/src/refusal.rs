@@ -131,6 +131,8 @@ reasons! {
     BadRequest: "bad_request", 400, 3, "DPE", "http_request_error", false;
     /// The request's head or body is too large.
     TooLarge: "too_large", 413, 3, "DPE", "http_request_error", false;
+    /// The caller took too long to send its request.
+    ClientSlow: "client_slow", 408, 4, "SI", "http_request_error", false;
     /// The response's body is larger than its policy allows.
     ResponseTooLarge: "response_too_large", 502, 8, "UPE", "http_response_body_size", false;
     /// A `FaultInjection` says so; [`Refusal::status`] knows with which status.
@@ -304,6 +306,18 @@ pub enum Refusal {
     /// Nothing passed for too long.
     #[error("nothing passed for {0}")]
     StreamIdle(Expired),
+    /// Nobody takes the response.
+    #[error("the caller took nothing for {0}")]
+    Unread(Expired),
+    /// The head of a request that had begun did not come.
+    #[error("the head of the request did not come within {after:?}")]
+    HeadTimeout {
+        /// The time allowed.
+        after: Duration,
+    },
+    /// The body of a request did not come.
+    #[error("the caller sent nothing for {0}")]
+    BodyTimeout(Expired),
     /// A limit of the backend's TrafficPolicy is reached.
     #[error("{0}")]
     Limit(Box<OverLimit>),
@@ -414,7 +428,8 @@ impl Refusal {
             Self::IdentityMismatch { .. } => Reason::IdentityMismatch,
             Self::TryTimeout(_) => Reason::TryTimeout,
             Self::RequestTimeout(_) | Self::TooLate(_) => Reason::RequestTimeout,
-            Self::StreamIdle(_) => Reason::StreamIdle,
+            Self::StreamIdle(_) | Self::Unread(_) => Reason::StreamIdle,
+            Self::HeadTimeout { .. } | Self::BodyTimeout(_) => Reason::ClientSlow,
             Self::Limit(over) => match over.limit {
                 Limited::Connections => Reason::LimitConnections,
                 Limited::Pending | Limited::Waited(_) => Reason::LimitPending,
@@ -490,7 +505,9 @@ impl Refusal {
             Self::TryTimeout(expired)
             | Self::RequestTimeout(expired)
             | Self::TooLate(expired)
-            | Self::StreamIdle(expired) => expired.document.as_deref(),
+            | Self::StreamIdle(expired)
+            | Self::Unread(expired)
+            | Self::BodyTimeout(expired) => expired.document.as_deref(),
             Self::Limit(over) => over.policy.as_deref(),
             Self::BodyTooLarge { policy, .. } | Self::ResponseTooLarge { policy, .. } => Some(policy),
             Self::Forbidden { .. } => Some("Mesh.outboundTraffic"),
@@ -504,7 +521,9 @@ impl Refusal {
         if let Self::TryTimeout(expired)
         | Self::RequestTimeout(expired)
         | Self::TooLate(expired)
-        | Self::StreamIdle(expired) = &mut self
+        | Self::StreamIdle(expired)
+        | Self::Unread(expired)
+        | Self::BodyTimeout(expired) = &mut self
         {
             expired.document = authors.of(expired.timer).map(Into::into);
         }
