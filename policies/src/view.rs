@@ -137,6 +137,23 @@ pub struct EndpointsView {
     pub service: ServiceName,
     /// By instance id.
     pub endpoints: Vec<EndpointView>,
+    /// Members that get no traffic because their own sidecar says that they are not well, by id; [`MOST_UNWELL`] at most. Only
+    /// told, so that a caller who finds nobody learns why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unwell: Vec<UnwellView>,
+}
+
+/// So many members that are not well are named.
+pub const MOST_UNWELL: usize = 16;
+
+/// A member that is not well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnwellView {
+    /// The instance.
+    pub instance: InstanceId,
+    /// What its sidecar says.
+    pub detail: String,
 }
 
 /// One endpoint.
@@ -186,6 +203,8 @@ pub struct InstanceFacts {
     pub ports: Vec<u16>,
     /// Its application is healthy.
     pub healthy: bool,
+    /// If not, why.
+    pub health_detail: String,
 }
 
 /// A Service selects an instance but does not list its account: the instance may not stand behind it.
@@ -221,6 +240,21 @@ pub fn members<'i>(
 ) -> Vec<&'i InstanceFacts> {
     let Some(service) = meaning.services.get(service) else { return Vec::new() };
     instances.filter(|i| is_member(service, &i.account, &i.labels)).collect()
+}
+
+/// Whether an instance stands behind a Service: selected by its labels and listed by its account.
+pub fn stands_behind(meaning: &Meaning, service: &ServiceName, account: &AccountName, labels: &Labels) -> bool {
+    meaning.services.get(service).is_some_and(|service| is_member(service, account, labels))
+}
+
+/// The Services that an instance stands behind.
+pub fn services_with<'m>(
+    meaning: &'m Meaning,
+    account: &'m AccountName,
+    labels: &'m Labels,
+) -> impl Iterator<Item = &'m ServiceName> {
+    let services = meaning.services.values().filter(|service| is_member(service, account, labels));
+    services.map(|service| &service.name)
 }
 
 /// The name nearest to a Service that does not exist, if one is near.
@@ -373,12 +407,16 @@ pub fn endpoints<'i>(
     service: &ServiceName,
     instances: impl Iterator<Item = &'i InstanceFacts>,
 ) -> EndpointsView {
-    let mut endpoints = BTreeMap::new();
+    let (mut endpoints, mut unwell) = (BTreeMap::new(), BTreeMap::new());
     if let Some(service) = meaning.services.get(service) {
         for slice in meaning.endpoints.values().filter(|slice| slice.service == service.name) {
             endpoints.extend(static_endpoints(service, slice).map(|(id, address)| (id, (address, 1))));
         }
-        for instance in instances.filter(|i| i.healthy && is_member(service, &i.account, &i.labels)) {
+        for instance in instances.filter(|i| is_member(service, &i.account, &i.labels)) {
+            if !instance.healthy {
+                unwell.insert(instance.id.clone(), instance.health_detail.clone());
+                continue;
+            }
             // What does not read as a weight is refused when the instance registers.
             let weight = weight(&instance.labels).unwrap_or(1);
             endpoints.insert(instance.id.clone(), (EndpointAddress::Mesh(instance.inbound), weight));
@@ -386,7 +424,8 @@ pub fn endpoints<'i>(
     }
     let endpoints =
         endpoints.into_iter().map(|(instance, (address, weight))| EndpointView { instance, address, weight }).collect();
-    EndpointsView { service: service.clone(), endpoints }
+    let unwell = unwell.into_iter().take(MOST_UNWELL).map(|(instance, detail)| UnwellView { instance, detail });
+    EndpointsView { service: service.clone(), endpoints, unwell: unwell.collect() }
 }
 
 /// The endpoints of one `EndpointSlice`: every address, on the ports whose names the Service knows.

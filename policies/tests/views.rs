@@ -36,6 +36,7 @@ fn instance(id: &str, account: &str, own: &str, healthy: bool) -> InstanceFacts 
         inbound: "10.0.0.1:15006".parse().unwrap(),
         ports: vec![8080],
         healthy,
+        health_detail: if healthy { String::new() } else { format!("{id} answers 503") },
     }
 }
 
@@ -261,6 +262,8 @@ fn endpoints_are_healthy_members_by_id_and_written_addresses() {
     let ids: Vec<&str> = told.endpoints.iter().map(|e| e.instance.as_str()).collect();
     let six = "static-0000-0000-0000-0000-0000-0000-0000-0001-9000";
     assert_eq!(ids, ["o1", "o2", six, "static-127.0.0.1-7001", "static-127.0.0.1-8000"]);
+    let unwell: Vec<(&str, &str)> = told.unwell.iter().map(|one| (one.instance.as_str(), one.detail.as_str())).collect();
+    assert_eq!(unwell, [("sick", "sick answers 503")], "told, and given no traffic");
     let weights: Vec<u32> = told.endpoints.iter().map(|e| e.weight).collect();
     assert_eq!(weights, [3, 1, 1, 1, 1], "as its label says");
     assert_eq!(

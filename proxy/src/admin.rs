@@ -3,6 +3,8 @@
 //! Both run on the control thread, never on a worker. Nothing here shows a secret. Browsers are kept from changing
 //! anything: a request that carries an `Origin` may not POST.
 
+mod health;
+
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
@@ -80,6 +82,7 @@ impl Window {
                 if let Some(shared) = self.shared.get() {
                     self.observe.config_generations(shared.live.generations());
                     self.observe.dns(&shared.outsiders.resolver().census());
+                    self.observe.endpoint_health(health::census(&shared.live.load()));
                 }
                 reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.observe.render())
             }
@@ -88,6 +91,7 @@ impl Window {
             (Side::Admin, &Method::GET, "/") => text(StatusCode::OK, ADMIN_PAGE),
             (Side::Telemetry, &Method::GET, "/") => text(StatusCode::OK, TELEMETRY_PAGE),
             (Side::Admin, &Method::GET, "/config") => self.config(),
+            (Side::Admin, &Method::GET, "/endpoints") => self.endpoints(),
             (Side::Admin, &Method::POST, "/drain") if request.headers().contains_key(http::header::ORIGIN) => {
                 text(StatusCode::FORBIDDEN, "a web page may not stop this proxy\n")
             }
@@ -154,10 +158,20 @@ impl Window {
         });
         reply(StatusCode::OK, "application/json", format!("{shown:#}\n"))
     }
+
+    /// How every endpoint stands.
+    fn endpoints(&self) -> Response<Full<Bytes>> {
+        let Some(shared) = self.shared.get() else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "starting: there is no identity yet\n");
+        };
+        let shown = health::shown(&shared.live.load());
+        reply(StatusCode::OK, "application/json", format!("{shown:#}\n"))
+    }
 }
 
 const ADMIN_PAGE: &str = "equerry-proxy, admin\n\n\
     GET  /config   what is in force: epoch, certificate, destinations and their endpoints\n\
+    GET  /endpoints  where requests can go: each endpoint's health, what says so, and since when\n\
     GET  /healthz  ready, or what is missing\n\
     POST /drain    take no new inbound work, finish what is in flight, end\n\n\
     Metrics are on the telemetry address: /metrics\n";

@@ -63,6 +63,7 @@ impl Registration {
             inbound: self.inbound,
             ports: self.ports.clone(),
             healthy: self.healthy,
+            health_detail: self.health_detail.clone(),
         }
     }
 }

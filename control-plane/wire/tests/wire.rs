@@ -23,6 +23,7 @@ fn endpoints() -> Resource {
             endpoint("orders-1", EndpointAddress::Mesh("10.0.0.1:15006".parse().unwrap())),
             endpoint("static-10.0.0.9", EndpointAddress::Plain(vec![(80, "10.0.0.9:8080".parse().unwrap())])),
         ],
+        unwell: Vec::new(),
     }))
 }
 
@@ -124,7 +125,7 @@ fn too_large_is_refused_by_the_sender_and_by_the_receiver() {
         address: EndpointAddress::Mesh("10.0.0.1:15006".parse().unwrap()),
         weight: 1,
     };
-    let view = EndpointsView { service: service("shop/orders"), endpoints: (0..100_000).map(endpoint).collect() };
+    let view = EndpointsView { service: service("shop/orders"), endpoints: (0..100_000).map(endpoint).collect(), unwell: Vec::new() };
     assert!(matches!(Resource::Endpoints(Box::new(view)).encode(), Err(EncodeError::TooLarge { .. })));
     let body = " ".repeat(MAX_RESOURCE + 1);
     assert!(matches!(

@@ -113,15 +113,20 @@ fn ports(spec: &At<'_>, notes: &mut Notes<'_>) -> Vec<ServicePort> {
             }
             _ => {}
         }
-        let app_protocol = match at.text_of("appProtocol") {
-            Some("http2" | "kubernetes.io/h2c") => AppProtocol::Http2,
-            Some("grpc") => AppProtocol::Grpc,
-            Some("tcp") => AppProtocol::Tcp,
-            _ => AppProtocol::Http,
-        };
+        let app_protocol = app_protocol(at.text_of("appProtocol"));
         ports.push(ServicePort { name, port, target_port: at.whole("targetPort").unwrap_or(port), app_protocol });
     }
     ports
+}
+
+/// What is spoken, by its word; HTTP/1.1 where nothing is written.
+fn app_protocol(word: Option<&str>) -> AppProtocol {
+    match word {
+        Some("http2" | "kubernetes.io/h2c") => AppProtocol::Http2,
+        Some("grpc") => AppProtocol::Grpc,
+        Some("tcp") => AppProtocol::Tcp,
+        _ => AppProtocol::Http,
+    }
 }
 
 pub(super) fn endpoint_slice(
@@ -173,7 +178,23 @@ fn endpoint_port(at: &At<'_>, service: Option<&Service>, notes: &mut Notes<'_>) 
             None => at.complain_of(notes, "a port without a name", expected),
         }
     }
+    let spoken = service.and_then(|service| service_port(service, name)).map(|port| port.app_protocol);
+    if let (Some(written), Some(spoken)) = (at.get("appProtocol"), spoken)
+        && app_protocol(written.text()) != spoken
+    {
+        let expected = format!("what its Service says of the port, {}, or nothing: the Service's word counts", word_of(spoken));
+        written.complain(notes, expected);
+    }
     Some((name.map(str::to_owned), at.whole("port")?))
+}
+
+fn word_of(spoken: AppProtocol) -> &'static str {
+    match spoken {
+        AppProtocol::Http => "http",
+        AppProtocol::Http2 => "http2",
+        AppProtocol::Grpc => "grpc",
+        AppProtocol::Tcp => "tcp",
+    }
 }
 
 fn addresses(root: &At<'_>, notes: &mut Notes<'_>) -> Vec<std::net::IpAddr> {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use equerry_policies::compile::{self, CompiledDestination, CompiledWorkload};
 use equerry_policies::complaint::Complaint;
 use equerry_policies::names::{HostName, InstanceId, ServiceName, SpiffeId};
-use equerry_policies::view::{self, DestinationView, EndpointAddress, EndpointView};
+use equerry_policies::view::{self, DestinationView, EndpointAddress, EndpointView, EndpointsView};
 use equerry_traffic::balance::Member;
 use equerry_traffic::outside::OwnDoors;
 use equerry_wire::proto;
@@ -52,7 +52,7 @@ struct Held {
 enum Understood {
     Workload(Arc<CompiledWorkload>),
     Destination(Arc<Meant>),
-    Endpoints(Vec<EndpointView>),
+    Endpoints(Box<EndpointsView>),
 }
 
 /// A destination: what was said, and what the data path sees of it.
@@ -143,7 +143,7 @@ impl Swap {
                 self.unknown.remove(&view.service);
                 Understood::Destination(Arc::new(Meant { view: *view, compiled }))
             }
-            Resource::Endpoints(view) => Understood::Endpoints(view.endpoints),
+            Resource::Endpoints(view) => Understood::Endpoints(view),
         };
         self.held.insert(key, Held { version: message.version, body: message.body, understood });
         Ok(())
@@ -315,6 +315,7 @@ impl Swap {
             accounts: accounts.collect(),
             ports: view.ports.clone(),
             endpoints,
+            unwell: self.told(service).map(|told| told.unwell.clone()).unwrap_or_default(),
             balancer: self.keep.balancer(service, &view.traffic.load_balancer, members, now),
             limits: self.keep.limits(service, now),
         };
@@ -332,12 +333,17 @@ impl Swap {
     fn listed(&self, view: &DestinationView) -> Vec<EndpointView> {
         let listed = match &view.external {
             Some(name) => view::resolved(&view.ports, self.found.get(name).map_or(&[], |addresses| &**addresses)),
-            None => match self.held.get(&ResourceKey::Endpoints(view.service.clone())).map(|held| &held.understood) {
-                Some(Understood::Endpoints(listed)) => listed.clone(),
-                _ => Vec::new(),
-            },
+            None => self.told(&view.service).map(|told| told.endpoints.clone()).unwrap_or_default(),
         };
         listed.into_iter().filter_map(|endpoint| self.not_here(endpoint)).collect()
+    }
+
+    /// What the control plane said of a Service's endpoints.
+    fn told(&self, service: &ServiceName) -> Option<&EndpointsView> {
+        match self.held.get(&ResourceKey::Endpoints(service.clone())).map(|held| &held.understood) {
+            Some(Understood::Endpoints(told)) => Some(told),
+            _ => None,
+        }
     }
 
     /// The endpoint without those of its addresses that are this process's own listeners; `None` when no other is left.

@@ -30,7 +30,7 @@ fn payments(swap: &mut Swap, name: &str, to: u16) {
     let ports = vec![ServicePort { name: None, port: 80, target_port: to, app_protocol: AppProtocol::Http }];
     let view =
         DestinationView { external: Some(host(name)), ..DestinationView::plain(service("shop/payments"), ports) };
-    let endpoints = EndpointsView { service: service("shop/payments"), endpoints: Vec::new() };
+    let endpoints = EndpointsView { service: service("shop/payments"), endpoints: Vec::new(), unwell: Vec::new() };
     let resources = [Resource::Destination(Box::new(view)), Resource::Endpoints(Box::new(endpoints))];
     let resources = resources.map(|resource| resource.encode().unwrap()).into();
     assert_eq!(swap.take(proto::ToProxy { to_epoch: 1, nonce: 1, resources, ..Default::default() }), []);

@@ -16,6 +16,8 @@ pub(super) trait Family {
     fn series(&self, labels: &[&str]) -> Self::Series;
     /// Ends a series.
     fn end(&self, labels: &[&str]);
+    /// Ends all.
+    fn clear(&self);
 }
 
 impl<B: MetricVecBuilder> Family for MetricVec<B> {
@@ -28,6 +30,10 @@ impl<B: MetricVecBuilder> Family for MetricVec<B> {
     fn end(&self, labels: &[&str]) {
         // The only error is that there is no such series; then it has ended already.
         let _ = self.remove_label_values(labels);
+    }
+
+    fn clear(&self) {
+        self.reset();
     }
 }
 
@@ -68,6 +74,13 @@ impl<F: Family> Capped<F> {
     /// The member that counts everything past the cap.
     pub(super) fn overflow(&self, labels: usize) -> F::Series {
         self.family.series(&vec![OVERFLOW; labels])
+    }
+
+    /// Ends all series: what is there now is told anew.
+    pub(super) fn clear(&self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clear();
+        self.family.clear();
     }
 
     /// Ends the series of these label values, making room for another.

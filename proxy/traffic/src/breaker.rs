@@ -218,6 +218,13 @@ impl Breaker {
         }
     }
 
+    /// Whatever penalty is left is over: the next request is the probe.
+    pub fn end_penalty(&mut self, now: Instant) {
+        if let State::Open { until, .. } = &mut self.state {
+            *until = now.min(*until);
+        }
+    }
+
     /// Takes a result into the window, which begins with a failure and ends when the last one is forgotten.
     fn record(&mut self, failed: bool, settings: &Settings, now: Instant) -> Option<Share> {
         let Some(interval) = settings.failure_percent.map(|share| share.interval) else {

@@ -131,7 +131,7 @@ static ENDPOINT_PORT: Shape = Shape {
         may("name", Form::Text(&ANY), "The name of the Service's port it stands for; empty for the only port."),
         must("port", Form::Whole(1, 65535), "The port listened on."),
         may("protocol", Form::Choice(&PROTOCOL), "The transport; only TCP."),
-        may("appProtocol", Form::Text(&FILLED), "Not looked at: the Service's appProtocol counts."),
+        may("appProtocol", Form::Text(&FILLED), "The same as the Service says of the port."),
     ],
 };
 

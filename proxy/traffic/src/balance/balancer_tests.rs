@@ -216,7 +216,7 @@ proptest! {
             match chosen {
                 Ok(one) => prop_assert!(serving[one.index] && (!fresh || !tried.contains(&one.index)), "{:?}", algorithm),
                 Err(NoEndpoint::None) => prop_assert!(!any, "{:?}", algorithm),
-                Err(NoEndpoint::AllOpen) => prop_assert!(false, "{:?}: no breaker", algorithm),
+                Err(NoEndpoint::AllOpen | NoEndpoint::NoneWell) => prop_assert!(false, "{:?}: no breaker", algorithm),
             }
         }
     }

@@ -1,17 +1,19 @@
 //! What is known of one endpoint, shared by all threads and kept across changes of configuration: tries in flight, how long
-//! answers take, how often they fail, how long it asked to be left alone, and its breaker.
+//! answers take, how often they fail, how long it asked to be left alone, its breaker, what it answered when it was asked, and
+//! whether somebody else was met there.
 
 use std::f32::consts::LOG2_E;
 use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use equerry_policies::policy::Breaker as BreakerSettings;
+use equerry_policies::policy::{Breaker as BreakerSettings, BreakerMode, HealthCheck};
 
 use crate::breaker::{Admission, Breaker, State, Transition};
+use crate::health::{self, Asked, Health, Opened, Signs, Stranger, Turn};
 use crate::outlier::may_eject;
 
 /// The latency assumed of an endpoint nothing is known of (Linkerd's default).
@@ -27,14 +29,23 @@ const FAILURE_DECAY: f32 = 1.0;
 const FAILURE_COST: f32 = 5.0;
 /// An endpoint is never avoided for longer, whatever it asks for.
 const LONGEST_AVOIDED: Duration = Duration::from_secs(60);
+/// While one try finds out who is met there now, others keep away for so long.
+const MEETING: Duration = Duration::from_secs(1);
+
+/// Its breaker has something to say.
+const TRIPPING: u8 = 1;
+/// Its answers keep it away.
+const UNWELL: u8 = 2;
+/// Somebody else was met there.
+const STRANGER: u8 = 4;
 
 /// What is known of one endpoint. All that a pick reads is in the first cache line.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct EndpointState {
     in_flight: AtomicU32,
-    /// The breaker has something to say; without it no thread takes the lock.
-    tripping: AtomicBool,
+    /// What may keep it from being tried; while there is nothing, no thread takes the lock.
+    signs: AtomicU8,
     /// The breaker is open or waits for its probe: told beside it, for those who count the ejected.
     ejected: AtomicBool,
     /// Two `f32` in one word: latency in seconds, and share of failures. 0 is "nothing known".
@@ -43,7 +54,17 @@ pub struct EndpointState {
     estimated_at: AtomicU64,
     /// It asked to be left alone until then; 0: it did not.
     avoided_until: AtomicU64,
-    breaker: Mutex<Breaker>,
+    known: Mutex<Known>,
+}
+
+/// What is known beside estimates.
+#[derive(Debug, Default)]
+struct Known {
+    breaker: Breaker,
+    /// Since when the breaker has not been closed, and what opened it.
+    opened: Option<(Instant, &'static str)>,
+    asked: Asked,
+    stranger: Option<Stranger>,
 }
 
 impl AsRef<Self> for EndpointState {
@@ -69,12 +90,67 @@ impl EndpointState {
 
     /// Where its breaker stands.
     pub fn breaker(&self) -> State {
-        self.lock().state()
+        self.lock().breaker.state()
     }
 
-    /// Whether its breaker is open or waits for its probe, asked without a lock.
-    pub fn is_ejected(&self) -> bool {
-        self.ejected.load(Relaxed)
+    /// Whether requests are kept away from it by anything but its breaker, now.
+    pub fn is_out(&self, now: Instant) -> bool {
+        let signs = self.signs.load(Relaxed);
+        signs & UNWELL != 0 || (signs & STRANGER != 0 && self.lock().meets_a_stranger(now))
+    }
+
+    /// The verdict on it, by all that is known. `breaker`: the settings in force.
+    pub fn health(&self, breaker: Option<&BreakerSettings>, now: Instant) -> Health {
+        let known = self.lock();
+        let enforced = breaker.is_some_and(|settings| settings.mode == BreakerMode::Enforce);
+        let signs = Signs {
+            stranger: known.stranger.as_ref(),
+            breaker: enforced.then(|| Opened { state: known.breaker.state(), since: known.opened }),
+            asked: Some(&known.asked),
+            leased: None,
+        };
+        health::judge(&signs, now)
+    }
+
+    /// Takes in what it answered when it was asked. Where it turns out to be well again and its breaker is open, the next
+    /// request is the probe: the penalty was for what it was before.
+    pub fn answered(&self, answer: Result<(), String>, settings: &HealthCheck, now: Instant) -> Option<Turn> {
+        let mut known = self.lock();
+        let turn = known.asked.answered(answer, settings, now);
+        if turn == Some(Turn::Well) {
+            known.breaker.end_penalty(now);
+        }
+        self.mark(&known);
+        turn
+    }
+
+    /// Whether its answers say that it is not well.
+    pub fn is_unwell(&self) -> bool {
+        self.lock().asked.is_unwell()
+    }
+
+    /// Whether it is used though it is not well, because too many others are not either.
+    pub fn set_panic(&self, panic: bool) {
+        let mut known = self.lock();
+        known.asked.set_panic(panic);
+        self.mark(&known);
+    }
+
+    /// Nobody asks it any more: what it answered says nothing.
+    pub fn not_asked(&self) {
+        let mut known = self.lock();
+        known.asked = Asked::default();
+        self.mark(&known);
+    }
+
+    /// Writes beside the lock what must be seen without it.
+    fn mark(&self, known: &Known) {
+        let sign = |is: bool, sign: u8| if is { sign } else { 0 };
+        let signs = sign(known.breaker != Breaker::default(), TRIPPING)
+            | sign(known.asked.keeps_away(), UNWELL)
+            | sign(known.stranger.is_some(), STRANGER);
+        self.signs.store(signs, Relaxed);
+        self.ejected.store(known.breaker.is_open(), Relaxed);
     }
 
     /// What one more try is expected to cost, in seconds: (latency + share of failures × penalty) × (in flight + 1), both
@@ -161,9 +237,9 @@ impl EndpointState {
 
     /// Whether a try could be made now.
     pub(super) fn would_admit(&self, settings: Option<&BreakerSettings>, now: Instant) -> Option<Admission> {
-        match settings {
-            Some(settings) if self.tripping.load(Relaxed) => self.lock().would_admit(settings, now),
-            _ => Some(Admission::Closed),
+        match self.signs.load(Relaxed) {
+            0 => Some(Admission::Closed),
+            _ => self.lock().would_admit(settings, now),
         }
     }
 
@@ -172,10 +248,36 @@ impl EndpointState {
         settings: Option<&BreakerSettings>,
         now: Instant,
     ) -> Option<(Admission, Option<Transition>)> {
-        match settings {
-            Some(settings) if self.tripping.load(Relaxed) => self.lock().admit(settings, now),
-            _ => Some((Admission::Closed, None)),
+        match self.signs.load(Relaxed) {
+            0 => Some((Admission::Closed, None)),
+            _ => self.lock().admit(settings, now),
         }
+    }
+
+    /// Somebody else was met there, `found` in words. Returns for how long it is kept away, for one of the tries that were
+    /// under way together.
+    pub(super) fn met_a_stranger(&self, found: &str, began: Instant, now: Instant) -> Option<Duration> {
+        let mut known = self.lock();
+        // A try that began before the last meeting belongs to it.
+        if known.stranger.as_ref().is_some_and(|before| began < before.met) {
+            return None;
+        }
+        let stranger = Stranger::again(known.stranger.as_ref(), found, now);
+        let penalty = stranger.penalty;
+        known.stranger = Some(stranger);
+        self.mark(&known);
+        Some(penalty)
+    }
+
+    /// Whoever should be there was met. Returns whether it was somebody else before.
+    pub(super) fn met_the_right_one(&self) -> bool {
+        if self.signs.load(Relaxed) & STRANGER == 0 {
+            return false;
+        }
+        let mut known = self.lock();
+        let before = known.stranger.take();
+        self.mark(&known);
+        before.is_some()
     }
 
     /// Tells the breaker how a try ended; `all` are the endpoints of which only so many may be kept away at once.
@@ -187,25 +289,28 @@ impl EndpointState {
         now: Instant,
         random: f64,
     ) -> Option<Transition> {
-        if verdict == Verdict::Success && !self.tripping.load(Relaxed) {
+        if verdict == Verdict::Success && self.signs.load(Relaxed) & TRIPPING == 0 {
             return None;
         }
+        let mut known = self.lock();
         let Some(settings) = settings else {
             // Switched off: what it remembers must not hold when it is switched on again.
-            if self.tripping.load(Relaxed) {
-                *self.lock() = Breaker::default();
-                self.tripping.store(false, Relaxed);
-                self.ejected.store(false, Relaxed);
-            }
+            (known.breaker, known.opened) = (Breaker::default(), None);
+            self.mark(&known);
             return None;
         };
-        let mut breaker = self.lock();
         let transition = match verdict {
-            Verdict::Success => breaker.succeeded(admitted, settings, now),
-            Verdict::Failure => breaker.failed(admitted, settings, || self.may_be_ejected(settings, all), now, random),
+            Verdict::Success => known.breaker.succeeded(admitted, settings, now),
+            Verdict::Failure => {
+                known.breaker.failed(admitted, settings, || self.may_be_ejected(settings, all), now, random)
+            }
         };
-        self.tripping.store(*breaker != Breaker::default(), Relaxed);
-        self.ejected.store(breaker.is_open(), Relaxed);
+        match transition {
+            Some(Transition::Opened { cause, .. }) => known.opened = Some((now, cause.as_str())),
+            Some(Transition::Closed | Transition::Kept { .. }) => known.opened = None,
+            Some(Transition::Reopened { .. } | Transition::Probing) | None => {}
+        }
+        self.mark(&known);
         transition
     }
 
@@ -214,18 +319,22 @@ impl EndpointState {
     fn may_be_ejected<E: AsRef<Self>>(&self, settings: &BreakerSettings, all: &[E]) -> bool {
         self.ejected.store(true, SeqCst);
         let other = |other: &&E| !std::ptr::eq((*other).as_ref(), self);
-        let ejected = all.iter().filter(other).filter(|other| (*other).as_ref().ejected.load(SeqCst)).count();
+        let is_away = |other: &&E| {
+            let other = (*other).as_ref();
+            other.ejected.load(SeqCst) || other.signs.load(Relaxed) & (UNWELL | STRANGER) != 0
+        };
+        let ejected = all.iter().filter(other).filter(is_away).count();
         may_eject(ejected, all.len(), settings)
     }
 
     /// A probe ended without a verdict.
     pub(super) fn abandon_probe(&self) {
-        self.lock().abandon(Admission::Probe);
+        self.lock().breaker.abandon(Admission::Probe);
     }
 
-    /// A breaker has no invariant that a panic between two of its steps could break.
-    fn lock(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Nothing behind it has an invariant that a panic between two steps could break.
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -257,96 +366,31 @@ fn fading(nanos: f32, decay: f32) -> f32 {
     f32::from_bits((127 - whole) << 23) * (1.0 - part * (0.671_573 - 0.171_573 * part))
 }
 
-#[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a test needs some moment to count from")]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn cost(state: &EndpointState, now: Instant) -> f32 {
-        state.cost(1.0, Moment::of(now))
+impl Known {
+    fn meets_a_stranger(&self, now: Instant) -> bool {
+        self.stranger.as_ref().is_some_and(|stranger| now < stranger.until)
     }
 
-    #[test]
-    fn a_slower_answer_counts_at_once_and_a_faster_one_by_age() {
-        let state = EndpointState::default();
-        let start = Instant::now();
-        state.observe(10 * MS, Verdict::Success, false, start);
-        assert!((cost(&state, start) - 0.010).abs() < 1e-6);
-        state.observe(100 * MS, Verdict::Success, false, start);
-        assert!((cost(&state, start) - 0.100).abs() < 1e-6);
-        state.observe(10 * MS, Verdict::Success, false, start + 100 * MS);
-        let after = cost(&state, start + 100 * MS);
-        assert!((0.098..0.100).contains(&after), "{after}");
-    }
-
-    #[test]
-    fn an_endpoint_nothing_is_known_of_gets_the_one_try_by_which_it_becomes_known() {
-        let (known, unknown) = (EndpointState::default(), EndpointState::default());
-        let now = Instant::now();
-        known.observe(MS, Verdict::Success, false, now);
-        assert!(cost(&unknown, now) < cost(&known, now));
-        unknown.begin();
-        assert!(cost(&unknown, now) > cost(&known, now), "and no more than one");
-    }
-
-    #[test]
-    fn an_endpoint_that_fails_fast_costs_more_than_a_slow_one_that_answers() {
-        let (failing, slow) = (EndpointState::default(), EndpointState::default());
-        let now = Instant::now();
-        failing.observe(MS / 10, Verdict::Failure, false, now);
-        slow.observe(200 * MS, Verdict::Success, false, now);
-        assert!(cost(&failing, now) > cost(&slow, now));
-        let later = now + 10 * SECOND;
-        assert!(cost(&failing, later) < cost(&slow, later), "a single failure is forgotten");
-    }
-
-    #[test]
-    fn an_endpoint_of_twice_the_weight_bears_twice_as_much_in_flight() {
-        let (light, heavy) = (EndpointState::default(), EndpointState::default());
-        let now = Instant::now();
-        light.observe(10 * MS, Verdict::Success, false, now);
-        heavy.observe(10 * MS, Verdict::Success, false, now);
-        (0..3).for_each(|_| light.begin());
-        (0..6).for_each(|_| heavy.begin());
-        assert!((light.cost(1.0, Moment::of(now)) - heavy.cost(2.0, Moment::of(now))).abs() < 1e-6);
-    }
-
-    #[test]
-    fn an_endpoint_is_avoided_for_as_long_as_it_asks_but_a_minute_at_most() {
-        let (state, now) = (EndpointState::default(), Instant::now());
-        assert!(!state.is_avoided(Moment::of(now)));
-        state.avoid_until(now + 5 * SECOND, now);
-        state.avoid_until(now + SECOND, now);
-        assert!(state.is_avoided(Moment::of(now + 4 * SECOND)), "the longer one holds");
-        assert!(!state.is_avoided(Moment::of(now + 5 * SECOND)));
-        let later = now + 10 * SECOND;
-        state.avoid_until(later + 3600 * SECOND, later);
-        assert!(
-            state.is_avoided(Moment::of(later + 59 * SECOND)) && !state.is_avoided(Moment::of(later + 60 * SECOND))
-        );
-        state.avoid_until(later, later + 100 * SECOND);
-        assert!(!state.is_avoided(Moment::of(later + 100 * SECOND)), "what is over is over");
-    }
-
-    #[test]
-    fn what_fades_is_within_less_than_half_a_percent_of_the_exponential_and_never_grows() {
-        let mut before = 1.0;
-        for step in 0..2_000_000_u32 {
-            let nanos = step as f32 * 500_000.0;
-            let (ours, exact) = (fading(nanos, LATENCY_DECAY), (-nanos / 1e9 / LATENCY_DECAY).exp());
-            assert!((ours - exact).abs() <= exact * 0.004 + 1e-37, "{nanos}: {ours} against {exact}");
-            assert!(ours <= before * 1.000_001, "{nanos}");
-            before = ours;
+    fn would_admit(&self, settings: Option<&BreakerSettings>, now: Instant) -> Option<Admission> {
+        if self.asked.keeps_away() || self.meets_a_stranger(now) {
+            return None;
         }
-        assert_eq!(fading(1e18, FAILURE_DECAY), 0.0);
+        settings.map_or(Some(Admission::Closed), |settings| self.breaker.would_admit(settings, now))
     }
 
-    #[test]
-    fn what_a_pick_reads_is_in_one_cache_line() {
-        assert!(std::mem::offset_of!(EndpointState, breaker) <= 64);
-        assert_eq!(align_of::<EndpointState>(), 64);
+    fn admit(&mut self, settings: Option<&BreakerSettings>, now: Instant) -> Option<(Admission, Option<Transition>)> {
+        self.would_admit(settings, now)?;
+        let admitted = match settings {
+            Some(settings) => self.breaker.admit(settings, now)?,
+            None => (Admission::Closed, None),
+        };
+        if let Some(stranger) = &mut self.stranger {
+            stranger.until = now + MEETING;
+        }
+        Some(admitted)
     }
 }
+
+#[cfg(test)]
+#[path = "endpoint_tests.rs"]
+mod tests;

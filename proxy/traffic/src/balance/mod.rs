@@ -16,7 +16,7 @@ mod two;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use equerry_policies::policy::{Breaker as BreakerSettings, BreakerMode};
 
@@ -33,6 +33,8 @@ pub enum NoEndpoint {
     None,
     /// The breaker of each is open.
     AllOpen,
+    /// None may be tried, and not for their breakers alone.
+    NoneWell,
 }
 
 /// What is asked of [`choose`].
@@ -87,6 +89,17 @@ impl Try<'_> {
         self.state.judge((self.admitted, verdict), settings, endpoints, now, rng.f64())
     }
 
+    /// Somebody else than should have answered, `found` in words: the endpoint is kept away. Returns for how long, if this try
+    /// is the first to say so.
+    pub fn met_a_stranger(&self, found: &str, now: Instant) -> Option<Duration> {
+        self.state.met_a_stranger(found, self.started, now)
+    }
+
+    /// Whoever should have answered did. Returns whether it was somebody else before.
+    pub fn met_the_right_one(&self) -> bool {
+        self.state.met_the_right_one()
+    }
+
     /// See [`EndpointState::avoid_until`].
     pub fn avoid_until(&self, until: Instant, now: Instant) {
         self.state.avoid_until(until, now);
@@ -111,7 +124,7 @@ impl Drop for Try<'_> {
 /// `endpoints` is the list that `balancer` was made for.
 ///
 /// # Errors
-/// When no endpoint serves it, or the breaker of each that does is open.
+/// When no endpoint serves it, or each that does is kept away.
 pub fn choose<'e, E: AsRef<EndpointState>>(
     balancer: &Balancer,
     endpoints: &'e [E],
@@ -135,15 +148,19 @@ pub fn choose<'e, E: AsRef<EndpointState>>(
                 balancer.pick(endpoints, key, may, (now, moment), rng)
             });
         let Some(index) = index else {
-            let serves = |index: usize| (index < endpoints.len() && serves(index)).then_some(Admission::Closed);
-            let any = balancer.pick(endpoints, key, serves, (now, moment), rng).ok_or(NoEndpoint::None)?;
-            // Where not all may be kept away somebody stays, even if those who were left have gone from the list since.
+            let serves = |index: usize| index < endpoints.len() && serves(index);
+            let (serving, out) = (0..endpoints.len())
+                .filter(|index| serves(*index))
+                .fold((0, 0), |(all, out), index| (all + 1, out + usize::from(state(index).is_out(now))));
+            // Where not all may be kept away by breakers somebody stays, even if those who were left have gone from the list since.
             let some_stay = breaker.is_some_and(|breaker| breaker.max_ejected_percent < 100);
-            let admitted = (Admission::Closed, None);
-            return if some_stay {
-                Ok(begin(balancer, (any, state(any)), admitted, now))
-            } else {
-                Err(NoEndpoint::AllOpen)
+            let may = |index: usize| (serves(index) && !state(index).is_out(now)).then_some(Admission::Closed);
+            let any = if some_stay { balancer.pick(endpoints, key, may, (now, moment), rng) } else { None };
+            return match any {
+                Some(any) => Ok(begin(balancer, (any, state(any)), (Admission::Closed, None), now)),
+                None if serving == 0 => Err(NoEndpoint::None),
+                None if out == 0 => Err(NoEndpoint::AllOpen),
+                None => Err(NoEndpoint::NoneWell),
             };
         };
         // Between the look and the step another thread may have taken the probe: then look again.
