@@ -1,6 +1,7 @@
 //! The reading end (RFC 7541 sections 3 to 6). A block is read to its end whatever it holds, because the next one builds on
 //! it; beyond what is taken from anybody nothing is made of its fields.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use bytes::Bytes;
@@ -41,11 +42,16 @@ impl Decoder {
         Self { table: Table::new(size), allowed: size }
     }
 
-    /// Decompresses a whole block and hands each field to `take`, as long as they are not too many.
+    /// Decompresses a whole block and hands each field to `take`, as long as they are not too many: borrowed from the table, or
+    /// made for this block.
     ///
     /// # Errors
     /// When it cannot be: then no later block can be either (COMPRESSION_ERROR).
-    pub(crate) fn decode(&mut self, block: &Bytes, mut take: impl FnMut(Field)) -> Result<Extent, &'static str> {
+    pub(crate) fn decode(
+        &mut self,
+        block: &Bytes,
+        mut take: impl FnMut(Cow<'_, Field>),
+    ) -> Result<Extent, &'static str> {
         let mut reader = Reader { block, at: 0 };
         let mut left = Left { bytes: MAX_HEADER_BYTES, fields: MAX_HEADERS, extent: Extent::Whole };
         self.resizes(&mut reader)?;
@@ -53,7 +59,7 @@ impl Decoder {
             if first & 0x80 != 0 {
                 let entry = self.table.get(reader.integer(first, 0x7f)?).ok_or(NO_ENTRY)?;
                 if left.takes(entry.size) {
-                    take(entry.field.clone());
+                    take(Cow::Borrowed(&entry.field));
                 }
                 continue;
             }
@@ -72,14 +78,15 @@ impl Decoder {
             let field = name.field(value, never);
             if !indexed {
                 if left.takes(size) {
-                    take(field);
+                    take(Cow::Owned(field));
                 }
                 continue;
             }
+            // What was cloned is cloned again at less cost than what was not.
+            self.table.add(Entry { field: field.clone(), size, name: length });
             if left.takes(size) {
-                take(field.clone());
+                take(Cow::Owned(field));
             }
-            self.table.add(Entry { field, size, name: length });
         }
         Ok(left.extent)
     }
