@@ -18,8 +18,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, LocalSet};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::accept::{self, WorkerHandle};
+use crate::accept::room::Room;
+use crate::accept::{self, Welcome, WorkerHandle};
 use crate::admin::{self, Side, Window};
 use crate::config::{self, BadSettings, Command, Given, Settings};
 use crate::drain::Drain;
@@ -29,11 +34,15 @@ use crate::live::state_dir::{StateDir, StateDirError};
 use crate::live::{self, IdentityHandle, Link, Live, LiveHandle, NoIdentity, Quotas, Status};
 use crate::observe::{Direction, Observer, ObserverOptions, SERIES_CAP};
 use crate::outbound::{Outbound, tcp_door};
+use crate::probe;
+use crate::tidy;
 use crate::upstream::Outsiders;
 use crate::wait;
 
 /// Connections the kernel holds for us while the acceptor is busy.
 const BACKLOG: i32 = 4096;
+/// A caller that went silent is asked for a sign of life after this, and then this often.
+const SIGN_OF_LIFE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
 /// How long a draining proxy still takes connections at least: callers learn of its leave through the control plane.
 const LEAVE: Duration = Duration::from_secs(1);
 /// How long the access log may take to write its last lines.
@@ -157,11 +166,13 @@ fn own_doors(listeners: &[SocketAddr], advertised: SocketAddr) -> OwnDoors {
 }
 
 fn listen(what: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, Fatal> {
-    use socket2::{Domain, Socket, Type};
+    use socket2::{Domain, Socket, TcpKeepalive, Type};
     let bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
+        // Taken over by every connection that is accepted: one whose other end is gone without a word ends too.
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SIGN_OF_LIFE.0).with_interval(SIGN_OF_LIFE.1))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
@@ -195,6 +206,7 @@ impl Control {
         ));
         tokio::spawn(admin::serve(tokio::net::TcpListener::from_std(listeners.admin)?, Side::Admin, window.clone()));
         listen_to_signals(Arc::clone(&stop), observe.clone())?;
+        tokio::spawn(tidy::keep());
 
         let identity = IdentityHandle::default();
         let keeper = live::Keeper {
@@ -311,8 +323,8 @@ impl Conversation {
         let verdict = live::health::unknown();
         let lease = live::Lease::new(&settings, advertised);
         let leave = tokio::spawn(lease.hold(link.clone(), verdict.subscribe(), status.clone(), drain.clone()));
-        let probed = settings.app_ports.first().map(|port| port.local);
-        tokio::spawn(live::health::probe(probed, settings.health_path.clone(), verdict));
+        tokio::spawn(probe::ask_own(Arc::clone(&settings), verdict));
+        tokio::spawn(probe::Prober::new(live.clone(), observe.clone()).run());
         tokio::spawn(keeper.keep(link.clone()));
         tokio::spawn(live::slices::run(Arc::clone(&quotas), link.clone()));
         let who = live::Who { instance: settings.instance.clone(), version: env!("CARGO_PKG_VERSION") };
@@ -346,6 +358,8 @@ fn start_workers(
 ) -> Result<(), Fatal> {
     let (handles, inboxes): (Vec<WorkerHandle>, Vec<accept::Inbox>) =
         (0..shared.settings.workers).map(|_| accept::worker()).unzip();
+    let most = accept::room::connections(shared.settings.max_connections);
+    tracing::info!(connections = most, workers = shared.settings.workers, "room for connections");
     let mut listeners = Some((outbound, inbound, handles));
     for (n, inbox) in inboxes.into_iter().enumerate() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -355,18 +369,32 @@ fn start_workers(
             let local = LocalSet::new();
             local.block_on(&runtime, async move {
                 if let Some((outbound, inbound, handles)) = listeners {
-                    let handles: Rc<[WorkerHandle]> = handles.into();
+                    let acceptor = Acceptor {
+                        workers: handles.into(),
+                        room: Rc::new(Room::new(most)),
+                        observe: shared.observe.clone(),
+                    };
                     for listener in outbound {
-                        accept_on(listener, Direction::Outbound, Rc::clone(&handles));
+                        acceptor.accept_on(listener, Direction::Outbound);
                     }
-                    accept_on(inbound, Direction::Inbound, handles);
+                    acceptor.accept_on(inbound, Direction::Inbound);
                 }
                 let (outbound, inbound) = (Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared)));
-                let serve = move |direction, stream, peer| -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
+                let serve = move |direction, welcome, stream, peer| -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
                     let (outbound, inbound) = (Rc::clone(&outbound), Rc::clone(&inbound));
-                    match direction {
-                        Direction::Outbound => Box::pin(async move { outbound.serve(stream, peer).await }),
-                        Direction::Inbound => Box::pin(async move { inbound.serve(stream, peer).await }),
+                    match (direction, welcome) {
+                        (Direction::Outbound, Welcome::Served) => {
+                            Box::pin(async move { outbound.serve(stream, peer).await })
+                        }
+                        (Direction::Inbound, Welcome::Served) => {
+                            Box::pin(async move { inbound.serve(stream, peer).await })
+                        }
+                        (Direction::Outbound, Welcome::TurnedAway) => {
+                            Box::pin(async move { outbound.turn_away(stream, peer).await })
+                        }
+                        (Direction::Inbound, Welcome::TurnedAway) => {
+                            Box::pin(async move { inbound.turn_away(stream, peer).await })
+                        }
                     }
                 };
                 accept::work(inbox, serve).await;
@@ -376,10 +404,22 @@ fn start_workers(
     Ok(())
 }
 
-fn accept_on(listener: std::net::TcpListener, direction: Direction, workers: Rc<[WorkerHandle]>) {
-    match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => drop(tokio::task::spawn_local(accept::run(listener, direction, workers))),
-        Err(error) => tracing::error!(%error, direction = direction.as_str(), "this listener cannot be served"),
+/// What all listeners share.
+struct Acceptor {
+    workers: Rc<[WorkerHandle]>,
+    room: Rc<Room>,
+    observe: Observer,
+}
+
+impl Acceptor {
+    fn accept_on(&self, listener: std::net::TcpListener, direction: Direction) {
+        let (workers, room, observe) = (Rc::clone(&self.workers), Rc::clone(&self.room), self.observe.clone());
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => {
+                tokio::task::spawn_local(accept::run(listener, direction, workers, room, observe));
+            }
+            Err(error) => tracing::error!(%error, direction = direction.as_str(), "this listener cannot be served"),
+        }
     }
 }
 
@@ -428,9 +468,12 @@ fn end_with_stdin() {
 
 /// Text for a terminal, JSON for everybody else.
 fn log_to_stderr(filter: &str) {
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = filter.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
+    let (logger, lines) = (tracing_subscriber::registry().with(filter), fmt::layer().with_writer(std::io::stderr));
     // When another part of this process has set one up already, that one is used.
-    let _ = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
+    let _ = if std::io::stderr().is_terminal() {
+        logger.with(lines).try_init()
+    } else {
+        logger.with(lines.json()).try_init()
+    };
 }

@@ -2,15 +2,23 @@
 //!
 //! One list of settings serves flags, variables and the file, so that none can know a setting the others do not.
 
+mod health;
+mod ports;
+
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use equerry_policies::names::{Authority, InstanceId, Namespace};
-use equerry_policies::policy::Labels;
+use equerry_policies::names::InstanceId;
+use equerry_policies::policy::{Ask, Labels};
 use serde::Deserialize;
+use tracing_subscriber::filter::Targets;
+
+use health::GivenHealth;
+use ports::NameServer;
+pub use ports::{AppPort, TcpPort};
 
 use crate::observe::AccessLogTarget;
 
@@ -120,12 +128,25 @@ pub struct Given {
     /// Data threads [default: 2, or the CPU quota when that is less].
     #[arg(long, env = "EQUERRY_WORKERS", value_name = "N")]
     workers: Option<usize>,
+    /// Connections of callers held at once, in and out together; beyond them callers are told 503 [default: 16384, or as many
+    /// as the file descriptors carry, two for each].
+    #[arg(long, env = "EQUERRY_MAX_CONNECTIONS", value_name = "N")]
+    max_connections: Option<usize>,
     /// Access log: `-` for standard output, `off`, or a file [default: -].
     #[arg(long, env = "EQUERRY_ACCESS_LOG", value_name = "-|off|PATH")]
     access_log: Option<String>,
     /// Path the application answers with 2xx while healthy; without it, accepting a connection is enough.
     #[arg(long, env = "EQUERRY_HEALTH_PATH", value_name = "PATH")]
     health_path: Option<String>,
+    /// Statuses that --health-path is answered with while healthy, such as 200 or 200-399; may be repeated [default: 200-299].
+    #[arg(long, env = "EQUERRY_HEALTH_STATUS", value_name = "STATUS[-STATUS]", value_delimiter = ',')]
+    health_status: Option<Vec<String>>,
+    /// Ask the application's grpc.health.v1 service instead; for one service by name, else for the server as a whole.
+    #[arg(long, env = "EQUERRY_HEALTH_GRPC", value_name = "SERVICE", num_args = 0..=1, default_missing_value = "")]
+    health_grpc: Option<String>,
+    /// Port of the application that is asked, at 127.0.0.1 [default: where the first --app-port leads].
+    #[arg(long, env = "EQUERRY_HEALTH_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    health_port: Option<u16>,
     /// How long to wait for exchanges in flight when stopping [default: 30s].
     #[arg(long, env = "EQUERRY_DRAIN_TIMEOUT", value_name = "DURATION")]
     drain_timeout: Option<String>,
@@ -184,107 +205,20 @@ pub struct Settings {
     pub mesh_protocol: MeshProtocol,
     /// Data threads; at least 1.
     pub workers: usize,
+    /// Connections of callers held at once; `None`: as many as the process can carry.
+    pub max_connections: Option<usize>,
     /// Where access log lines go.
     pub access_log: AccessLogTarget,
-    /// Path probed on the first application port; `None`: a connection is enough.
-    pub health_path: Option<String>,
+    /// What the application is asked to see whether it is well.
+    pub health: Ask,
+    /// Where, at 127.0.0.1; `None`: on its first port.
+    pub health_port: Option<u16>,
     /// Longest wait for exchanges in flight when stopping.
     pub drain_timeout: Duration,
     /// `tracing` filter.
     pub log: String,
     /// End when standard input closes.
     pub exit_with_stdin: bool,
-}
-
-/// A port of the application.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "WrittenPort")]
-pub struct AppPort {
-    /// As the mesh knows it: a Service's target port.
-    pub port: u16,
-    /// Where the application listens at 127.0.0.1; the same unless the operator says otherwise.
-    pub local: u16,
-}
-
-/// A port in a file: a number, or a text such as `8080=40123`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum WrittenPort {
-    Number(u16),
-    Text(String),
-}
-
-impl TryFrom<WrittenPort> for AppPort {
-    type Error = String;
-    fn try_from(written: WrittenPort) -> Result<Self, String> {
-        match written {
-            WrittenPort::Number(port) => port.to_string().parse(),
-            WrittenPort::Text(text) => text.parse(),
-        }
-    }
-}
-
-impl std::str::FromStr for AppPort {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (port, local) = text.split_once('=').unwrap_or((text, text));
-        let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
-        match (number(port), number(local)) {
-            (Some(port), Some(local)) => Ok(Self { port, local }),
-            _ => Err("expected PORT or PORT=LOCAL, each from 1 to 65535".to_owned()),
-        }
-    }
-}
-
-/// A port on 127.0.0.1 that leads to a Service as plain TCP.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct TcpPort {
-    /// Where the sidecar listens for its application.
-    pub local: u16,
-    /// The Service, as a `Host` header would name it.
-    pub service: String,
-}
-
-impl TryFrom<String> for TcpPort {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl std::str::FromStr for TcpPort {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        const EXPECTED: &str = "expected LOCAL=SERVICE[.NAMESPACE][:PORT], such as 5432=db.shop:5432";
-        let (local, service) = text.split_once('=').ok_or(EXPECTED)?;
-        let local = local.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?;
-        // A name without a namespace is of this workload's, which is not known yet; whether it is one can be said with any.
-        let any = Namespace::parse("any").map_err(|error| error.to_string())?;
-        Authority::parse(service, &any).map_err(|error| format!("{service:?}: {error}; {EXPECTED}"))?;
-        Ok(Self { local, service: service.to_owned() })
-    }
-}
-
-/// A name server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-struct NameServer(SocketAddr);
-
-impl TryFrom<String> for NameServer {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl std::str::FromStr for NameServer {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let whole = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
-        let address = text.parse().ok().map(|address: IpAddr| SocketAddr::new(address, 53));
-        whole.or(address).map(Self).ok_or_else(|| "expected an IP address, or IP:PORT".to_owned())
-    }
 }
 
 /// Where a join token comes from.
@@ -344,12 +278,11 @@ impl Given {
         {
             return Err(bad(format!("--tcp {}: given twice", twice.local)));
         }
-        let health_path = self.health_path.or(file.health_path);
-        if let Some(path) =
-            health_path.as_deref().filter(|path| !path.starts_with('/') || !path.bytes().all(|c| c.is_ascii_graphic()))
-        {
-            return Err(bad(format!("--health-path {path:?}: expected a path such as /healthz")));
-        }
+        let health = GivenHealth {
+            path: self.health_path.or(file.health_path),
+            status: self.health_status.or(file.health_status),
+            grpc: self.health_grpc.or(file.health_grpc),
+        };
         Ok(Settings {
             control_plane: host_and_port(self.control_plane.or(file.control_plane))?,
             join_token,
@@ -366,12 +299,14 @@ impl Given {
             mesh_protocol: self.mesh_protocol.or(file.mesh_protocol).unwrap_or_default(),
             dns: self.dns.or(file.dns).unwrap_or_default().into_iter().map(|server| server.0).collect(),
             workers: workers(self.workers.or(file.workers))?,
+            max_connections: at_least_one("--max-connections", self.max_connections.or(file.max_connections))?,
             access_log: match self.access_log.or(file.access_log).as_deref() {
                 None | Some("-") => AccessLogTarget::Stdout,
                 Some("off") => AccessLogTarget::Off,
                 Some(path) => AccessLogTarget::File(path.into()),
             },
-            health_path,
+            health: health.complete()?,
+            health_port: self.health_port.or(file.health_port),
             drain_timeout: match drain_timeout {
                 Some(text) => duration(&text).map_err(|error| bad(format!("--drain-timeout {text:?}: {error}")))?,
                 None => Duration::from_secs(30),
@@ -444,16 +379,17 @@ fn advertise(given: Option<SocketAddr>) -> Result<Option<SocketAddr>, BadSetting
 }
 
 fn workers(given: Option<usize>) -> Result<usize, BadSettings> {
-    match given {
-        Some(0) => Err(bad("--workers 0: expected at least 1")),
-        Some(n) => Ok(n),
-        None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_WORKERS))),
-    }
+    let usual = || std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_WORKERS));
+    Ok(at_least_one("--workers", given)?.unwrap_or_else(usual))
+}
+
+fn at_least_one(setting: &str, given: Option<usize>) -> Result<Option<usize>, BadSettings> {
+    if given == Some(0) { Err(bad(format!("{setting} 0: expected at least 1"))) } else { Ok(given) }
 }
 
 fn log_filter(given: Option<String>) -> Result<String, BadSettings> {
     let text = given.unwrap_or_else(|| "info".to_owned());
-    match tracing_subscriber::EnvFilter::try_new(&text) {
+    match text.parse::<Targets>() {
         Ok(_) => Ok(text),
         Err(error) => {
             Err(bad(format!("--log {text:?}: {error}; expected error, warn, info, debug, trace, or TARGET=LEVEL,...")))
@@ -545,27 +481,9 @@ mod tests {
     }
 
     #[test]
-    fn a_local_port_names_a_service_and_perhaps_its_port() {
-        let read = |text: &str| text.parse::<TcpPort>().map(|port| (port.local, port.service)).ok();
-        for text in ["db", "db.shop", "db:5432", "db.shop.svc.cluster.local:5432"] {
-            assert_eq!(read(&format!("15432={text}")), Some((15_432, text.to_owned())));
-        }
-        for bad in ["db", "5432", "0=db", "70000=db", "5432=", "5432=DB!", "5432=db:x", "5432=127.0.0.1:5432"] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
+    fn what_may_be_repeated_is_a_list_with_commas_too() {
         let ready = ["--control-plane", "x:1", "--instance", "a", "--tcp", "1=a,2=b.shop:9", "--tcp", "3=c"];
         assert_eq!(given(&ready).complete().unwrap().tcp.len(), 3);
-    }
-
-    #[test]
-    fn name_servers_are_addresses_with_or_without_a_port() {
-        let read = |text: &str| text.parse().map(|NameServer(address)| address.to_string()).ok();
-        for (text, address) in [("10.0.0.1", "10.0.0.1:53"), ("[::1]:5353", "[::1]:5353"), ("::1", "[::1]:53")] {
-            assert_eq!(read(text).as_deref(), Some(address));
-        }
-        for bad in ["dns.example.com", "10.0.0.1:0", "10.0.0.1:x", ""] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
         let settings = given(&["--control-plane", "x:1", "--instance", "a", "--dns", "10.0.0.1,10.0.0.2:5353"]);
         assert_eq!(settings.complete().unwrap().dns.len(), 2);
     }
@@ -588,6 +506,7 @@ mod tests {
             (&["--control-plane", "x:1", "--instance", "a", "--label", "app"], "--label"),
             (&["--control-plane", "x:1", "--instance", "a", "--drain-timeout", "soon"], "--drain-timeout"),
             (&["--control-plane", "x:1", "--instance", "a", "--workers", "0"], "--workers"),
+            (&["--control-plane", "x:1", "--instance", "a", "--max-connections", "0"], "--max-connections"),
             (&["--control-plane", "x:1", "--instance", "a", "--app-port", "80", "--app-port", "80=81"], "--app-port"),
             (&["--control-plane", "x:1", "--instance", "a", "--tcp", "80=a", "--tcp", "80=b"], "--tcp"),
             (&["--control-plane", "x:1", "--instance", "a", "--advertise", "0.0.0.0:1"], "--advertise"),

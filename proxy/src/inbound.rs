@@ -2,28 +2,28 @@
 //!
 //! accept → detect → TLS (who speaks, which port is meant) → normalize → token → authorize → quota → forward to the
 //! application → reply. From normalize on it is `exchange::serve::inbound`; where TLS says that plain TCP is spoken,
-//! `tunnel::inbound`.
+//! `tunnel::inbound`, and after an answer that changed the protocol, `tunnel::upgraded_inbound`.
 
-use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::cell::{OnceCell, RefCell};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use equerry_policies::names::SpiffeId;
+use equerry_traffic::authorize::Connection;
 use equerry_traffic::token::Believed;
-use http::{Request, Response};
-use tokio::io::{AsyncRead, AsyncWrite};
+use http::{HeaderValue, Request, Response};
 use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks, Spoken};
 use crate::accept::tls;
 use crate::app::Shared;
-use crate::codec::Incoming;
+use crate::codec::{Early, Incoming, Link, Wire};
 use crate::codec::http1::Bad;
 use crate::codec::http1::serve::Respond;
 use crate::exchange::body::Answer;
-use crate::exchange::{connection, serve};
+use crate::exchange::{connection, overload, serve};
 use crate::observe::Direction;
 use crate::tunnel;
 use crate::upstream::Pool;
@@ -34,6 +34,7 @@ pub struct Inbound {
     pub(crate) pool: Rc<Pool>,
     /// Tokens verified lately.
     pub(crate) believed: RefCell<Believed>,
+    handshakes: tls::Handshakes,
 }
 
 /// How a request came in: what its connection proved, and what it named.
@@ -49,37 +50,56 @@ pub(crate) struct Via {
     pub(crate) server_name: Option<Arc<str>>,
     /// The application port that it names.
     pub(crate) port: Option<u16>,
+    /// The address it connected to.
+    pub(crate) local: Option<IpAddr>,
+    /// How the application is told who calls; made once for all requests of the connection.
+    pub(crate) introduction: OnceCell<HeaderValue>,
+}
+
+impl Via {
+    /// The connection, to the application port `port`, as authorization asks about it.
+    pub(crate) fn connection(&self, port: u16) -> Connection<'_> {
+        Connection { port, peer_ip: self.address.ip(), local_ip: self.local, sni: self.server_name.as_deref() }
+    }
 }
 
 impl Inbound {
     /// The inbound side of the current thread, which must be inside a `LocalSet`.
     pub fn new(shared: Shared) -> Self {
-        Self { shared, pool: Pool::new(), believed: RefCell::default() }
+        Self { shared, pool: Pool::new(), believed: RefCell::default(), handshakes: tls::Handshakes::default() }
     }
 
     /// Serves one connection from the mesh until it ends.
     pub async fn serve(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let _working = self.shared.drain.guard();
+        let local = stream.local_addr().ok().map(|local| local.ip());
         let (speaks, stream) = match detect::detect(stream).await {
             Ok(spoken) => spoken,
             Err(error) => return tracing::debug!(%error, peer = %address, "an inbound connection said nothing"),
         };
         if speaks == Speaks::Tls {
-            self.serve_secured(stream, address).await;
+            self.serve_secured(stream, address, local).await;
         } else {
             // Whether its port may be spoken to in plain text is judged for each request: an answer can then say why not.
-            let via = Via { address, peer: None, not_after: None, server_name: None, port: None };
+            let introduction = OnceCell::new();
+            let via = Via { address, peer: None, not_after: None, server_name: None, port: None, local, introduction };
             self.serve_exchanges(stream, speaks, via).await;
         }
     }
 
-    async fn serve_secured(self: &Rc<Self>, stream: Spoken<TcpStream>, address: SocketAddr) {
+    /// Tells a connection for which there is no room that it is one too many. One that begins with TLS is just closed: its
+    /// caller goes elsewhere, and a handshake would cost more than it says.
+    pub async fn turn_away(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
+        overload::turn_away(stream, &self.shared, Direction::Inbound, address).await;
+    }
+
+    async fn serve_secured(self: &Rc<Self>, stream: Spoken<TcpStream>, address: SocketAddr, local: Option<IpAddr>) {
         let observe = &self.shared.observe;
         let Some(identity) = self.shared.identity.current() else {
             // The exchange with nobody's certificate would prove nothing to the caller.
             return observe.handshake_failed(Direction::Inbound, "identity_expired");
         };
-        match tls::secure(stream, &identity.server).await {
+        match self.handshakes.secure(stream, &identity.server).await {
             Ok(secured) => {
                 let via = Via {
                     address,
@@ -87,6 +107,8 @@ impl Inbound {
                     not_after: Some(secured.not_after),
                     server_name: Some(secured.server_name),
                     port: secured.port,
+                    local,
+                    introduction: OnceCell::new(),
                 };
                 if secured.speaks == Speaks::Tcp {
                     let _open = observe.connection(Direction::Inbound, true);
@@ -104,7 +126,7 @@ impl Inbound {
 
     async fn serve_exchanges<S>(self: &Rc<Self>, stream: S, speaks: Speaks, via: Via)
     where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: Wire + 'static,
     {
         let _open = self.shared.observe.connection(Direction::Inbound, via.peer.is_some());
         let address = via.address;
@@ -125,11 +147,15 @@ struct Responder {
 impl Respond for Responder {
     type Answer = Answer;
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<Answer> {
-        serve::inbound(&self.at, &self.via, request).await
+    async fn respond(&self, request: Request<Incoming>, early: &Early) -> Response<Answer> {
+        serve::inbound(&self.at, &self.via, request, early).await
     }
 
     fn refuse(&self, bad: Bad) -> Response<Answer> {
         serve::unreadable(&self.at.shared, Direction::Inbound, self.via.address, &bad)
+    }
+
+    async fn switch(&self, near: Link, answer: Answer) {
+        tunnel::upgraded_inbound(&self.at, &self.via, near, answer).await;
     }
 }

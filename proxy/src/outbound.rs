@@ -2,32 +2,28 @@
 //!
 //! accept → detect → normalize → which Service is meant → may it leave → route → deadline → tries (breaker, balance,
 //! connection, send, judge) → reply. The last eight are `exchange::serve::outbound`. What comes to a local port of `--tcp`
-//! is nobody's request: `tunnel::outbound` leads it on.
+//! is nobody's request: `tunnel::outbound` leads it on. CONNECT asks `tunnel::connect` for such a connection, and after an answer
+//! that changed the protocol it goes on in `tunnel::opened_outbound`.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks};
 use crate::app::Shared;
 use crate::codec::http1::Bad;
 use crate::codec::http1::serve::Respond;
-use crate::codec::{Incoming, Seldom};
+use crate::codec::{Early, Incoming, Link};
 use crate::config::TcpPort;
 use crate::exchange::body::Answer;
-use crate::exchange::connection::{self, Quiet};
+use crate::exchange::connection;
 use crate::exchange::mirror::UnderWay;
-use crate::exchange::serve;
+use crate::exchange::{overload, serve};
 use crate::observe::Direction;
 use crate::tunnel;
 use crate::upstream::Pool;
-
-/// An application that has called nobody for so long is taken to have finished; idle connections it keeps do not count.
-const QUIET: Duration = Duration::from_secs(5);
 
 /// Where the sidecar listens for connections to the Service of `port`.
 pub(crate) fn tcp_door(port: &TcpPort) -> SocketAddr {
@@ -46,8 +42,6 @@ pub struct Outbound {
 pub(crate) struct Via {
     /// The application's address.
     pub(crate) address: SocketAddr,
-    /// Whether its connection is in use.
-    pub(crate) quiet: Rc<Quiet>,
 }
 
 impl Outbound {
@@ -58,6 +52,9 @@ impl Outbound {
 
     /// Serves one connection of the application until it ends.
     pub async fn serve(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
+        // While the process leaves, its application still needs a way out: none of its connections is closed by us, and the
+        // process waits for the last of them.
+        let _working = self.shared.drain.guard();
         let observe = &self.shared.observe;
         let _open = observe.connection(Direction::Outbound, false);
         if let Some(named) = self.named_by(&stream) {
@@ -68,14 +65,16 @@ impl Outbound {
             Ok(spoken) => spoken,
             Err(error) => return tracing::debug!(%error, peer = %address, "an outbound connection said nothing"),
         };
-        let via = Rc::new(Via { address, quiet: Quiet::new() });
-        let responder = Responder { at: Rc::clone(self), via: Rc::clone(&via) };
-        let holding = pin!(self.hold_the_process(&via));
-        tokio::select! {
-            ended = connection::serve(stream, speaks, std::future::pending(), responder) => if let Some(word) = ended {
-                tracing::debug!(reason = word, peer = %address, "an outbound connection ended badly");
-            },
-            () = Seldom::new(holding) => {}
+        let responder = Responder { at: Rc::clone(self), via: Via { address } };
+        if let Some(word) = connection::serve(stream, speaks, std::future::pending(), responder).await {
+            tracing::debug!(reason = word, peer = %address, "an outbound connection ended badly");
+        }
+    }
+
+    /// Tells a connection for which there is no room that it is one too many.
+    pub async fn turn_away(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
+        if self.named_by(&stream).is_none() {
+            overload::turn_away(stream, &self.shared, Direction::Outbound, address).await;
         }
     }
 
@@ -88,32 +87,29 @@ impl Outbound {
         let local = stream.local_addr().ok()?;
         named.iter().find(|port| local == tcp_door(port)).map(|port| port.service.as_str())
     }
-
-    /// While the process leaves, its application still needs a way out: it is waited for until it has been quiet for a
-    /// while. The connection itself is never closed by us.
-    async fn hold_the_process(&self, via: &Via) {
-        let working = self.shared.drain.guard();
-        self.shared.drain.wait_begun().await;
-        via.quiet.for_so_long(QUIET).await;
-        drop(working);
-        std::future::pending::<()>().await;
-    }
 }
 
 /// Answers the requests of one connection.
 struct Responder {
     at: Rc<Outbound>,
-    via: Rc<Via>,
+    via: Via,
 }
 
 impl Respond for Responder {
     type Answer = Answer;
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<Answer> {
-        serve::outbound(&self.at, &self.via, request).await
+    async fn respond(&self, request: Request<Incoming>, early: &Early) -> Response<Answer> {
+        if *request.method() == Method::CONNECT {
+            return Box::pin(tunnel::connect(&self.at, &self.via, request)).await;
+        }
+        serve::outbound(&self.at, &self.via, request, early).await
     }
 
     fn refuse(&self, bad: Bad) -> Response<Answer> {
         serve::unreadable(&self.at.shared, Direction::Outbound, self.via.address, &bad)
+    }
+
+    async fn switch(&self, near: Link, answer: Answer) {
+        tunnel::opened_outbound(near, answer).await;
     }
 }

@@ -9,6 +9,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::codec::Wire;
 
 /// How long the first bytes may take. The clock of an idle connection starts only after them.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,6 +59,12 @@ impl<S> Spoken<S> {
     /// The connection itself.
     pub(crate) fn inner(&self) -> &S {
         &self.stream
+    }
+}
+
+impl<S: Wire> Wire for Spoken<S> {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.stream.socket()
     }
 }
 

@@ -1,9 +1,11 @@
 //! From a listening socket to a connection in the hands of one worker.
 //!
 //! One acceptor serves both listeners and hands each connection to the worker that holds the fewest; there the
-//! connection stays until it ends. What the connection speaks is found out in [`detect`] and [`tls`].
+//! connection stays until it ends. How many there may be is [`room`]'s to say: one too many is told so where it can be told,
+//! and closed. What a connection speaks is found out in [`detect`] and [`tls`].
 
 pub(crate) mod detect;
+pub(crate) mod room;
 pub(crate) mod tls;
 
 use std::future::Future;
@@ -16,7 +18,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::observe::Direction;
+use room::{Place, Room};
+
+use crate::observe::{Direction, Observer};
 
 /// After an error that accepting again at once would only repeat (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -27,7 +31,17 @@ struct Handed {
     stream: Stream,
     peer: SocketAddr,
     direction: Direction,
+    welcome: Welcome,
     load: Load,
+}
+
+/// What a connection may expect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Welcome {
+    /// To be served.
+    Served,
+    /// To be told that there is no room.
+    TurnedAway,
 }
 
 /// A socket is registered with one worker's event loop: it stays there, or travels bare.
@@ -37,20 +51,23 @@ enum Stream {
     Elsewhere(std::net::TcpStream),
 }
 
-/// One connection's share in its worker's load; given back when dropped.
+/// One connection's share in its worker's load, and its place in the process; given back when dropped.
 #[derive(Debug)]
-struct Load(Arc<AtomicUsize>);
+struct Load {
+    worker: Arc<AtomicUsize>,
+    _place: Place,
+}
 
 impl Load {
-    fn on(worker: &WorkerHandle) -> Self {
+    fn on(worker: &WorkerHandle, place: Place) -> Self {
         worker.connections.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(&worker.connections))
+        Self { worker: Arc::clone(&worker.connections), _place: place }
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.worker.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -71,23 +88,43 @@ pub fn worker() -> (WorkerHandle, Inbox) {
     (WorkerHandle { connections: Arc::new(AtomicUsize::new(0)), inbox }, Inbox(connections))
 }
 
-/// Accepts on `listener` for as long as the future is polled, handing each connection to the least loaded of
-/// `workers`. Runs on the first of them.
-pub async fn run(listener: TcpListener, direction: Direction, workers: Rc<[WorkerHandle]>) {
+/// Accepts on `listener` for as long as the future is polled, handing each connection for which there is `room` to the
+/// least loaded of `workers`. Runs on the first of them.
+pub async fn run(
+    listener: TcpListener,
+    direction: Direction,
+    workers: Rc<[WorkerHandle]>,
+    room: Rc<Room>,
+    observe: Observer,
+) {
+    let mut paused = false;
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 if !is_about_one_connection(&error) {
-                    tracing::warn!(%error, direction = direction.as_str(), "cannot accept connections");
+                    observe.accept_paused(direction);
+                    if !std::mem::replace(&mut paused, true) {
+                        tracing::warn!(%error, direction = direction.as_str(), "cannot accept connections; trying again");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 continue;
             }
         };
+        if std::mem::take(&mut paused) {
+            tracing::info!(direction = direction.as_str(), "accepting connections again");
+        }
+        let Some((welcome, place)) = room.take(direction) else {
+            observe.connection_refused(direction);
+            continue;
+        };
+        if welcome == Welcome::TurnedAway {
+            observe.connection_refused(direction);
+        }
         // An answer of a few hundred bytes must not wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
-        hand_over(stream, peer, direction, &workers);
+        hand_over(stream, peer, direction, welcome, place, &workers);
     }
 }
 
@@ -97,7 +134,14 @@ fn is_about_one_connection(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-fn hand_over(stream: TcpStream, peer: SocketAddr, direction: Direction, workers: &[WorkerHandle]) {
+fn hand_over(
+    stream: TcpStream,
+    peer: SocketAddr,
+    direction: Direction,
+    welcome: Welcome,
+    place: Place,
+    workers: &[WorkerHandle],
+) {
     // Ties go to the first, which is this thread: the socket then needs no second registration.
     let Some((index, worker)) =
         workers.iter().enumerate().min_by_key(|(_, worker)| worker.connections.load(Ordering::Relaxed))
@@ -115,24 +159,24 @@ fn hand_over(stream: TcpStream, peer: SocketAddr, direction: Direction, workers:
             }
         }
     };
-    let load = Load::on(worker);
+    let load = Load::on(worker, place);
     // A worker that has ended closes its inbox; the connection is then dropped, and so closed.
-    let _ = worker.inbox.send(Handed { stream, peer, direction, load });
+    let _ = worker.inbox.send(Handed { stream, peer, direction, welcome, load });
 }
 
 /// Serves what is put into `inbox` with `serve`, on the current thread's `LocalSet`, until all handles are gone.
-pub async fn work<F>(mut inbox: Inbox, serve: impl Fn(Direction, TcpStream, SocketAddr) -> F)
+pub async fn work<F>(mut inbox: Inbox, serve: impl Fn(Direction, Welcome, TcpStream, SocketAddr) -> F)
 where
     F: Future<Output = ()> + 'static,
 {
-    while let Some(Handed { stream, peer, direction, load }) = inbox.0.recv().await {
+    while let Some(Handed { stream, peer, direction, welcome, load }) = inbox.0.recv().await {
         let stream = match stream {
             Stream::Here(stream) => Ok(stream),
             Stream::Elsewhere(bare) => TcpStream::from_std(bare),
         };
         match stream {
             Ok(stream) => {
-                let connection = serve(direction, stream, peer);
+                let connection = serve(direction, welcome, stream, peer);
                 tokio::task::spawn_local(async move {
                     connection.await;
                     drop(load);
@@ -146,6 +190,42 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::{AccessLogTarget, ObserverOptions, SERIES_CAP};
+
+    fn unheard() -> Observer {
+        Observer::new(ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_connection_too_many_is_told_so_and_when_all_are_told_the_next_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (worker, mut inbox) = worker();
+        let (room, observe) = (Rc::new(Room::new(2)), unheard());
+        let refused = || {
+            observe.render().lines().filter(|line| line.starts_with("equerry_connections_refused")).collect::<String>()
+        };
+        let clients = async {
+            let mut held = Vec::new();
+            for number in 0..2 + room::TURNED_AWAY_AT_ONCE {
+                let client = TcpStream::connect(address).await.unwrap();
+                let handed = inbox.0.recv().await.unwrap();
+                assert_eq!(handed.welcome == Welcome::Served, number < 2, "{number}");
+                held.push((client, handed));
+            }
+            let mut closed = TcpStream::connect(address).await.unwrap();
+            assert!(matches!(tokio::io::AsyncReadExt::read(&mut closed, &mut [0; 8]).await, Ok(0) | Err(_)));
+            assert!(refused().ends_with(&format!(" {}", room::TURNED_AWAY_AT_ONCE + 1)), "{}", refused());
+            held.clear();
+            let _client = TcpStream::connect(address).await.unwrap();
+            assert_eq!(inbox.0.recv().await.unwrap().welcome, Welcome::Served);
+        };
+        let workers: Rc<[WorkerHandle]> = Rc::from([worker]);
+        tokio::select! {
+            () = run(listener, Direction::Inbound, workers, room, observe.clone()) => unreachable!("the acceptor never ends"),
+            () = clients => {}
+        }
+    }
 
     #[tokio::test]
     async fn a_connection_goes_to_the_worker_with_the_fewest() {
@@ -154,6 +234,7 @@ mod tests {
         let (first, mut first_inbox) = worker();
         let (second, mut second_inbox) = worker();
         let workers: Rc<[WorkerHandle]> = Rc::from([first.clone(), second.clone()]);
+        let (room, observe) = (Rc::new(Room::new(100)), unheard());
         let clients = async {
             let mut clients = Vec::new();
             for _ in 0..3 {
@@ -169,7 +250,7 @@ mod tests {
             assert_eq!((first.connections.load(Ordering::Relaxed), second.connections.load(Ordering::Relaxed)), (0, 0));
         };
         tokio::select! {
-            () = run(listener, Direction::Outbound, workers) => unreachable!("the acceptor never ends"),
+            () = run(listener, Direction::Outbound, workers, room, observe) => unreachable!("the acceptor never ends"),
             () = clients => {}
         }
     }

@@ -3,6 +3,7 @@
 //! A caller without a certificate of this trust domain is refused in the handshake and never gets to say anything.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +11,7 @@ use equerry_certs::PeerFault;
 use equerry_certs::tls;
 use equerry_policies::names::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -17,6 +19,45 @@ use super::detect::Speaks;
 
 /// How long a handshake may take: longer than any caller waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Handshakes under way at once on one worker: they cost the most of all that a stranger can ask for, and of many that are
+/// begun together each ends later than its caller waits.
+const AT_ONCE: usize = 128;
+/// How long a handshake may wait for its turn: callers wait no longer for a connection.
+const TURN_PATIENCE: Duration = Duration::from_secs(1);
+/// A handshake that takes longer waits for its caller, not for us, and keeps nobody from a turn.
+const TURN: Duration = Duration::from_millis(500);
+
+/// The turns of the handshakes of one worker.
+#[derive(Debug)]
+pub(crate) struct Handshakes(Semaphore);
+
+impl Default for Handshakes {
+    fn default() -> Self {
+        Self(Semaphore::new(AT_ONCE))
+    }
+}
+
+impl Handshakes {
+    /// Makes a handshake when its turn has come.
+    ///
+    /// # Errors
+    /// As [`secure`], and when its turn does not come.
+    pub(crate) async fn secure<S>(&self, stream: S, server: &Arc<rustls::ServerConfig>) -> Result<Secured<S>, Unsecured>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let overload =
+            || Unsecured { word: "overload", detail: format!("no turn for a handshake within {TURN_PATIENCE:?}") };
+        let turn = tokio::time::timeout(TURN_PATIENCE, self.0.acquire()).await.map_err(|_| overload())?;
+        let mut handshake = pin!(secure(stream, server));
+        if let Ok(secured) = tokio::time::timeout(TURN, handshake.as_mut()).await {
+            return secured;
+        }
+        drop(turn);
+        handshake.await
+    }
+}
 
 /// A connection whose peer is known.
 #[derive(Debug)]
@@ -48,7 +89,7 @@ pub(crate) struct Unsecured {
 ///
 /// # Errors
 /// When it fails or takes too long, or the peer is nobody of this mesh.
-pub(crate) async fn secure<S>(stream: S, server: &Arc<rustls::ServerConfig>) -> Result<Secured<S>, Unsecured>
+async fn secure<S>(stream: S, server: &Arc<rustls::ServerConfig>) -> Result<Secured<S>, Unsecured>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

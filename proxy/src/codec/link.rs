@@ -6,16 +6,45 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 /// The bytes of a connection, whatever protects them.
-pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {}
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
+    /// The socket below, if there is one.
+    fn socket(&self) -> Option<&TcpStream>;
+}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Wire for T {}
+impl Wire for TcpStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl<S: Wire> Wire for tokio_rustls::server::TlsStream<S> {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.get_ref().0.socket()
+    }
+}
+
+/// A connection that is over.
+impl Wire for tokio::io::Empty {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+#[cfg(test)]
+impl Wire for tokio::io::DuplexStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
 
 /// What one read takes when nobody knows how much will come.
 const GLANCE: usize = 16 * 1024;
@@ -23,17 +52,25 @@ const GLANCE: usize = 16 * 1024;
 const LARGEST_BUFFER: usize = 64 * 1024;
 /// Pieces up to this size are copied together rather than sent as separate slices.
 const SMALL: usize = 4 * 1024;
+/// Up to this size, what is read is copied to where messages before it are.
+const SHORT: usize = 2 * 1024;
+/// As many bytes of short messages are in one place.
+const SHEET: usize = 8 * 1024;
 /// What waits to be sent is not added to beyond this.
 const ENOUGH: usize = 32 * 1024;
 
 thread_local! {
     static GLANCED: RefCell<Box<[u8; GLANCE]>> = RefCell::new(Box::new([0; GLANCE]));
+    static SHEET_IN_USE: RefCell<BytesMut> = RefCell::default();
     /// The memory of an emptied outbox, for whoever writes next.
     static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A connection and what is on its way.
-pub(crate) struct Link {
+/// A connection and what is on its way: in one place while it is handed from exchange to exchange.
+pub(crate) struct Link(Box<Open>);
+
+/// What a [`Link`] leads to.
+pub(crate) struct Open {
     wire: Box<dyn Wire>,
     /// What was read and is not understood yet.
     pub(super) inbox: BytesMut,
@@ -46,6 +83,10 @@ pub(crate) struct Link {
     large: Bytes,
     /// Small pieces to be sent after that.
     after: Vec<u8>,
+    /// The wire may hold back what it took: TLS does when its socket is full.
+    held_back: bool,
+    /// Something went out since this was asked last.
+    moved: bool,
 }
 
 /// Where a link can be reached for a moment, while others who use it are at rest.
@@ -66,11 +107,51 @@ impl std::fmt::Debug for Link {
     }
 }
 
+impl Deref for Link {
+    type Target = Open;
+
+    fn deref(&self) -> &Open {
+        &self.0
+    }
+}
+
+impl DerefMut for Link {
+    fn deref_mut(&mut self) -> &mut Open {
+        &mut self.0
+    }
+}
+
 impl Link {
     /// A connection on which nothing was said yet.
     pub(crate) fn new(wire: impl Wire + 'static) -> Self {
-        let (inbox, outbox) = (BytesMut::new(), Vec::new());
-        Self { wire: Box::new(wire), inbox, flow: GLANCE, outbox, sent: 0, large: Bytes::new(), after: Vec::new() }
+        Self::resumed(wire, &[])
+    }
+
+    /// A connection that is over: nothing comes from it, and what is sent goes nowhere.
+    pub(super) fn closed() -> Self {
+        Self::new(tokio::io::empty())
+    }
+
+    /// A connection of which these bytes were read already.
+    pub(crate) fn resumed(wire: impl Wire + 'static, read: &[u8]) -> Self {
+        Self(Box::new(Open {
+            wire: Box::new(wire),
+            inbox: BytesMut::from(read),
+            flow: GLANCE,
+            outbox: Vec::new(),
+            sent: 0,
+            large: Bytes::new(),
+            after: Vec::new(),
+            held_back: false,
+            moved: false,
+        }))
+    }
+}
+
+impl Open {
+    /// The socket below, if there is one.
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        self.wire.socket()
     }
 
     /// Reads what is there, without holding a buffer while nothing is. The number of bytes; 0: the peer will send no more.
@@ -78,10 +159,15 @@ impl Link {
         let Self { wire, inbox, .. } = self;
         GLANCED.with_borrow_mut(|shared| {
             let mut read = ReadBuf::new(shared.as_mut_slice());
-            ready!(Pin::new(wire).poll_read(cx, &mut read))?;
+            let polled = Pin::new(wire).poll_read(cx, &mut read);
+            if polled.is_pending() && inbox.is_empty() {
+                // Of what has passed, nothing is kept alive.
+                *inbox = BytesMut::new();
+            }
+            ready!(polled)?;
             let came = read.filled();
             if inbox.is_empty() {
-                *inbox = BytesMut::from(came);
+                *inbox = copied(came);
             } else {
                 inbox.extend_from_slice(came);
             }
@@ -128,12 +214,26 @@ impl Link {
 
     /// Whether anything was sent of the message that waits, or was sent, last.
     pub(super) fn has_sent(&self) -> bool {
-        self.sent > 0 || self.is_flushed()
+        self.sent > 0 || self.is_empty()
     }
 
     /// Whether nothing waits to be sent.
     pub(super) fn is_flushed(&self) -> bool {
+        self.is_empty() && !self.held_back
+    }
+
+    fn is_empty(&self) -> bool {
         self.outbox.is_empty() && self.large.is_empty()
+    }
+
+    /// Bytes that wait to be sent.
+    pub(super) fn waiting(&self) -> usize {
+        self.outbox.len() - self.sent + self.large.len() + self.after.len()
+    }
+
+    /// Whether something went out since this was asked last.
+    pub(super) fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// Where small pieces are added.
@@ -158,7 +258,7 @@ impl Link {
 
     /// Sends what waits.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.is_flushed() {
+        while !self.is_empty() {
             let small = &self.outbox[self.sent..];
             let wire = Pin::new(&mut self.wire);
             let taken = if self.large.is_empty() {
@@ -171,8 +271,11 @@ impl Link {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.took(taken);
+            (self.held_back, self.moved) = (true, true);
         }
-        Pin::new(&mut self.wire).poll_flush(cx)
+        ready!(Pin::new(&mut self.wire).poll_flush(cx))?;
+        self.held_back = false;
+        Poll::Ready(Ok(()))
     }
 
     /// So many bytes of what waits were sent.
@@ -201,5 +304,55 @@ impl Link {
     /// Says that nothing more will be sent.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.wire).poll_shutdown(cx)
+    }
+}
+
+/// What came, in memory of its own. Short messages share it: to allocate for each costs more than to copy it, and whoever
+/// keeps a part of one keeps no more than a sheet alive.
+fn copied(came: &[u8]) -> BytesMut {
+    SHEET_IN_USE.with_borrow_mut(|sheet| {
+        if came.len() > SHORT {
+            return BytesMut::from(came);
+        }
+        if sheet.capacity() < came.len() && !sheet.try_reclaim(SHEET) {
+            *sheet = BytesMut::with_capacity(SHEET);
+        }
+        sheet.extend_from_slice(came);
+        sheet.split()
+    })
+}
+
+/// As a stream of bytes, once no messages are read from it any more: first what was read and not understood, after what waits
+/// to be sent.
+impl AsyncRead for Link {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.inbox.is_empty() {
+            return Pin::new(&mut this.wire).poll_read(cx, buf);
+        }
+        let now = this.inbox.len().min(buf.remaining());
+        buf.put_slice(&this.inbox.split_to(now));
+        this.rest();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if !this.is_flushed() {
+            ready!(this.poll_send(cx))?;
+        }
+        Pin::new(&mut this.wire).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        this.poll_end(cx)
     }
 }

@@ -4,24 +4,23 @@
 //! of it, it goes out once more over a fresh connection: that is no retry of policy, and costs no budget.
 
 use std::pin::pin;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use equerry_traffic::Refusal;
-use equerry_traffic::deadline::{Kind, TryDeadline};
+use equerry_traffic::deadline::{self, Kind, TryDeadline};
 use equerry_traffic::normalize::Normal;
-use http::header::{COOKIE, HOST, HeaderValue};
+use http::header::{COOKIE, EXPECT, HeaderValue, UPGRADE};
 use http::request::Parts;
-use http::uri::{Authority, Scheme};
-use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 
 use super::body::ToSend;
 use super::now;
 use crate::codec::http1::call;
-use crate::upstream::{
-    ConnectFailure, Lease, Message, Pool, Protocol, RequestBody, ResponseBody, SendFailure, Target, Untouched,
-};
+use crate::codec::{Early, http2};
+use crate::upstream::{ConnectFailure, Lease, Message, Pool, Protocol, ResponseBody, SendFailure, Target, Told};
 
 /// How long the rest of a response that nobody will see may take.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
@@ -31,10 +30,11 @@ const DISCARD_LARGEST: u64 = 64 * 1024;
 /// A request that is ready to be sent, perhaps more than once.
 #[derive(Debug)]
 pub(crate) struct Outgoing<'a> {
-    /// Without its headers once the body is gone: then nothing could be sent with them.
     head: &'a mut Parts,
     normal: Normal,
     body: ToSend,
+    /// What the caller hears before its answer.
+    early: &'a Early,
 }
 
 /// A try that got no response head.
@@ -68,8 +68,12 @@ pub(crate) fn discard(response: Response<ResponseBody>) {
 
 impl<'a> Outgoing<'a> {
     /// The judged request: what is forwarded is what was judged.
-    pub(crate) fn new(head: &'a mut Parts, normal: Normal, body: ToSend) -> Self {
-        Self { head, normal, body }
+    pub(crate) fn new(head: &'a mut Parts, normal: Normal, body: ToSend, early: &'a Early) -> Self {
+        if normal.expects_continue() && matches!(body, ToSend::Held(_)) {
+            // Nobody waits any more.
+            head.headers.remove(EXPECT);
+        }
+        Self { head, normal, body, early }
     }
 
     /// Its method.
@@ -87,7 +91,12 @@ impl<'a> Outgoing<'a> {
         self.body.has_come()
     }
 
-    /// Its headers, to be changed from try to try; empty when they were sent for the last time.
+    /// How the caller's stream ends, where there is one.
+    pub(crate) fn told(&self) -> Option<Rc<Told>> {
+        self.body.told()
+    }
+
+    /// Its headers, to be changed from try to try.
     pub(crate) fn headers_mut(&mut self) -> &mut HeaderMap {
         &mut self.head.headers
     }
@@ -99,37 +108,25 @@ impl<'a> Outgoing<'a> {
             Protocol::Http1 => {
                 join_cookies(&mut self.head.headers);
                 let target = self.normal.target().as_str();
-                let head = call::Head { method: &self.head.method, target, headers: &self.head.headers };
+                let Parts { method, headers, .. } = &*self.head;
+                let head = call::Head { method, target, headers, early: self.early };
+                if self.normal.expects_continue() {
+                    body.leave_the_word();
+                }
                 Some(Message::Http1(head, body))
             }
-            Protocol::Http2 => self.http2(body).map(Message::Http2),
+            Protocol::Http2 => {
+                if self.normal.expects_continue() {
+                    // The word is given by us, when the body is first asked for.
+                    self.head.headers.remove(EXPECT);
+                }
+                let (authority, target) = (self.normal.authority(), self.normal.target().as_str());
+                let Parts { method, headers, .. } = &*self.head;
+                let head = http2::call::Head { method, authority, target, headers, early: self.early };
+                Some(Message::Http2(head, body))
+            }
             // No exchange gets a connection for that.
             Protocol::Tcp => None,
-        }
-    }
-
-    fn http2(&mut self, body: RequestBody) -> Option<Request<RequestBody>> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.head.method.clone();
-        let headers = &mut self.head.headers;
-        *request.headers_mut() = if self.body.is_left() { headers.clone() } else { std::mem::take(headers) };
-        request.headers_mut().remove(HOST);
-        *request.version_mut() = Version::HTTP_2;
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Authority::try_from(self.normal.authority()).ok();
-        uri.path_and_query = Some(self.normal.target().clone());
-        *request.uri_mut() = Uri::from_parts(uri).ok()?;
-        Some(request)
-    }
-
-    fn take_back(&mut self, untouched: Untouched) {
-        if let Some(headers) = untouched.headers {
-            self.head.headers = headers;
-            self.head.headers.insert(HOST, self.normal.host_header().clone());
-        }
-        if let Some(body) = untouched.body {
-            self.body.unsent(body);
         }
     }
 }
@@ -146,33 +143,63 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Sends the request, which begins an exchange of `kind`, to `target` and waits for the head of its response, until `until`
-/// at most.
+/// How long a try may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Time {
+    /// When the head of the response must be here.
+    pub(crate) until: TryDeadline,
+    /// What kind of exchange it begins.
+    pub(crate) kind: Kind,
+    /// For how long nothing of the request's body may pass; `None`: however long.
+    pub(crate) idle: Option<Duration>,
+}
+
+/// Sends the request to `target` and waits for the head of its response.
 ///
 /// # Errors
-/// When there is none, saying what became of the request.
+/// When there is none in `time`, saying what became of the request.
 pub(crate) async fn send(
-    pool: &std::rc::Rc<Pool>,
+    pool: &Rc<Pool>,
     target: &Target<'_>,
     outgoing: &mut Outgoing<'_>,
-    until: Option<(TryDeadline, Kind)>,
+    time: Time,
 ) -> Result<Response<ResponseBody>, Failed> {
-    let Some((until, kind, mut at)) = until.and_then(|(until, kind)| Some((until, kind, until.at?))) else {
+    let told = outgoing.body.told().filter(|told| told.ended.get().is_none());
+    let watched = time.idle.zip(told.clone());
+    let mut end = time.until.at;
+    if end.is_none() && watched.is_none() {
         return over_some_connection(pool, target, outgoing).await;
-    };
-    let (began, told) = (now(), outgoing.body.told());
+    }
+    let began = now();
     let mut sending = pin!(over_some_connection(pool, target, outgoing));
     loop {
+        let still = watched.as_ref().and_then(|(idle, told)| stands_still(*idle, told, began));
+        let Some(at) = end.into_iter().chain(still).min() else { return sending.await };
         if let Ok(sent) = tokio::time::timeout_at(at.into(), sending.as_mut()).await {
             return sent;
         }
-        let ended = told.as_ref().map_or(Some(began), |told| told.ended.get());
-        at = until.or_more_time(kind, ended, now()).map_err(|refusal| Failed { refusal, unprocessed: false })?;
+        let now = now();
+        if end.is_some_and(|end| end <= now) {
+            let ended = told.as_ref().map_or(Some(began), |told| told.ended.get());
+            let more = time.until.or_more_time(time.kind, ended, now);
+            end = Some(more.map_err(|refusal| Failed { refusal, unprocessed: false })?);
+        } else if let Some((idle, told)) = &watched
+            && stands_still(*idle, told, began).is_some_and(|still| still <= now)
+        {
+            let waited_for = if told.waits.get() { deadline::nothing_came } else { deadline::stood_still };
+            return Err(Failed { refusal: waited_for(*idle), unprocessed: false });
+        }
     }
 }
 
+/// When a body that is still on its way will have stood still for too long.
+fn stands_still(idle: Duration, told: &Told, began: Instant) -> Option<Instant> {
+    let last = told.moved.get().map_or(began, |moved| moved.max(began));
+    last.checked_add(idle).filter(|_| told.ended.get().is_none())
+}
+
 async fn over_some_connection(
-    pool: &std::rc::Rc<Pool>,
+    pool: &Rc<Pool>,
     target: &Target<'_>,
     outgoing: &mut Outgoing<'_>,
 ) -> Result<Response<ResponseBody>, Failed> {
@@ -207,7 +234,16 @@ async fn over(
     let Some(message) = outgoing.next(target.protocol) else {
         return Err(Failed::reset("the body of the request is gone".to_owned()));
     };
-    lease.send(message).await.map_err(|failure| not_answered(failure, outgoing))
+    let answered = lease.send(message).await.map_err(|failure| not_answered(failure, outgoing))?;
+    if answered.status() == StatusCode::SWITCHING_PROTOCOLS
+        && !answered.headers().get(UPGRADE).is_some_and(|chosen| outgoing.normal.asks_for(chosen))
+    {
+        return Err(Failed::reset("the answer changes to a protocol that nobody asked for".to_owned()));
+    }
+    if answered.status() == StatusCode::SWITCHING_PROTOCOLS && !answered.body().is_switched() {
+        return Err(Failed::reset("the answer changes the protocol before all of the request was sent".to_owned()));
+    }
+    Ok(answered)
 }
 
 /// A request with a body waits until the peer has accepted our certificate: it must not be lost in a refused connection.
@@ -216,14 +252,16 @@ async fn confirmed(lease: &mut Lease, target: &Target<'_>) -> Result<(), Failed>
     let failure = match waited {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(failure)) => failure,
-        Err(_) => ConnectFailure::Failed(format!("not accepted within {:?}", target.connect_timeout)),
+        Err(_) => ConnectFailure::TooSlow(target.connect_timeout),
     };
     Err(no_connection(failure, target))
 }
 
 fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
-    let SendFailure { refused, untouched, not_connected, detail } = failure;
-    outgoing.take_back(untouched);
+    let SendFailure { refused, body, not_connected, detail } = failure;
+    if let Some(body) = body {
+        outgoing.body.unsent(body);
+    }
     if let Some(refusal) = outgoing.body.broke_off() {
         return Failed { refusal, unprocessed: false };
     }
@@ -240,6 +278,11 @@ fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
 pub(crate) fn no_connection(failure: ConnectFailure, target: &Target<'_>) -> Failed {
     match failure {
         ConnectFailure::Failed(detail) => Failed::unprocessed(Refusal::ConnectFailed { detail }),
+        // How long the application beside us may take, no policy says.
+        ConnectFailure::TooSlow(after) if target.places.is_none() => {
+            Failed::unprocessed(Refusal::ConnectFailed { detail: format!("no connection within {after:?}") })
+        }
+        ConnectFailure::TooSlow(after) => Failed::unprocessed(deadline::no_connection(after)),
         ConnectFailure::IdentityMismatch { found } => Failed::unprocessed(Refusal::IdentityMismatch {
             expected: target.whom.map(|whom| whom.accounts.to_vec()).unwrap_or_default(),
             found: found.map(Box::new),

@@ -6,21 +6,24 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use equerry_policies::policy::TrafficPolicy;
+use equerry_traffic::deadline::{self, Kind};
 use equerry_traffic::retry::Stop;
 use equerry_traffic::{Reason, Refusal};
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use tokio::time::timeout;
 
-use super::connection::Busy;
 use super::facts::Record;
 use super::reply;
+use super::upgrade::Asked;
 use super::watch::Watch;
-use crate::codec::{BodyError, Incoming};
-use crate::upstream::{BrokeOff, RequestBody, ResponseBody, Told};
+use crate::codec::{BodyError, Incoming, Outgoing};
+use crate::upstream::{BrokeOff, RequestBody, ResponseBody, Switched, Told};
 
 /// The body of a request, and whether it can be sent more than once.
 #[derive(Debug)]
@@ -78,11 +81,12 @@ impl ToSend {
     /// Takes the caller's body: held in memory when it may be needed again and is known to be small enough for `traffic`.
     ///
     /// # Errors
-    /// When it says that it is larger than it may be, or the caller breaks off while it is being read.
+    /// When it says that it is larger than it may be, or the caller breaks off or falls silent while it is being read.
     pub(crate) async fn take(
         from: Incoming,
         may_repeat: bool,
         traffic: &TrafficPolicy,
+        kind: Kind,
         record: &Record,
     ) -> Result<Self, Refusal> {
         let (length, most) = (from.size_hint().exact(), Most::of(traffic));
@@ -95,7 +99,7 @@ impl ToSend {
         if !(may_repeat && small) || from.is_end_stream() {
             return Ok(Self::at_most(from, Box::default(), most, record));
         }
-        let held = from.collect().await.map_err(|error| broken_off(BrokeOff::of(&error), None))?.to_bytes();
+        let held = Box::pin(collected(from, deadline::idle(kind, traffic))).await?;
         record.received().set(held.len() as u64);
         Ok(Self::Held(held))
     }
@@ -151,6 +155,25 @@ impl ToSend {
     }
 }
 
+/// A body that is read to its end, nothing of which may take longer than `idle` to come.
+async fn collected(mut from: Incoming, idle: Option<Duration>) -> Result<Bytes, Refusal> {
+    let mut held = BytesMut::new();
+    loop {
+        let frame = match idle {
+            Some(idle) => timeout(idle, from.frame()).await.map_err(|_| deadline::nothing_came(idle))?,
+            None => from.frame().await,
+        };
+        let frame = frame.transpose().map_err(|error| broken_off(BrokeOff::of(&error), None))?;
+        let Some(data) = frame.map(Frame::into_data) else { return Ok(held.freeze()) };
+        match data {
+            Ok(data) if held.is_empty() && from.is_end_stream() => return Ok(data),
+            Ok(data) => held.extend_from_slice(&data),
+            // Trailers of a request that may be repeated are not kept.
+            Err(_) => {}
+        }
+    }
+}
+
 fn broken_off(how: BrokeOff, most: Option<&Most>) -> Refusal {
     match (how, most) {
         (BrokeOff::TooLarge, Some(most)) => most.exceeded(),
@@ -167,18 +190,36 @@ pub(crate) struct Answer {
     /// Data bytes still to come, when that is known.
     left: Option<u64>,
     /// Places in flight, given back when the exchange ends.
-    _held: Held,
+    held: Held,
     /// What may still happen; `None`: anything.
     watch: Option<Watch>,
+    /// What a request that changed the protocol of its connection was judged by.
+    asked: Option<Box<Asked>>,
     record: Record,
 }
 
-/// What must last as long as an exchange: its place among the requests in flight, and that its connection is not quiet.
-pub(crate) type Held = (Option<crate::live::Held>, Option<Busy>);
+/// A connection to the other side that goes on without HTTP.
+pub(crate) struct Opened {
+    /// It.
+    pub(crate) far: Switched,
+    /// Given back at its end.
+    pub(crate) held: Held,
+    /// The limits on it.
+    pub(crate) watch: Option<Watch>,
+    /// What it was judged by.
+    pub(crate) asked: Option<Box<Asked>>,
+    /// Told at its end.
+    pub(crate) record: Record,
+}
+
+/// What must last as long as an exchange: its place among the requests in flight.
+pub(crate) type Held = Option<crate::live::Held>;
 
 enum Content {
     Ours(Option<Bytes>),
     Theirs(ResponseBody),
+    /// There is none: a connection stands.
+    Connected(Box<Switched>),
     /// All of it has passed.
     Passed,
 }
@@ -187,14 +228,42 @@ impl Answer {
     /// A body that the mesh made.
     pub(crate) fn ours(content: Bytes, record: Record) -> Self {
         let content = if content.is_empty() { Content::Passed } else { Content::Ours(Some(content)) };
-        Self { content, left: None, _held: (None, None), watch: None, record }
+        Self { content, left: None, held: None, watch: None, asked: None, record }
     }
 
     /// The upstream's body.
     pub(crate) fn theirs(from: ResponseBody, held: Held, watch: Option<Watch>, record: Record) -> Self {
         let left = from.size_hint().exact();
         let content = if from.is_end_stream() { Content::Passed } else { Content::Theirs(from) };
-        Self { content, left, _held: held, watch, record }
+        Self { content, left, held, watch, asked: None, record }
+    }
+
+    /// A connection that stands, in the place of a body.
+    pub(crate) fn connected(far: Switched, held: Held, watch: Watch, record: Record) -> Self {
+        let content = Content::Connected(Box::new(far));
+        Self { content, left: Some(0), held, watch: Some(watch), asked: None, record }
+    }
+
+    /// Keeps what was judged with a connection that will speak another protocol.
+    pub(crate) fn asked_with(&mut self, asked: Option<Box<Asked>>) {
+        self.asked = asked;
+    }
+
+    /// The connection to the other side, where it goes on without HTTP, and all that must last as long.
+    pub(crate) fn into_opened(mut self) -> Option<Opened> {
+        let far = match std::mem::replace(&mut self.content, Content::Passed) {
+            Content::Theirs(from) => from.switch(),
+            Content::Connected(far) => Some(*far),
+            Content::Ours(_) | Content::Passed => None,
+        };
+        let Some(far) = far else {
+            self.record.broke(Reason::UpstreamReset);
+            return None;
+        };
+        let untold = Record::untold(self.record.observe());
+        let record = std::mem::replace(&mut self.record, untold);
+        let held = std::mem::take(&mut self.held);
+        Some(Opened { far, held, watch: self.watch.take(), asked: self.asked.take(), record })
     }
 
     /// Ends it here: the caller sees that it is not whole, or, in a gRPC call, why.
@@ -217,7 +286,7 @@ impl Body for Answer {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         match &mut this.content {
-            Content::Passed => Poll::Ready(None),
+            Content::Passed | Content::Connected(_) => Poll::Ready(None),
             Content::Ours(content) => {
                 let all = content.take().unwrap_or_default();
                 this.record.sent(all.len());
@@ -269,10 +338,20 @@ impl Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Passed => SizeHint::with_exact(0),
+            Content::Passed | Content::Connected(_) => SizeHint::with_exact(0),
             Content::Ours(content) => SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64)),
             Content::Theirs(from) => from.size_hint(),
         }
+    }
+}
+
+impl Outgoing for Answer {
+    fn blocked(&mut self, moved: bool, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        let watch = self.watch.get_or_insert_with(Watch::over_sending);
+        let Err(refusal) = watch.blocked(moved, cx) else { return Ok(()) };
+        // Whoever takes nothing is told nothing either.
+        let _ = self.cut(&refusal);
+        Err(BodyError::Cut)
     }
 }
 

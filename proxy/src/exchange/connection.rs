@@ -1,26 +1,17 @@
 //! One connection from a caller, and the exchanges on it, until it ends or this process leaves.
 //!
-//! When it is time to go, HTTP/2 callers are told at once (GOAWAY loses nothing). Over HTTP/1.1 closing an idle connection
+//! When it is time to go, HTTP/2 callers are told soon (GOAWAY loses nothing). Over HTTP/1.1 closing an idle connection
 //! can cross a request already under way, so answers say `Connection: close` and the idle ones follow a little later.
 
-use std::cell::Cell;
-use std::convert::Infallible;
 use std::future::Future;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
-
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::Instant;
 
 use super::body::Answer;
 use crate::accept::detect::Speaks;
 use crate::codec::http1::serve::{self, Ended, Patience, Respond};
-use crate::codec::{Incoming, Link, MAX_HEADER_BYTES, Seldom, Wire};
+use crate::codec::{Link, Wire, http2};
 use crate::drain::Drain;
-use crate::upstream::OnThisThread;
 
 /// How long a head may take, and so how long a kept connection may be idle. Longer than any sidecar keeps one
 /// (`upstream::LONGEST_IDLE`), so that it is the caller who closes and no request meets a closing connection.
@@ -29,10 +20,10 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(120);
 const FIRST_HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// How long idle HTTP/1.1 connections outlive the beginning of a drain: callers learn meanwhile that we leave.
 const LINGER: Duration = Duration::from_secs(2);
-/// Exchanges at once on one HTTP/2 connection (Envoy's 1,024).
-const STREAMS: u32 = 1024;
-/// An HTTP/2 caller is asked for a sign of life this often.
-const PING_EVERY: Duration = Duration::from_secs(30);
+/// Connections do not all end in one moment, or their callers would all come back in one: each waits a part of this, at random.
+const JITTER: Duration = Duration::from_millis(500);
+/// How long an HTTP/2 connection may be idle (Envoy's hour): who gives signs of life may keep it, and is told when it ends.
+const IDLE_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Serves the exchanges of one connection with `responder`. Once it is `time_to_go`, what is under way is finished and
 /// nothing more is taken. Ends with a word for metrics when it ended badly.
@@ -45,90 +36,17 @@ pub(crate) async fn serve<R>(
 where
     R: Respond<Answer = Answer> + 'static,
 {
-    if speaks == Speaks::Http2 {
-        return serve_http2(stream, time_to_go, Rc::new(responder)).await;
-    }
-    let patience = Patience { head: FIRST_HEAD_PATIENCE, idle: HEAD_PATIENCE };
-    match serve::serve(Link::new(stream), patience, time_to_go, &responder).await {
+    let link = Link::new(stream);
+    let ended = if speaks == Speaks::Http2 {
+        let patience = Patience { head: FIRST_HEAD_PATIENCE, idle: IDLE_PATIENCE };
+        http2::serve::serve(link, patience, time_to_go, Rc::new(responder)).await
+    } else {
+        let patience = Patience { head: FIRST_HEAD_PATIENCE, idle: HEAD_PATIENCE };
+        serve::serve(link, patience, time_to_go, &responder).await
+    };
+    match ended {
         Ended::Well | Ended::Silent => None,
         Ended::Broken(word) => Some(word),
-    }
-}
-
-async fn serve_http2<R>(
-    stream: impl Wire + 'static,
-    time_to_go: impl Future<Output = ()>,
-    responder: Rc<R>,
-) -> Option<&'static str>
-where
-    R: Respond<Answer = Answer> + 'static,
-{
-    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let responder = Rc::clone(&responder);
-        async move { Ok::<_, Infallible>(responder.respond(request.map(Incoming::Http2)).await) }
-    });
-    let mut connection = pin!(
-        http2::Builder::new(OnThisThread)
-            .timer(TokioTimer::new())
-            .max_header_list_size(MAX_HEADER_BYTES)
-            .max_concurrent_streams(STREAMS)
-            .keep_alive_interval(PING_EVERY)
-            .auto_date_header(false)
-            .serve_connection(TokioIo::new(stream), service)
-    );
-    let time_to_go = pin!(time_to_go);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = Seldom::new(time_to_go) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    ended.err().map(|error| {
-        tracing::debug!(%error, "an HTTP/2 connection ended badly");
-        "http2"
-    })
-}
-
-/// Whether exchanges are under way on a connection, and since when not.
-#[derive(Debug)]
-pub(crate) struct Quiet {
-    exchanges: Cell<usize>,
-    since: Cell<Instant>,
-}
-
-/// An exchange under way; over when dropped.
-#[derive(Debug)]
-pub(crate) struct Busy(Rc<Quiet>);
-
-impl Quiet {
-    /// Nothing is under way yet.
-    pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self { exchanges: Cell::new(0), since: Cell::new(Instant::now()) })
-    }
-
-    /// An exchange begins.
-    pub(crate) fn begin(self: &Rc<Self>) -> Busy {
-        self.exchanges.set(self.exchanges.get() + 1);
-        Busy(Rc::clone(self))
-    }
-
-    /// Waits until nothing was under way for `long`.
-    pub(crate) async fn for_so_long(&self, long: Duration) {
-        loop {
-            let until = if self.exchanges.get() > 0 { Instant::now() + long } else { self.since.get() + long };
-            if until <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(until).await;
-        }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.exchanges.set(self.0.exchanges.get() - 1);
-        self.0.since.set(Instant::now());
     }
 }
 
@@ -142,65 +60,94 @@ pub(crate) async fn time_to_go(speaks: Speaks, drain: &Drain, not_after: Option<
     };
     tokio::select! {
         () = expired => {}
-        () = drain.wait_begun() => if speaks != Speaks::Http2 { tokio::time::sleep(LINGER).await },
+        () = drain.wait_begun() => {
+            let linger = if speaks == Speaks::Http2 { Duration::ZERO } else { LINGER };
+            tokio::time::sleep(linger + JITTER.mul_f64(fastrand::f64())).await;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http::{Request, Response};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
 
+    use super::super::facts::Record;
     use super::*;
     use crate::codec::http1::Bad;
+    use crate::codec::{Early, Incoming};
+    use crate::observe::{AccessLogTarget, Observer, ObserverOptions, SERIES_CAP};
 
     const MS: Duration = Duration::from_millis(1);
 
-    struct Never;
+    /// Answers a great deal, and bad heads in their own words.
+    struct Talkative(Observer);
 
-    impl Respond for Never {
+    impl Talkative {
+        fn new() -> Self {
+            let options = ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP };
+            Self(Observer::new(options).unwrap())
+        }
+
+        fn says(&self, content: Bytes) -> Response<Answer> {
+            Response::new(Answer::ours(content, Record::untold(&self.0)))
+        }
+    }
+
+    impl Respond for Talkative {
         type Answer = Answer;
 
-        async fn respond(&self, _: Request<Incoming>) -> Response<Answer> {
-            std::future::pending().await
+        async fn respond(&self, _: Request<Incoming>, _: &Early) -> Response<Answer> {
+            self.says(Bytes::from(vec![b'x'; 1 << 20]))
         }
 
         fn refuse(&self, bad: Bad) -> Response<Answer> {
-            panic!("{bad}")
+            self.says(bad.to_string().into())
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_quiet_only_so_long_after_its_last_exchange() {
-        let quiet = Quiet::new();
-        let begun = Instant::now();
-        let busy = quiet.begin();
-        let waiting = async {
-            quiet.for_so_long(100 * MS).await;
-            begun.elapsed()
-        };
-        let working = async {
-            tokio::time::sleep(250 * MS).await;
-            drop(busy);
-        };
-        let (after, ()) = tokio::join!(waiting, working);
-        assert!((350 * MS..=400 * MS).contains(&after), "{after:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_first_head_that_does_not_come_is_not_waited_for_as_long_as_the_next() {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    async fn a_first_head_that_does_not_come_is_not_waited_for_as_long_as_the_next_and_its_sender_is_told() {
         let begun = Instant::now();
         let (mut caller, ours) = tokio::io::duplex(64);
         let serving = async {
-            serve(ours, Speaks::Http1, std::future::pending(), Never).await;
-            begun.elapsed()
+            let ended = serve(ours, Speaks::Http1, std::future::pending(), Talkative::new()).await;
+            assert_eq!(ended, Some("head_timeout"));
         };
         let dawdling = async {
             caller.write_all(b"GET / HTTP/1.1\r\nhost: ord").await.unwrap();
-            let _ = caller.read_u8().await;
+            let mut told = String::new();
+            caller.read_to_string(&mut told).await.unwrap();
+            assert!(told.ends_with("a head that was not whole after 10s"), "{told}");
+            begun.elapsed()
         };
-        let (after, ()) = tokio::join!(serving, dawdling);
+        let ((), after) = tokio::join!(serving, dawdling);
         assert!(after < FIRST_HEAD_PATIENCE + 100 * MS, "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_takes_nothing_of_its_answer_is_not_waited_for_without_end() {
+        let begun = Instant::now();
+        let (mut caller, ours) = tokio::io::duplex(64);
+        let serving = async {
+            let ended = serve(ours, Speaks::Http1, std::future::pending(), Talkative::new()).await;
+            (ended, begun.elapsed())
+        };
+        let asking = async {
+            caller.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await.unwrap();
+            // It takes a little at first: the time begins anew with each piece.
+            tokio::time::sleep(200_000 * MS).await;
+            caller.read_exact(&mut [0; 32]).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let (ended, after) = tokio::select! {
+            ended = serving => ended,
+            () = asking => unreachable!("it waits for ever"),
+        };
+        assert_eq!(ended, Some("body_broken"));
+        assert!((500_000 * MS..501_000 * MS).contains(&after), "{after:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -213,8 +160,22 @@ mod tests {
         drain.begin();
         let left = Instant::now();
         time_to_go(Speaks::Http2, &drain, None).await;
-        assert!(left.elapsed() < MS, "GOAWAY loses nothing");
+        assert!(left.elapsed() <= JITTER + MS, "GOAWAY loses nothing");
         time_to_go(Speaks::Http1, &drain, None).await;
         assert!(left.elapsed() >= LINGER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_do_not_all_end_in_one_moment() {
+        let drain = Drain::new();
+        drain.begin();
+        let begun = Instant::now();
+        let mut ends = futures_util::future::join_all((0..64).map(|_| async {
+            time_to_go(Speaks::Http2, &drain, None).await;
+            begun.elapsed()
+        }))
+        .await;
+        ends.sort();
+        assert!(ends[63] <= JITTER + MS && ends[63] - ends[0] > JITTER / 2, "{ends:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! What is known of one exchange, told to the observer once: when its response has been sent, or when it ends early.
 //!
 //! The record travels with the exchange. Whoever drops it has ended the exchange; until somebody says otherwise, the
-//! cause is that the caller went away.
+//! cause is that the caller went away, whose status in logs and metrics is nginx's 499.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -84,9 +84,13 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if let Some(mut exchange) = self.open.take() {
+            if exchange.status == 0 && !exchange.tunnel {
+                // Nobody was there to be told a status; logs call that 499.
+                exchange.status = exchange.reason.http_status();
+            }
             exchange.bytes_in = self.received.get().map_or(0, |received| received.get());
             exchange.duration = now().saturating_duration_since(exchange.started);
-            self.observe.finished(*exchange);
+            self.observe.finished(exchange);
         }
     }
 }
@@ -106,6 +110,7 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: st
         authority: HeaderValue::from_static(""),
         protocol: parts.version,
         tunnel: false,
+        upgrade: None,
         status: 0,
         reason: Reason::ClientGone,
         bytes_in: 0,
@@ -115,6 +120,7 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: st
         destination_principal: None,
         route: None,
         policy_rule: None,
+        noted: None,
         tenant: None,
         attempts: 0,
         retry_outcome: None,
@@ -168,23 +174,34 @@ fn new_request_id() -> [u8; 36] {
     let random = fastrand::u128(..);
     let versioned = random & !(0xf000_u128 << 64) | (0x4000_u128 << 64);
     let id = versioned & !(0xc000_u128 << 48) | (0x8000_u128 << 48);
+    let digits = hex(id);
     let mut text = *b"........-....-....-....-............";
-    hex(id >> 96, &mut text[..8]);
-    hex(id >> 80, &mut text[9..13]);
-    hex(id >> 64, &mut text[14..18]);
-    hex(id >> 48, &mut text[19..23]);
-    hex(id, &mut text[24..]);
+    for (group, from) in [(0..8, 0), (9..13, 8), (14..18, 12), (19..23, 16), (24..36, 20)] {
+        let length = group.len();
+        text[group].copy_from_slice(&digits[from..from + length]);
+    }
     text
 }
 
-/// Fills a text with the last digits of a number. Formatting it takes twenty times as long, at every request.
-fn hex(number: u128, text: &mut [u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut left = number;
-    for digit in text.iter_mut().rev() {
-        *digit = DIGITS[(left & 0xf) as usize];
-        left >>= 4;
+/// The digits of a number, eight at a time. Formatting it takes twenty times as long, at every request.
+fn hex(number: u128) -> [u8; 32] {
+    let mut text = [0; 32];
+    for (digits, bytes) in text.as_chunks_mut::<8>().0.iter_mut().zip(number.to_be_bytes().as_chunks::<4>().0) {
+        *digits = hex_word(u32::from_be_bytes(*bytes));
     }
+    text
+}
+
+/// Each half of a byte in a byte of its own, and then what makes a digit of it.
+fn hex_word(word: u32) -> [u8; 8] {
+    const EACH: u64 = u64::from_le_bytes([1; 8]);
+    let mut halves = u64::from(word);
+    halves = (halves << 16 | halves) & 0x0000_ffff_0000_ffff;
+    halves = (halves << 8 | halves) & 0x00ff_00ff_00ff_00ff;
+    halves = (halves << 4 | halves) & (EACH * 0xf);
+    // Of 10 and above, adding 6 sets the fifth bit.
+    let letters = (halves + EACH * 6) >> 4 & EACH;
+    (halves + EACH * u64::from(b'0') + letters * u64::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
 /// The trace this request belongs to. A well-formed `traceparent` is forwarded as it is; else a new trace begins, to be
@@ -197,8 +214,8 @@ fn traceparent(headers: &mut HeaderMap) -> HeaderValue {
         return only.clone();
     }
     let mut made = *b"00-................................-................-01";
-    hex(fastrand::u128(1..), &mut made[3..35]);
-    hex(u128::from(fastrand::u64(1..)), &mut made[36..52]);
+    made[3..35].copy_from_slice(&hex(fastrand::u128(1..)));
+    made[36..52].copy_from_slice(&hex(u128::from(fastrand::u64(1..)))[16..]);
     set(headers, TRACEPARENT, &made)
 }
 
@@ -235,6 +252,13 @@ mod tests {
         let groups: Vec<usize> = made.to_str().unwrap().split('-').map(str::len).collect();
         assert_eq!(groups, [8, 4, 4, 4, 12]);
         assert!(made.as_bytes()[14] == b'4' && b"89ab".contains(&made.as_bytes()[19]), "{made:?}");
+    }
+
+    #[test]
+    fn digits_are_those_that_formatting_gives() {
+        for number in [0, 1, 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210, u128::MAX, fastrand::u128(..)] {
+            assert_eq!(hex(number), format!("{number:032x}").as_bytes());
+        }
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! A small real mesh on loopback for tests: sidecars, applications and callers in one thread, policy written as YAML.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -185,7 +184,7 @@ impl World {
             let at = known.map(|(_, at)| at.as_slice()).unwrap_or_default();
             (name.clone(), Arc::new(self.destination(name, &account, at)))
         });
-        let destinations: HashMap<_, _> = destinations.collect();
+        let destinations = destinations.collect();
         let unknown = [(ServiceName::parse("shop/order").unwrap(), Some("orders".to_owned()))].into();
         Live { epoch: 7, workload: Some(Arc::new(workload)), destinations, unknown, ..Live::nothing(own) }
     }
@@ -211,6 +210,7 @@ impl World {
             accounts: accounts.into(),
             ports: view.ports,
             endpoints,
+            unwell: Vec::new(),
             balancer: Balancer::new(&view.traffic.load_balancer, members, None, Instant::now(), &mut rng),
             limits: Arc::default(),
         };
@@ -261,8 +261,10 @@ fn settings(instance: &InstanceId, ports: &[(u16, SocketAddr)]) -> Settings {
         telemetry: any,
         dns: Vec::new(),
         workers: 1,
+        max_connections: None,
         access_log: AccessLogTarget::Off,
-        health_path: None,
+        health: equerry_policies::policy::Ask::Tcp {},
+        health_port: None,
         drain_timeout: Duration::from_secs(1),
         mesh_protocol: crate::config::MeshProtocol::Auto,
         log: String::new(),

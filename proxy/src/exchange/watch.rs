@@ -1,16 +1,17 @@
-//! What watches over an exchange whose response has begun: when it must have ended, for how long nothing may pass, and how
-//! much may.
+//! What watches over an exchange whose response has begun: when it must have ended, for how long nothing may pass, for how
+//! long its caller may take nothing, and how much may pass.
 //!
-//! Most responses are here whole before anybody has to wait. So a timer is made only where the next piece is waited for.
+//! Most responses are here whole before anybody has to wait. So a timer is made only where somebody is waited for.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
 
 use equerry_policies::compile::RouteRule;
 use equerry_traffic::Refusal;
-use equerry_traffic::deadline::{Authors, Kind, Rest};
+use equerry_traffic::deadline::{Authors, Deadline, Kind, Rest};
 use equerry_traffic::retry;
 use http::HeaderMap;
 use http_body::Body;
@@ -20,6 +21,7 @@ use super::now;
 use super::tries::{Answered, Errand};
 use crate::codec::Seldom;
 use crate::live::Backend;
+use crate::upstream::Told;
 
 /// The limits on the rest of one exchange.
 pub(crate) struct Watch {
@@ -31,6 +33,10 @@ pub(crate) struct Watch {
     has_begun: bool,
     /// Since when the next piece is waited for.
     waiting_since: Option<Instant>,
+    /// Since when the caller takes nothing of what waits for it.
+    blocked_since: Option<Instant>,
+    /// The request's body, which may still be coming: then nothing stands still.
+    told: Option<Rc<Told>>,
     alarm: Option<Seldom<Pin<Box<Sleep>>>>,
     /// Who set the limits, where they are written down.
     rule: Option<Arc<RouteRule>>,
@@ -42,7 +48,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the head says already that there is too much.
-    pub(crate) fn over(answered: &Answered, errand: &Errand<'_>) -> Result<Self, Refusal> {
+    pub(crate) fn over(answered: &Answered, errand: &Errand<'_>, told: Option<Rc<Told>>) -> Result<Self, Refusal> {
         let traffic = &errand.backend.traffic;
         let kind = errand.kind.answered(answered.status(), answered.headers());
         let rest = errand.deadline.after_head(kind, errand.began, traffic);
@@ -50,11 +56,42 @@ impl Watch {
         let says_something = |rule: &&Arc<RouteRule>| rule.request_timeout.is_some() || rule.retry.is_some();
         let rule = errand.rule.filter(says_something).cloned();
         let backend = traffic.name.is_some().then(|| Arc::clone(errand.backend));
-        let watch = Self { rest, kind, allowed, has_begun: false, waiting_since: None, alarm: None, rule, backend };
+        let watch = Self { allowed, told, rule, backend, ..Self::with(rest, kind) };
         match answered.body().size_hint().exact() {
             Some(length) if length > allowed => Err(watch.too_large()),
             _ => Ok(watch),
         }
+    }
+
+    /// Begins at the callee, where nobody's policy is known but how long the caller will wait.
+    pub(crate) fn at_callee(answered: &Answered, deadline: &Deadline, kind: Kind, began: Instant) -> Self {
+        let kind = kind.answered(answered.status(), answered.headers());
+        Self::with(deadline.after_head_at_callee(kind, began), kind)
+    }
+
+    /// Over a connection that is made now, for bytes.
+    pub(crate) fn over_connection(backend: &Arc<Backend>) -> Self {
+        let began = now();
+        let rest = Deadline::after(began, None).after_head(Kind::Upgrade, began, &backend.traffic);
+        let backend = backend.traffic.name.is_some().then(|| Arc::clone(backend));
+        Self { backend, ..Self::with(rest, Kind::Upgrade) }
+    }
+
+    /// Over an answer to which nothing can happen but that nobody takes it.
+    pub(crate) fn over_sending() -> Self {
+        let began = now();
+        Self::with(Deadline::after(began, None).after_head_at_callee(Kind::Unary, began), Kind::Unary)
+    }
+
+    fn with(rest: Rest, kind: Kind) -> Self {
+        let (allowed, has_begun, told, alarm, rule, backend) = (u64::MAX, false, None, None, None, None);
+        let (waiting_since, blocked_since) = (None, None);
+        Self { rest, kind, allowed, has_begun, waiting_since, blocked_since, told, alarm, rule, backend }
+    }
+
+    /// When a connection that goes on without HTTP must end, and who says so.
+    pub(crate) fn into_rest(self) -> (Rest, Option<Arc<RouteRule>>, Option<Arc<Backend>>) {
+        (self.rest, self.rule, self.backend)
     }
 
     /// Whether it is a gRPC call, which can be told of its end in trailers.
@@ -91,15 +128,46 @@ impl Watch {
     /// # Errors
     /// When that has taken too long, or the exchange has.
     pub(crate) fn waits(&mut self, cx: &mut Context<'_>) -> Result<(), Refusal> {
+        if self.rest.idle.is_none() && self.rest.end.at.is_none() {
+            return Ok(());
+        }
         let since = *self.waiting_since.get_or_insert_with(now);
+        let request = self.told.as_ref().and_then(|told| told.moved.get());
+        let since = request.map_or(since, |moved| moved.max(since));
         let stands_still = self.rest.idle.and_then(|idle| since.checked_add(idle));
-        let Some(due) = self.rest.end.at.into_iter().chain(stands_still).min() else { return Ok(()) };
+        self.in_time(stands_still, Rest::stood_still, cx)
+    }
+
+    /// The caller takes nothing of what waits for it; unless something has `moved` since this was said last.
+    ///
+    /// # Errors
+    /// When that has taken too long, or the exchange has.
+    pub(crate) fn blocked(&mut self, moved: bool, cx: &mut Context<'_>) -> Result<(), Refusal> {
+        if moved {
+            self.blocked_since = None;
+        }
+        let since = *self.blocked_since.get_or_insert_with(now);
+        let given_up = self.rest.unread.and_then(|unread| since.checked_add(unread));
+        self.in_time(given_up, Rest::nobody_reads, cx)
+    }
+
+    /// Sets the alarm to the end of the exchange or `still`, whichever is earlier, unless that has come.
+    fn in_time(
+        &mut self,
+        still: Option<Instant>,
+        why: fn(&Rest) -> Refusal,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Refusal> {
+        let Some(due) = self.rest.end.at.into_iter().chain(still).min() else { return Ok(()) };
         let alarm = self.alarm.get_or_insert_with(|| Seldom::new(Box::pin(tokio::time::sleep_until(due.into()))));
+        if alarm.future().deadline() > due.into() {
+            alarm.change().as_mut().reset(due.into());
+        }
         while alarm.is_over(cx) {
             let now = now();
             if due <= now {
                 let over = self.rest.end.at.is_some_and(|end| end <= now);
-                let refusal = if over { self.rest.end.passed() } else { self.rest.stood_still() };
+                let refusal = if over { self.rest.end.passed() } else { why(&self.rest) };
                 return Err(self.signed(refusal));
             }
             // Something has passed meanwhile.

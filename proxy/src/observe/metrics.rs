@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use equerry_policies::names::{ServiceName, SpiffeId};
 use equerry_traffic::Reason;
+use equerry_traffic::authorize::Noted;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -37,13 +38,18 @@ pub(super) struct Metrics {
     durations: Capped<HistogramVec>,
     tunnels: Capped<IntCounterVec>,
     tunnel_bytes: Capped<IntCounterVec>,
+    audited: Capped<IntCounterVec>,
+    shadows: Capped<IntCounterVec>,
     pub(super) quota: Capped<IntCounterVec>,
     pub(super) breaker_state: Capped<IntGaugeVec>,
+    pub(super) endpoint_health: Capped<IntGaugeVec>,
     pub(super) retries: IntCounterVec,
     pub(super) ejections: IntCounterVec,
     pub(super) mirrored: IntCounterVec,
     pub(super) not_ejected: IntCounterVec,
     pub(super) connections: IntGaugeVec,
+    pub(super) connections_refused: IntCounterVec,
+    pub(super) accept_pauses: IntCounterVec,
     pub(super) handshake_failures: IntCounterVec,
     pub(super) config_epoch: IntGauge,
     pub(super) config_generations: IntGauge,
@@ -172,6 +178,16 @@ impl Metrics {
                 "Bytes of finished TCP connections, received from whoever connected or sent to them.",
                 &["direction", "source", "destination", "way"],
             ),
+            audited: counters(
+                "equerry_authz_audit_total",
+                "Requests and connections that a rule of an AUDIT policy matched.",
+                &["policy"],
+            ),
+            shadows: counters(
+                "equerry_authz_shadow_total",
+                "Requests and connections that a shadow policy looked at, by what enforcing it would change.",
+                &["policy", "decision"],
+            ),
             quota: counters(
                 "equerry_quota_total",
                 "Requests counted against tenants' quotas, by decision.",
@@ -182,6 +198,14 @@ impl Metrics {
                     "equerry_breaker_state",
                     "State of the breaker of each endpoint: 0 closed, 1 half-open, 2 open.",
                     &["destination", "instance"],
+                ),
+                cap,
+            ),
+            endpoint_health: Capped::new(
+                make.gauges(
+                    "equerry_endpoint_health",
+                    "Endpoints of each destination by what their health rests on: well, or what keeps them away.",
+                    &["destination", "verdict"],
                 ),
                 cap,
             ),
@@ -206,6 +230,16 @@ impl Metrics {
                 &["outcome"],
             ),
             connections: make.gauges("equerry_connections", "Connections open now.", &["direction", "tls"]),
+            connections_refused: make.counters(
+                "equerry_connections_refused_total",
+                "Connections that were one too many for this process.",
+                &["direction"],
+            ),
+            accept_pauses: make.counters(
+                "equerry_accept_pauses_total",
+                "Moments in which no connection could be accepted, for want of file descriptors.",
+                &["direction"],
+            ),
             handshake_failures: make.counters(
                 "equerry_handshake_failures_total",
                 "Connections that ended before an exchange, by reason.",
@@ -244,6 +278,9 @@ impl Metrics {
 
     /// Counts one exchange.
     pub(super) fn exchange(&self, exchange: &Exchange) {
+        if let Some(noted) = &exchange.noted {
+            self.noted(noted);
+        }
         if exchange.tunnel {
             return self.tunnel(exchange);
         }
@@ -276,6 +313,16 @@ impl Metrics {
                 by_hash.remove(&hash);
             }
         });
+    }
+
+    /// Counts what onlooking policies saw.
+    fn noted(&self, noted: &Noted) {
+        for (policy, _) in &noted.audited {
+            self.audited.get(&[&policy.to_string()]).inc();
+        }
+        for (policy, would) in &noted.shadows {
+            self.shadows.get(&[&policy.to_string(), would.as_str()]).inc();
+        }
     }
 
     /// Counts one TCP connection: seldom enough to look its series up.

@@ -15,10 +15,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use equerry_policies::names::{InstanceId, ServiceName, SpiffeId, TenantName};
 use equerry_traffic::Reason;
+use equerry_traffic::authorize::Noted;
 
 use access_log::AccessLog;
 pub use access_log::AccessLogTarget;
 use metrics::Metrics;
+pub(crate) use process::processor_time;
 
 /// Series a family may have before new ones are counted under `__overflow__`.
 pub const SERIES_CAP: usize = 2_000;
@@ -65,7 +67,9 @@ pub struct Exchange {
     pub protocol: http::Version,
     /// It is a TCP connection in whose bytes nobody looked for requests: no method, target, version or status.
     pub tunnel: bool,
-    /// The status sent; 0 when the caller left before there was one.
+    /// The protocol that its connection changed to.
+    pub upgrade: Option<http::HeaderValue>,
+    /// The status sent; 499 when the caller left before there was one, 0 for TCP.
     pub status: u16,
     /// How it ended.
     pub reason: Reason,
@@ -83,6 +87,8 @@ pub struct Exchange {
     pub route: Option<Arc<str>>,
     /// Policy and rule of a refusal, in the words that response, log and `explain` share.
     pub policy_rule: Option<String>,
+    /// What policies that enforce nothing saw in it.
+    pub noted: Option<Box<Noted>>,
     /// The tenant it was counted for.
     pub tenant: Option<TenantName>,
     /// Tries made; 0 when none was.
@@ -188,7 +194,8 @@ impl Observer {
     }
 
     /// Counts the exchange and logs it. Never waits: a full log drops the line and counts that.
-    pub fn finished(&self, exchange: Exchange) {
+    pub fn finished(&self, exchange: impl Into<Box<Exchange>>) {
+        let exchange = exchange.into();
         self.metrics.exchange(&exchange);
         if self.access_log.is_on() && !self.access_log.offer(exchange) {
             self.metrics.access_log_dropped.inc();
@@ -200,6 +207,16 @@ impl Observer {
         let gauge = self.metrics.connections.with_label_values(&[direction.as_str(), reason::tls(tls)]);
         gauge.inc();
         ConnectionOpen { gauge }
+    }
+
+    /// A connection was one too many for this process.
+    pub fn connection_refused(&self, direction: Direction) {
+        self.metrics.connections_refused.with_label_values(&[direction.as_str()]).inc();
+    }
+
+    /// No connection can be accepted for a moment, most likely because there are no file descriptors left.
+    pub fn accept_paused(&self, direction: Direction) {
+        self.metrics.accept_pauses.with_label_values(&[direction.as_str()]).inc();
     }
 
     /// A connection ended before there was an exchange: `reason` is a fixed word such as `no_certificate`.
@@ -235,6 +252,15 @@ impl Observer {
     /// A copy of a request has come to its end, or was not made.
     pub fn mirrored(&self, became: Copied) {
         self.metrics.mirrored.with_label_values(&[became.as_str()]).inc();
+    }
+
+    /// So many endpoints of each destination stand how, by the word of what says so.
+    pub fn endpoint_health(&self, census: impl Iterator<Item = (ServiceName, &'static str, usize)>) {
+        let family = &self.metrics.endpoint_health;
+        family.clear();
+        for (destination, verdict, count) in census {
+            family.get(&[&destination.to_string(), verdict]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// An endpoint is no longer known here: its series end.
@@ -331,6 +357,7 @@ pub(crate) mod tests {
             authority: http::HeaderValue::from_static("orders.shop"),
             protocol: http::Version::HTTP_11,
             tunnel: false,
+            upgrade: None,
             status: 200,
             reason: Reason::Ok,
             bytes_in: 0,
@@ -340,6 +367,7 @@ pub(crate) mod tests {
             destination_principal: None,
             route: Some("shop/orders/0".into()),
             policy_rule: None,
+            noted: None,
             tenant: None,
             attempts: 1,
             retry_outcome: None,

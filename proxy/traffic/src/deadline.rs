@@ -22,6 +22,8 @@ const USUAL_STREAM_IDLE: Duration = Duration::from_secs(300);
 /// A limit on time, by the name that its author knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timer {
+    /// `timeouts.connect` of a TrafficPolicy.
+    Connect,
     /// `timeouts.request` of a route's rule.
     Request,
     /// `timeouts.backendRequest` of a route's rule.
@@ -40,6 +42,7 @@ impl Timer {
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Connect => "timeouts.connect",
             Self::Request => "timeouts.request",
             Self::BackendRequest => "timeouts.backendRequest",
             Self::GrpcTimeout => "grpc-timeout",
@@ -66,7 +69,7 @@ impl Authors<'_> {
             Timer::Request | Timer::BackendRequest => {
                 self.rule.map(|rule| format!("{} rules[{}]", rule.route, rule.number))
             }
-            Timer::Stream | Timer::StreamIdle => self.policy?.name.as_ref().map(ToString::to_string),
+            Timer::Connect | Timer::Stream | Timer::StreamIdle => self.policy?.name.as_ref().map(ToString::to_string),
             Timer::GrpcTimeout | Timer::Inherited => None,
         }
     }
@@ -191,13 +194,23 @@ impl Deadline {
 pub fn idle(kind: Kind, policy: &TrafficPolicy) -> Option<Duration> {
     match policy.stream_idle_timeout {
         Some(written) => Some(written).filter(|idle| !idle.is_zero()),
-        None => Some(USUAL_STREAM_IDLE).filter(|_| !kind.is_streaming()),
+        None => usual_idle(kind),
     }
+}
+
+/// The same where nothing is written.
+pub fn usual_idle(kind: Kind) -> Option<Duration> {
+    Some(USUAL_STREAM_IDLE).filter(|_| !kind.is_streaming())
 }
 
 /// For how long a caller may take nothing of a response that waits for it; `None`: however long.
 pub fn unread(policy: &TrafficPolicy) -> Option<Duration> {
     Some(policy.stream_idle_timeout.unwrap_or(USUAL_STREAM_IDLE)).filter(|idle| !idle.is_zero())
+}
+
+/// What a try is refused with that had no connection after so long.
+pub fn no_connection(after: Duration) -> Refusal {
+    Refusal::ConnectTimeout(Expired { timer: Timer::Connect, after, document: None })
 }
 
 fn stream_idle(after: Duration) -> Expired {

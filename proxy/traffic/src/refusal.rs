@@ -259,10 +259,12 @@ pub enum Refusal {
         ports: Vec<u16>,
     },
     /// The destination has no healthy endpoint.
-    #[error("{service} has no healthy endpoint")]
+    #[error("{service} has no healthy endpoint: {why}")]
     NoHealthyEndpoint {
         /// The backend.
         service: ServiceName,
+        /// What keeps each away, the first few.
+        why: Box<str>,
     },
     /// A name outside the mesh could not be looked up.
     #[error("{host} could not be looked up: {detail}")]
@@ -286,6 +288,9 @@ pub enum Refusal {
         /// What happened.
         detail: String,
     },
+    /// No connection could be made in time.
+    #[error("connecting failed: no connection within {0}")]
+    ConnectTimeout(Expired),
     /// Whoever answered is not who should have.
     #[error("expected {}, found {}", list(expected), found.as_ref().map_or("nobody".to_owned(), ToString::to_string))]
     IdentityMismatch {
@@ -342,6 +347,9 @@ pub enum Refusal {
         /// What is wrong with it.
         detail: String,
     },
+    /// The request is of HTTP/1.0, which is not served here (426).
+    #[error("HTTP/1.0 is not served here: Mesh.http10 is REFUSE")]
+    OldVersion,
     /// The request's body is too large (413).
     #[error("the body is larger than {limit} bytes: limits.requestBytes of {policy}")]
     BodyTooLarge {
@@ -371,6 +379,14 @@ pub enum Refusal {
         policy: Box<str>,
         /// What it is answered with.
         abort: crate::fault::Abort,
+    },
+    /// The sidecar at the other end of a connection says why it goes no further.
+    #[error("{detail}")]
+    Told {
+        /// Its word.
+        reason: Reason,
+        /// Who said it.
+        detail: String,
     },
     /// This proxy is shutting down.
     #[error("this proxy is shutting down")]
@@ -424,7 +440,7 @@ impl Refusal {
             Self::NoRoute { .. } | Self::NoBackend { .. } => Reason::NoRoute,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoHealthyEndpoint { .. } | Self::NotResolved { .. } => Reason::NoHealthyEndpoint,
-            Self::ConnectFailed { .. } => Reason::ConnectFailed,
+            Self::ConnectFailed { .. } | Self::ConnectTimeout(_) => Reason::ConnectFailed,
             Self::IdentityMismatch { .. } => Reason::IdentityMismatch,
             Self::TryTimeout(_) => Reason::TryTimeout,
             Self::RequestTimeout(_) | Self::TooLate(_) => Reason::RequestTimeout,
@@ -439,9 +455,10 @@ impl Refusal {
             Self::BreakerOpen { .. } => Reason::BreakerOpen,
             Self::UpstreamReset { .. } => Reason::UpstreamReset,
             Self::ClientGone => Reason::ClientGone,
-            Self::BadRequest { .. } => Reason::BadRequest,
+            Self::BadRequest { .. } | Self::OldVersion => Reason::BadRequest,
             Self::BodyTooLarge { .. } | Self::HeadTooLarge { .. } => Reason::TooLarge,
             Self::Fault { .. } => Reason::Fault,
+            Self::Told { reason, .. } => *reason,
             Self::Draining => Reason::Draining,
             Self::Overload => Reason::Overload,
         }
@@ -453,6 +470,7 @@ impl Refusal {
             Self::NoBackend { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Fault { abort, .. } => abort.status,
             Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::OldVersion => StatusCode::UPGRADE_REQUIRED,
             _ => StatusCode::from_u16(self.reason().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
@@ -505,12 +523,14 @@ impl Refusal {
             Self::TryTimeout(expired)
             | Self::RequestTimeout(expired)
             | Self::TooLate(expired)
+            | Self::ConnectTimeout(expired)
             | Self::StreamIdle(expired)
             | Self::Unread(expired)
             | Self::BodyTimeout(expired) => expired.document.as_deref(),
             Self::Limit(over) => over.policy.as_deref(),
             Self::BodyTooLarge { policy, .. } | Self::ResponseTooLarge { policy, .. } => Some(policy),
             Self::Forbidden { .. } => Some("Mesh.outboundTraffic"),
+            Self::OldVersion => Some("Mesh.http10"),
             _ => None,
         }
     }
@@ -521,6 +541,7 @@ impl Refusal {
         if let Self::TryTimeout(expired)
         | Self::RequestTimeout(expired)
         | Self::TooLate(expired)
+        | Self::ConnectTimeout(expired)
         | Self::StreamIdle(expired)
         | Self::Unread(expired)
         | Self::BodyTimeout(expired) = &mut self
@@ -561,6 +582,7 @@ mod tests {
         let made = Refusal::Fault { policy: "a/b".into(), abort: crate::fault::Abort::grpc(5) };
         assert_eq!((made.status().as_u16(), made.grpc_status(), made.cause()), (404, 5, Some("a/b")));
         assert_eq!(Refusal::Draining.status(), 503);
+        assert_eq!((Refusal::OldVersion.status().as_u16(), Refusal::OldVersion.cause()), (426, Some("Mesh.http10")));
     }
 
     #[test]

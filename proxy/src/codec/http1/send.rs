@@ -4,17 +4,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::Body;
 
 use super::Framing;
 use super::write;
+use crate::codec::Outgoing;
 use crate::codec::link::{Link, LinkCell};
 
 /// What is still to be sent of a message.
 #[derive(Debug)]
 pub(super) struct Sending<B> {
-    /// `None` once its end was added to the outbox.
+    /// Kept until its last byte was sent, because it knows for how long nobody may take them; `None`: there is none.
     body: Option<B>,
+    /// All of it was added to the outbox.
+    ended: bool,
     framing: Framing,
     /// Bytes still owed, where the head promised a length.
     owed: u64,
@@ -44,23 +46,23 @@ pub(super) enum Progress {
 
 impl<B> Sending<B>
 where
-    B: Body<Data = Bytes> + Unpin,
+    B: Outgoing,
 {
     /// A message whose head waits in the outbox.
     pub(super) fn new(body: B, framing: Framing) -> Self {
         let owed = if let Framing::Length(length) = framing { length } else { 0 };
-        let body = if framing == Framing::Empty { None } else { Some(body) };
-        Self { body, framing, owed, taken: false }
+        let ended = framing == Framing::Empty;
+        Self { body: Some(body).filter(|_| !ended), ended, framing, owed, taken: false }
     }
 
     /// Whether all of it was added to the outbox.
     pub(super) fn is_whole(&self) -> bool {
-        self.body.is_none()
+        self.ended
     }
 
     /// The body, to be sent over another connection, when nothing of it was taken.
     pub(super) fn into_body(self) -> Option<B> {
-        self.body.filter(|_| !self.taken)
+        self.body.filter(|_| !self.taken && !self.ended)
     }
 
     /// Sends what there is. Pending: the connection takes no more now.
@@ -75,8 +77,12 @@ where
                 let _ = cell.link(|link| link.poll_send(cx));
             })?;
             let sent = cell.link(|link| if link.is_flushed() { Poll::Ready(Ok(())) } else { link.poll_send(cx) });
+            if let (Poll::Pending, Some(body)) = (&sent, &mut self.body) {
+                body.blocked(cell.link(|link| link.has_moved()), cx).map_err(Unsent::Body)?;
+            }
             ready!(sent).map_err(|_| Unsent::Wire)?;
-            if self.body.is_none() {
+            if self.ended {
+                self.body = None;
                 return Poll::Ready(Ok(Progress::Done));
             }
             if waits {
@@ -88,7 +94,7 @@ where
     /// Adds pieces of the body to the outbox until it is full; whether the body is being waited for. The link is left alone
     /// while the body is asked: it may itself be read from there.
     fn gather(&mut self, cell: &impl LinkCell, cx: &mut Context<'_>) -> Result<bool, Unsent<B::Error>> {
-        while let Some(body) = &mut self.body {
+        while let Some(body) = self.body.as_mut().filter(|_| !self.ended) {
             if cell.link(|link| link.is_full()) {
                 return Ok(false);
             }
@@ -134,7 +140,7 @@ where
     }
 
     fn end(&mut self, link: &mut Link, trailers: Option<&http::HeaderMap>) -> Result<(), Unsent<B::Error>> {
-        self.body = None;
+        self.ended = true;
         match self.framing {
             Framing::Length(_) if self.owed > 0 => return Err(Unsent::Length),
             Framing::Chunked => write::last_chunk(link.outbox(), trailers),

@@ -1,0 +1,23 @@
+//! A body on its way out, which knows for how long whoever it goes to may take nothing.
+
+use std::task::Context;
+
+use bytes::Bytes;
+use http_body::Body;
+
+/// A body that is being sent. It is kept until its last byte was sent.
+pub(crate) trait Outgoing: Body<Data = Bytes> + Unpin {
+    /// What was taken from it waits, because whoever it goes to takes nothing now. `moved`: something went out since this was
+    /// said last.
+    ///
+    /// # Errors
+    /// When that has lasted too long: the rest need not be sent.
+    fn blocked(&mut self, moved: bool, cx: &mut Context<'_>) -> Result<(), Self::Error>;
+}
+
+#[cfg(test)]
+impl Outgoing for http_body_util::Full<Bytes> {
+    fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}

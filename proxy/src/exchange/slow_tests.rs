@@ -1,0 +1,261 @@
+//! Those who are slow, over real sockets: callers that send nothing or take nothing, applications that take nothing, and
+//! deadlines that a callee holds. Each end names the timer, and the document that set it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::harness::*;
+use super::overload;
+use super::tries_tests::{SERVICE, caller, route, traffic};
+use crate::observe::Direction;
+
+const PERMISSIVE: &str = "
+---
+apiVersion: equerry.dev/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: PERMISSIVE}}
+";
+
+/// Says this and reads what comes back until the other side ends.
+async fn say(to: SocketAddr, said: &[u8]) -> String {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(said).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// A body that never ends, as fast as it is taken.
+fn endless() -> Response<UnsyncBoxBody<Bytes, std::io::Error>> {
+    let piece = Bytes::from(vec![b'x'; 64 * 1024]);
+    let pieces = futures_util::stream::repeat_with(move || Ok(Frame::data(piece.clone())));
+    Response::new(StreamBody::new(pieces).boxed_unsync())
+}
+
+#[test]
+fn a_caller_that_takes_nothing_of_its_answer_is_cut_and_the_log_names_the_timer() {
+    on_one_thread(async {
+        let application = application(|_, _| async { endless() }).await;
+        let sidecar = caller(&traffic(SERVICE, "timeouts: {streamIdle: 150ms}"), &[application.address]).await;
+        let mut deaf = TcpStream::connect(sidecar.outbound).await.unwrap();
+        deaf.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await.unwrap();
+        let line = sidecar.log(1).await.remove(0);
+        assert_eq!(line["reason"], "stream_idle", "{line}");
+        assert!(
+            line.to_string().contains("the caller took nothing for 150ms: timeouts.streamIdle of shop/orders"),
+            "{line}"
+        );
+        // The sidecar lives on, and the application is no longer asked for more.
+        until("the application's connection to end", || application.connections.borrow()[0].is_finished()).await;
+    });
+}
+
+#[test]
+fn a_caller_that_takes_little_at_a_time_is_waited_for() {
+    on_one_thread(async {
+        let application = application(|_, _| async { says(200, &"x".repeat(4 << 20)) }).await;
+        let sidecar = caller(&traffic(SERVICE, "timeouts: {streamIdle: 200ms}"), &[application.address]).await;
+        let mut slow = TcpStream::connect(sidecar.outbound).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n").await.unwrap();
+        let (mut taken, mut piece) = (0, vec![0; 256 * 1024]);
+        loop {
+            match slow.read(&mut piece).await.unwrap() {
+                0 => break,
+                read => taken += read,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(taken > 4 << 20, "{taken}");
+        assert_eq!(sidecar.log(1).await[0]["reason"], "ok");
+    });
+}
+
+#[test]
+fn a_caller_that_begins_a_body_and_sends_no_more_is_told_408_by_the_named_timer() {
+    on_one_thread(async {
+        let application = application(|_, request: Request<Incoming>| async move {
+            let _ = request.into_body().collect().await;
+            says(200, "")
+        })
+        .await;
+        let policy = "timeouts: {streamIdle: 150ms}";
+        let held = route("matches: [{method: POST}], retry: {codes: [503], attempts: 1, backoff: 1ms}");
+        for yaml in [traffic(SERVICE, policy), traffic(&held, policy)] {
+            let sidecar = caller(&yaml, &[application.address]).await;
+            let answer =
+                say(sidecar.outbound, b"POST / HTTP/1.1\r\nhost: orders\r\ncontent-length: 10\r\n\r\nhalf").await;
+            assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("client_slow"), "{answer}");
+            assert!(
+                answer.contains("the caller sent nothing for 150ms: timeouts.streamIdle of shop/orders"),
+                "{answer}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_body_that_crawls_is_carried_to_its_end() {
+    on_one_thread(async {
+        let application = application(|_, request: Request<Incoming>| async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            says(200, &format!("{} bytes", body.len()))
+        })
+        .await;
+        let sidecar = caller(&traffic(SERVICE, "timeouts: {streamIdle: 200ms}"), &[application.address]).await;
+        let mut slow = TcpStream::connect(sidecar.outbound).await.unwrap();
+        let head = b"POST / HTTP/1.1\r\nhost: orders\r\ncontent-length: 10\r\nconnection: close\r\n\r\n";
+        slow.write_all(head).await.unwrap();
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            slow.write_all(b"x").await.unwrap();
+        }
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("10 bytes"), "{answer}");
+    });
+}
+
+#[test]
+fn an_application_that_takes_nothing_of_a_request_is_given_up() {
+    on_one_thread(async {
+        let (address, _connections) = listen(|stream, _| async move {
+            std::future::pending::<()>().await;
+            drop(stream);
+        })
+        .await;
+        let sidecar = caller(&traffic(SERVICE, "timeouts: {streamIdle: 150ms}"), &[address]).await;
+        let stream = TcpStream::connect(sidecar.outbound).await.unwrap();
+        let (mut reads, mut writes) = stream.into_split();
+        let sending = async {
+            writes.write_all(b"POST / HTTP/1.1\r\nhost: orders\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+            let chunk = [b"10000\r\n".as_slice(), &[b'x'; 65_536], b"\r\n"].concat();
+            while writes.write_all(&chunk).await.is_ok() {}
+        };
+        let mut answer = Vec::new();
+        let reading = reads.read_to_end(&mut answer);
+        let _ = tokio::join!(sending, reading);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("stream_idle"), "{answer}");
+        assert!(answer.contains("nothing passed for 150ms: timeouts.streamIdle of shop/orders"), "{answer}");
+    });
+}
+
+/// A callee's sidecar that takes plain text, and its application that never answers.
+async fn callee() -> (Sidecar, Application) {
+    let never = application(|_, _| std::future::pending::<Response<Full<Bytes>>>()).await;
+    let world = World::new(&format!("{SERVICE}{PERMISSIVE}"));
+    let sidecar = world.sidecar("shop/orders", &[("app", "orders")], &[(8080, never.address)], &[]).await;
+    (sidecar, never)
+}
+
+#[test]
+fn a_callee_ends_what_its_caller_waits_for_no_longer() {
+    on_one_thread(async {
+        let (sidecar, never) = callee().await;
+        let mut asked = request("GET", "orders:8080", "/", "");
+        asked.headers_mut().insert("tracestate", "eq=d:100".parse().unwrap());
+        let answered = call(sidecar.inbound, asked).await;
+        assert_eq!(answered.status(), 504);
+        let said = std::str::from_utf8(answered.body()).unwrap();
+        assert!(said.contains("request_timeout") && said.contains("the deadline in tracestate"), "{said}");
+
+        let mut asked = request("POST", "orders:8080", "/shop.Orders/Get", "");
+        for (name, value) in [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "100m")] {
+            asked.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let answered = call_http2(sidecar.inbound, asked).await;
+        assert_eq!(answered.headers()["grpc-status"], "4");
+        assert!(answered.headers()["grpc-message"].to_str().unwrap().contains("grpc-timeout"), "{answered:?}");
+        assert_eq!(never.seen.borrow().len(), 2);
+        assert!(sidecar.log(2).await.iter().all(|line| line["reason"] == "request_timeout"));
+    });
+}
+
+#[test]
+fn a_callee_does_not_begin_what_nobody_waits_for() {
+    on_one_thread(async {
+        let (sidecar, never) = callee().await;
+        let mut asked = request("GET", "orders:8080", "/", "");
+        asked.headers_mut().insert("tracestate", "eq=d:0".parse().unwrap());
+        let answered = call(sidecar.inbound, asked).await;
+        assert_eq!(answered.status(), 504);
+        assert!(std::str::from_utf8(answered.body()).unwrap().contains("nobody waits for it any more"), "{answered:?}");
+        assert!(never.seen.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_response_that_goes_on_after_its_callers_deadline_is_cut_at_the_callee() {
+    on_one_thread(async {
+        let application = application(|_, _| async {
+            let drops = futures_util::stream::unfold((), |()| async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Some((Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"drop "))), ()))
+            });
+            Response::new(StreamBody::new(drops).boxed_unsync())
+        })
+        .await;
+        let world = World::new(&format!("{SERVICE}{PERMISSIVE}"));
+        let ports = [(8080, application.address)];
+        let sidecar = world.sidecar("shop/orders", &[("app", "orders")], &ports, &[]).await;
+        let said = say(sidecar.inbound, b"GET / HTTP/1.1\r\nhost: orders:8080\r\ntracestate: eq=d:100\r\n\r\n").await;
+        assert!(said.contains("drop") && !said.ends_with("0\r\n\r\n"), "{said}");
+        assert_eq!(sidecar.log(1).await[0]["reason"], "request_timeout");
+    });
+}
+
+#[test]
+fn one_connection_too_many_is_answered_503_whichever_version_it_speaks() {
+    on_one_thread(async {
+        let (sidecar, _never) = callee().await;
+        let shared = sidecar.shared.clone();
+        let (door, _connections) = listen(move |stream, peer| {
+            let shared = shared.clone();
+            async move { overload::turn_away(stream, &shared, Direction::Inbound, peer).await }
+        })
+        .await;
+        let over_http1 = call(door, request("GET", "orders", "/", "")).await;
+        assert_eq!(
+            (over_http1.status().as_u16(), &over_http1.headers()["connection"]),
+            (503, &"close".parse().unwrap())
+        );
+        for answered in [over_http1, call_http2(door, request("GET", "orders", "/", "")).await] {
+            assert_eq!(answered.status(), 503);
+            assert!(answered.headers()["proxy-status"].to_str().unwrap().contains("overload"), "{answered:?}");
+        }
+        assert_eq!(say(door, b"\x16\x03\x01\x02\x00\x01\x00").await, "", "a handshake is not begun");
+        assert!(sidecar.log(2).await.iter().all(|line| line["reason"] == "overload" && line["response_code"] == 503));
+    });
+}
+
+#[test]
+fn a_process_that_leaves_waits_for_the_last_connection_of_its_application() {
+    on_one_thread(async {
+        let application = application(|_, _| async { says(200, "here") }).await;
+        let sidecar = caller(SERVICE, &[application.address]).await;
+        let drain = &sidecar.shared.drain;
+        let kept = TcpStream::connect(sidecar.outbound).await.unwrap();
+        let (mut send, connection) =
+            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(kept)).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let mut ask = async || send.send_request(request("GET", "orders", "/", "")).await.unwrap().status();
+        assert_eq!(ask().await, 200);
+        drain.begin();
+        assert_eq!(ask().await, 200, "over the connection it has");
+        assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 200, "over a new one");
+        until("all but one to end", || drain.working() == 1).await;
+        assert!(!drain.all_gone(Duration::from_millis(50)).await, "an idle connection may still be used");
+        drop(send);
+        assert!(drain.all_gone(Duration::from_secs(5)).await);
+    });
+}

@@ -1,0 +1,155 @@
+//! Sidecars come and go, and so does configuration, while calls pass: none of them fails, and no connection is dropped.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use equerry::demo::town::Home;
+use equerry_tests::load::Load;
+use equerry_tests::{Mesh, api, eventually};
+use http::StatusCode;
+use rustix::process::Signal;
+use tokio::net::TcpStream;
+
+use crate::{PAIR, program};
+
+const SOON: Duration = Duration::from_secs(15);
+
+fn load(home: &Home, gets: usize, posts: usize) -> Result<Load> {
+    Ok(Load { to: home.outbound.address().parse()?, host: "inventory".to_owned(), gets, posts })
+}
+
+/// Waits until the application of `home` is called.
+async fn is_called(home: &Home) -> Result<()> {
+    home.forget().await?;
+    eventually(SOON, &format!("{} to be called", home.resident.name), async || {
+        Ok((!home.arrivals().await?.is_empty()).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn sidecars_of_a_callee_restarted_one_after_the_other_under_load_fail_no_call() -> Result<()> {
+    let mesh = Mesh::up(program(), &PAIR).await?;
+    let town = &mesh.town;
+    let under_way = load(town.home("orders")?, 4, 4)?.begin();
+    for _ in 0..2 {
+        for name in ["inventory-v1", "inventory-v2"] {
+            let home = town.home(name)?;
+            is_called(home).await?;
+            town.stop_sidecar(home).await;
+            town.start_sidecar(home).await?;
+            town.wait_ready(home).await?;
+            is_called(home).await?;
+        }
+    }
+    let tally = under_way.end().await?;
+    tally.all_well()?;
+    ensure!(
+        tally.connections == 8,
+        "{} connections of 8 callers: the caller's own sidecar went nowhere",
+        tally.connections
+    );
+    println!("{} calls while four sidecars were restarted", tally.answered);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hundred_changes_of_configuration_under_load_drop_no_connection_and_fail_no_call() -> Result<()> {
+    let mesh = Mesh::up(program(), &PAIR).await?;
+    let (town, orders) = (&mesh.town, mesh.town.home("orders")?);
+    let under_way = load(orders, 4, 4)?.begin();
+    is_called(town.home("inventory-v1")?).await?;
+    let between = |home: &'static str| async move {
+        let scrape = town.home(home)?.telemetry().get("localhost", "/metrics", &[]).await?;
+        let text = String::from_utf8_lossy(&scrape.body).into_owned();
+        let open =
+            text.lines().find(|line| line.starts_with("equerry_connections{direction=\"inbound\",tls=\"true\"}"));
+        anyhow::Ok(open.unwrap_or_default().to_owned())
+    };
+    let before = (between("inventory-v1").await?, between("inventory-v2").await?);
+    let epoch = mesh.epoch().await?;
+    for number in 0..100 {
+        // Both sidecars' configuration changes: how calls go, and who may call.
+        let changed = format!(
+            "\
+apiVersion: equerry.dev/v1
+kind: TrafficPolicy
+metadata: {{name: inventory, namespace: shop}}
+spec: {{targetRefs: [{{kind: Service, name: inventory}}], timeouts: {{connect: {}ms}}}}
+---
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {{name: change, namespace: shop}}
+spec:
+  targetRefs: [{{kind: Service, name: inventory}}]
+  action: DENY
+  rules: [{{to: [{{operation: {{paths: [/never/{number}]}}}}]}}]
+",
+            1000 + number
+        );
+        let files = serde_json::json!({"files": [{"name": "change.yaml", "text": changed}]});
+        let (status, said) = api::ask(town, "POST", "/api/v1/apply", files.to_string().into()).await?;
+        ensure!(status == StatusCode::OK, "change {number}: {status} {said}");
+    }
+    let last = mesh.epoch().await?;
+    ensure!(last >= epoch + 100, "only {} epochs", last - epoch);
+    eventually(SOON, "every sidecar to have the last change", async || {
+        for home in &town.homes {
+            let page = home.telemetry().get("localhost", "/metrics", &[]).await?;
+            let text = String::from_utf8_lossy(&page.body).into_owned();
+            let at = text.lines().find_map(|line| line.strip_prefix("equerry_config_epoch ")).context("no epoch")?;
+            if at.trim().parse::<u64>()? != last {
+                bail!("{} is at {at}", home.resident.name);
+            }
+        }
+        Ok(Some(()))
+    })
+    .await?;
+    let after = (between("inventory-v1").await?, between("inventory-v2").await?);
+    let tally = under_way.end().await?;
+    tally.all_well()?;
+    ensure!(tally.connections == 8, "{} connections of 8 callers", tally.connections);
+    println!("{} calls over the same connections; between sidecars {before:?}, then {after:?}", tally.answered);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sidecar_told_to_stop_serves_its_application_until_that_has_hung_up() -> Result<()> {
+    let mesh = Mesh::up(program(), &PAIR[..2]).await?;
+    let (town, orders) = (&mesh.town, mesh.town.home("orders")?);
+    // With more time to leave than anybody here takes.
+    town.stop_sidecar(orders).await;
+    town.start_sidecar_with(orders, &["--drain-timeout", "60s"]).await?;
+    town.wait_ready(orders).await?;
+    let under_way = load(orders, 2, 2)?.begin();
+    is_called(town.home("inventory-v1")?).await?;
+    // A connection that is kept for later, as pools do.
+    let kept = TcpStream::connect(orders.outbound.address()).await?;
+    town.signal_sidecar(orders, Signal::TERM).await;
+    eventually(SOON, "the sidecar to say that it is not ready", async || {
+        let ready = orders.telemetry().get("localhost", "/healthz/ready", &[]).await?;
+        Ok((ready.status == 503 && ready.shown().contains("draining")).then_some(()))
+    })
+    .await?;
+    let answered = under_way.answered();
+    eventually(SOON, "calls to go on", async || Ok((under_way.answered() > answered + 200).then_some(()))).await?;
+    let late = load(orders, 1, 1)?.begin();
+    eventually(SOON, "new connections to be served", async || Ok((late.answered() > 100).then_some(()))).await?;
+    for load in [under_way, late] {
+        load.end().await?.all_well()?;
+    }
+    drop(kept);
+    eventually(SOON, "the sidecar to end", async || {
+        match orders.telemetry().get("localhost", "/healthz/live", &[]).await {
+            Ok(alive) => bail!("it says {}", alive.shown()),
+            Err(_) => Ok(Some(())),
+        }
+    })
+    .await?;
+    ensure!(drained(&town.sidecar_log(orders)), "{}", town.sidecar_log(orders));
+    Ok(())
+}
+
+fn drained(log: &str) -> bool {
+    log.contains("\"drained\"") && !log.contains("the grace period is over")
+}
