@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::http1;
+use super::{http1, http2};
 
 /// The body of a request, read as it is asked for.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(crate) enum Incoming {
     /// Over HTTP/1.1.
     Http1(http1::serve::Body),
     /// Over HTTP/2.
-    Http2(hyper::body::Incoming),
+    Http2(http2::Body),
 }
 
 /// Why a body ended early.
@@ -32,9 +32,9 @@ pub(crate) enum BodyError {
     /// We pass no more of it on.
     #[error("the body was cut off")]
     Cut,
-    /// HTTP/2's own.
-    #[error("{}", in_words(.0))]
-    Http2(#[source] hyper::Error),
+    /// The sender reset its stream.
+    #[error("the sender reset the stream: {0}")]
+    Reset(http2::bad::Code),
 }
 
 /// An error with the causes it carries.
@@ -52,6 +52,17 @@ pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
     words
 }
 
+impl Incoming {
+    /// Leaves it to whoever the request is passed on to to say that the body should come.
+    pub(crate) fn leave_the_word(&self) {
+        match self {
+            Self::Empty => {}
+            Self::Http1(body) => body.leave_the_word(),
+            Self::Http2(body) => body.leave_the_word(),
+        }
+    }
+}
+
 impl Body for Incoming {
     type Data = Bytes;
     type Error = BodyError;
@@ -60,9 +71,7 @@ impl Body for Incoming {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Http1(body) => body.poll_frame(cx),
-            Self::Http2(body) => {
-                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::Http2)))
-            }
+            Self::Http2(body) => body.poll_frame(cx),
         }
     }
 
@@ -70,7 +79,7 @@ impl Body for Incoming {
         match self {
             Self::Empty => true,
             Self::Http1(body) => body.is_end(),
-            Self::Http2(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end(),
         }
     }
 
@@ -78,7 +87,7 @@ impl Body for Incoming {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Http1(body) => body.left().map(SizeHint::with_exact).unwrap_or_default(),
-            Self::Http2(body) => body.size_hint(),
+            Self::Http2(body) => body.left().map(SizeHint::with_exact).unwrap_or_default(),
         }
     }
 }

@@ -1,16 +1,21 @@
-//! HTTP on the wire: bytes to heads and bodies, and back. HTTP/1.1 is ours, HTTP/2 is hyper's.
+//! HTTP on the wire: bytes to heads and bodies, and back.
 //!
 //! Nothing here knows why a message is sent. What is read of [`http1`] is pure; a [`link::Link`] is a connection with what
-//! was read and not yet understood, [`http1::serve`] and [`http1::call`] are its two ends.
+//! was read and not yet understood; [`http1`] and [`http2`] each have a serving and a calling end.
 
+mod early;
 pub(crate) mod http1;
+pub(crate) mod http2;
 mod incoming;
 mod link;
+mod outgoing;
 mod seldom;
 pub(crate) mod spare;
 
+pub(crate) use early::Early;
 pub(crate) use incoming::{BodyError, Incoming, in_words};
 pub(crate) use link::{Link, Wire};
+pub(crate) use outgoing::Outgoing;
 pub(crate) use seldom::Seldom;
 
 /// Largest header section taken from anybody, HTTP/2 (RFC 9113 section 10.5.1 counts 32 bytes for each field beside its

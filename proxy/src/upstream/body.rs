@@ -2,8 +2,6 @@
 //! with the connection it comes over.
 
 use std::cell::Cell;
-use std::error::Error;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -14,10 +12,11 @@ use equerry_traffic::normalize;
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 
-use super::connect::Connected;
+use super::connect::{Connected, Tunnel};
 use super::lease::{Exchanging, Home};
 use crate::codec::http1::call::Call;
-use crate::codec::{BodyError, Incoming};
+use crate::codec::{BodyError, Incoming, Link, Outgoing, http2};
+use crate::live::Held;
 
 /// How the caller's stream ended early: no fault of whoever it was sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,19 +36,16 @@ pub(crate) struct Told {
     pub(crate) broke_off: Cell<Option<BrokeOff>>,
     /// When all of it had come.
     pub(crate) ended: Cell<Option<Instant>>,
+    /// When the last piece of it came.
+    pub(crate) moved: Cell<Option<Instant>>,
+    /// The next piece is waited for: it is the caller who is slow, not whoever it is sent to.
+    pub(crate) waits: Cell<bool>,
 }
 
 impl BrokeOff {
     /// What an error of the caller's stream means.
     pub(crate) fn of(error: &BodyError) -> Self {
-        let BodyError::Http2(error) = error else {
-            return if matches!(error, BodyError::Malformed(_)) { Self::Unreadable } else { Self::Gone };
-        };
-        let kind = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
-        match kind {
-            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Self::Unreadable,
-            _ => Self::Gone,
-        }
+        if matches!(error, BodyError::Malformed(_)) { Self::Unreadable } else { Self::Gone }
     }
 }
 
@@ -75,6 +71,15 @@ pub(crate) enum RequestBody {
     },
 }
 
+impl RequestBody {
+    /// Leaves it to whoever it is sent to to say that it should come.
+    pub(crate) fn leave_the_word(&self) {
+        if let Self::Streaming { from, .. } = self {
+            from.leave_the_word();
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -86,9 +91,13 @@ impl Body for RequestBody {
                 Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
             }
             Self::Streaming { from, passed, most, told, withheld } => {
-                let mut frame = ready!(Pin::new(&mut *from).poll_frame(cx));
+                let polled = Pin::new(&mut *from).poll_frame(cx);
+                told.waits.set(polled.is_pending());
+                let mut frame = ready!(polled);
+                let now = Some(tokio::time::Instant::now().into_std());
+                told.moved.set(now);
                 if frame.is_none() || from.is_end_stream() {
-                    told.ended.set(Some(tokio::time::Instant::now().into_std()));
+                    told.ended.set(now);
                 }
                 match &mut frame {
                     Some(Ok(frame)) => {
@@ -126,12 +135,41 @@ impl Body for RequestBody {
     }
 }
 
+impl Outgoing for RequestBody {
+    /// Who waits for the answer watches over that, by what is [`Told`] of it.
+    fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), BodyError> {
+        Ok(())
+    }
+}
+
+/// A connection that carries messages no more, or never did: bytes that nobody looks at.
+pub(crate) struct Switched {
+    /// The bytes, those that came already first.
+    pub(crate) link: Link,
+    /// Given back with the connection.
+    _place: Place,
+}
+
+#[expect(dead_code, reason = "kept for as long as the connection lives")]
+enum Place {
+    Shelf(Home),
+    Tunnel(Option<Held>),
+}
+
+impl Switched {
+    /// A connection that was opened for bytes, of which `early` came already.
+    pub(crate) fn of_tunnel(tunnel: Tunnel, early: &[u8]) -> Self {
+        let (wire, place) = tunnel.into_parts();
+        Self { link: Link::resumed(wire, early), _place: Place::Tunnel(place) }
+    }
+}
+
 /// The body of a response. When it has passed, its connection is given back; when it is dropped before, an HTTP/1.1
 /// connection is closed, and so the work at its other end is over.
 pub(crate) struct ResponseBody {
     facts: Rc<Connected>,
-    /// A frame that was looked at and not passed on yet.
-    ahead: Option<Result<Frame<Bytes>, BodyError>>,
+    /// A frame that was looked at and not passed on yet; boxed, because there seldom is one.
+    ahead: Option<Box<Result<Frame<Bytes>, BodyError>>>,
     from: From,
 }
 
@@ -141,7 +179,7 @@ enum From {
         home: Home,
     },
     Http2 {
-        body: hyper::body::Incoming,
+        call: http2::call::Call<RequestBody>,
         _exchanging: Exchanging,
     },
     /// All of it has passed.
@@ -153,8 +191,8 @@ impl ResponseBody {
         Self { facts, ahead: None, from: From::Http1 { call: Box::new(call), home } }.unless_passed()
     }
 
-    pub(super) fn http2(facts: Rc<Connected>, body: hyper::body::Incoming, exchanging: Exchanging) -> Self {
-        Self { facts, ahead: None, from: From::Http2 { body, _exchanging: exchanging } }.unless_passed()
+    pub(super) fn http2(facts: Rc<Connected>, call: http2::call::Call<RequestBody>, exchanging: Exchanging) -> Self {
+        Self { facts, ahead: None, from: From::Http2 { call, _exchanging: exchanging } }.unless_passed()
     }
 
     /// Who answers there, if a certificate says so.
@@ -165,19 +203,35 @@ impl ResponseBody {
     /// Looks at the first frame, which is passed on all the same.
     pub(crate) async fn look_ahead(&mut self) {
         if self.ahead.is_none() {
-            self.ahead = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await;
+            self.ahead = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await.map(Box::new);
         }
     }
 
     /// The trailers, where they were seen ahead, with no data before them.
     pub(crate) fn trailers_ahead(&self) -> Option<&http::HeaderMap> {
-        self.ahead.as_ref()?.as_ref().ok()?.trailers_ref()
+        self.ahead.as_deref()?.as_ref().ok()?.trailers_ref()
+    }
+
+    /// Whether [`Self::switch`] has something to give.
+    pub(crate) fn is_switched(&self) -> bool {
+        matches!(&self.from, From::Http1 { call, .. } if call.is_switched())
+    }
+
+    /// The connection itself, after a response that changed its protocol; `None` after any other, and when the request was
+    /// not sent whole before.
+    pub(crate) fn switch(self) -> Option<Switched> {
+        match self.from {
+            From::Http1 { call, home } => {
+                call.into_switched().map(|link| Switched { link, _place: Place::Shelf(home) })
+            }
+            From::Http2 { .. } | From::Passed => None,
+        }
     }
 
     fn unless_passed(mut self) -> Self {
         let ended = match &self.from {
             From::Http1 { call, .. } => call.is_end(),
-            From::Http2 { body, .. } => body.is_end_stream(),
+            From::Http2 { call, .. } => call.is_end(),
             From::Passed => false,
         };
         if ended {
@@ -202,14 +256,11 @@ impl Body for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         if let Some(ahead) = this.ahead.take() {
-            return Poll::Ready(Some(ahead));
+            return Poll::Ready(Some(*ahead));
         }
         let (frame, ended) = match &mut this.from {
             From::Http1 { call, .. } => (ready!(call.poll_frame(cx)), call.is_end()),
-            From::Http2 { body, .. } => {
-                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-                (frame.map(|frame| frame.map_err(BodyError::Http2)), body.is_end_stream())
-            }
+            From::Http2 { call, .. } => (ready!(call.poll_frame(cx)), call.is_end()),
             From::Passed => return Poll::Ready(None),
         };
         match &frame {
@@ -228,10 +279,10 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         let rest = match &self.from {
             From::Http1 { call, .. } => call.left(),
-            From::Http2 { body, .. } => body.size_hint().exact(),
+            From::Http2 { call, .. } => call.left(),
             From::Passed => Some(0),
         };
-        let ahead = match &self.ahead {
+        let ahead = match self.ahead.as_deref() {
             Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
         };

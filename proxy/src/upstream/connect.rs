@@ -19,8 +19,6 @@ use equerry_policies::names::{ServiceName, SpiffeId};
 use equerry_policies::policy::{AppProtocol, TrafficPolicy};
 use equerry_traffic::deadline;
 use equerry_traffic::refusal::{Limited, OverLimit};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -29,15 +27,10 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{OnThisThread, RequestBody};
 use crate::codec::http1::call;
-use crate::codec::{Link, MAX_HEADER_BYTES, in_words};
+use crate::codec::http2::call::Caller;
+use crate::codec::{self, Link};
 use crate::live::{Held, LimitState, TlsIdentity};
-
-/// An HTTP/2 connection is asked for a sign of life this often, so that a peer that vanished is noticed.
-const PING_EVERY: Duration = Duration::from_secs(20);
-/// How long that sign may take.
-const PING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is spoken on a connection to an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -156,8 +149,10 @@ impl Whom<'_> {
 /// Why there is no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ConnectFailure {
-    /// Nobody answered, or not in time, or TLS failed.
+    /// Nobody answered, or TLS failed.
     Failed(String),
+    /// Nothing stood after so long.
+    TooSlow(Duration),
     /// Somebody else answered.
     IdentityMismatch {
         /// Who it was.
@@ -259,7 +254,7 @@ pub(super) fn counted_for(place: &Counted, state: &Arc<LimitState>) -> bool {
 /// A connection that many exchanges share.
 #[derive(Debug)]
 pub(super) struct Http2 {
-    pub(super) send: http2::SendRequest<RequestBody>,
+    pub(super) caller: Caller,
     pub(super) facts: Rc<Connected>,
     pub(super) place: Counted,
     /// After this it gets no further exchange.
@@ -285,7 +280,14 @@ pub(crate) struct Tunnel {
     pub(crate) wire: Wire,
     /// What is known of it.
     pub(crate) facts: Rc<Connected>,
-    _place: Option<Held>,
+    place: Option<Held>,
+}
+
+impl Tunnel {
+    /// The bytes, and its place among those that are counted.
+    pub(super) fn into_parts(self) -> (Wire, Option<Held>) {
+        (self.wire, self.place)
+    }
 }
 
 /// Opens a connection for bytes that nobody looks at.
@@ -293,7 +295,7 @@ pub(super) async fn tunnel(target: &Target<'_>, session: Option<&Session>) -> Re
     in_time(target.connect_timeout, async {
         let place = target.places.map(|places| places.at_once()).transpose()?;
         let (wire, facts) = open(target, session).await?;
-        Ok(Tunnel { wire, facts, _place: place })
+        Ok(Tunnel { wire, facts, place })
     })
     .await
 }
@@ -325,17 +327,9 @@ pub(super) async fn http2(
 ) -> Result<Http2, ConnectFailure> {
     in_time(target.connect_timeout, async {
         let (wire, facts) = open(target, session).await?;
-        let (send, connection) = http2::Builder::new(OnThisThread)
-            .timer(TokioTimer::new())
-            .max_header_list_size(MAX_HEADER_BYTES)
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_PATIENCE)
-            .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(wire))
-            .await
-            .map_err(|error| ConnectFailure::Failed(in_words(&error)))?;
-        drive(connection, &facts);
-        Ok(Http2 { send, facts, place, young_until: young_until(target) })
+        let (caller, driving) = codec::http2::call::begin(Link::new(wire));
+        drive(driving, &facts);
+        Ok(Http2 { caller, facts, place, young_until: young_until(target) })
     })
     .await
 }
@@ -346,18 +340,15 @@ async fn in_time<T>(
 ) -> Result<T, ConnectFailure> {
     tokio::time::timeout(limit, connecting)
         .await
-        .unwrap_or_else(|_| Err(ConnectFailure::Failed(format!("no connection within {limit:?}"))))
+        .unwrap_or_else(|_| Err(ConnectFailure::TooSlow(limit)))
 }
 
 /// Runs the connection beside the exchanges that use it, until it ends.
-fn drive(connection: impl Future<Output = hyper::Result<()>> + 'static, facts: &Rc<Connected>) {
+fn drive(connection: impl Future<Output = String> + 'static, facts: &Rc<Connected>) {
     let facts = Rc::clone(facts);
     tokio::task::spawn_local(async move {
         let ended = connection.await;
-        facts.refuse(|| match &ended {
-            Ok(()) => "the peer closed the connection".to_owned(),
-            Err(error) => in_words(error),
-        });
+        facts.refuse(|| ended);
     });
 }
 
@@ -415,6 +406,12 @@ impl Wire {
             Self::Plain(stream) => stream,
             Self::Mesh { stream, .. } => stream.get_ref().0,
         }
+    }
+}
+
+impl codec::Wire for Wire {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self.socket())
     }
 }
 

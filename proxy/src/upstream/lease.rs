@@ -4,14 +4,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Response;
 use tokio::time::Instant;
 
 use super::connect::{self, ConnectFailure, Connected, Counted, Http1};
 use super::pool::{Idle, SharedHttp2, Shelf, is_waited_for};
 use super::{RequestBody, ResponseBody};
 use crate::codec::http1::call::{self, Call};
-use crate::codec::{Link, in_words};
+use crate::codec::{Link, http2};
 
 /// The right to send one request on a connection.
 pub(crate) struct Lease(pub(super) Kind);
@@ -74,13 +74,13 @@ impl Drop for Exchanging {
     }
 }
 
-/// A request in the form that a connection takes.
+/// A request in the form that a connection takes. Its head is left where it is.
 #[derive(Debug)]
 pub(crate) enum Message<'a> {
-    /// Its head is left where it is.
+    /// Over HTTP/1.1.
     Http1(call::Head<'a>, RequestBody),
-    /// All of it is handed over.
-    Http2(Request<RequestBody>),
+    /// Over HTTP/2.
+    Http2(http2::call::Head<'a>, RequestBody),
 }
 
 /// A request that got no response head.
@@ -88,21 +88,12 @@ pub(crate) enum Message<'a> {
 pub(crate) struct SendFailure {
     /// The peer has certainly not processed it: nothing was sent, or the peer says so.
     pub(crate) refused: bool,
-    /// What can be sent over another connection.
-    pub(crate) untouched: Untouched,
+    /// Its body, which can be sent over another connection: nothing of it was taken.
+    pub(crate) body: Option<RequestBody>,
     /// The peer did not accept us: the connection never stood.
     pub(crate) not_connected: bool,
     /// What happened, in words.
     pub(crate) detail: String,
-}
-
-/// The parts of a request that were handed over and not used.
-#[derive(Debug, Default)]
-pub(crate) struct Untouched {
-    /// Its headers.
-    pub(crate) headers: Option<http::HeaderMap>,
-    /// Its body.
-    pub(crate) body: Option<RequestBody>,
 }
 
 impl Lease {
@@ -137,61 +128,27 @@ impl Lease {
                         let home = Home { shelf, facts: Rc::clone(&facts), counted, young_until, idle_timeout };
                         Ok(Response::from_parts(parts, ResponseBody::http1(facts, call, home)))
                     }
-                    Err(failure) => {
-                        let untouched = Untouched { headers: None, body: failure.body };
-                        Err(SendFailure::new(&facts, failure.detail, failure.unsent, untouched))
-                    }
+                    Err(failure) => Err(SendFailure::new(&facts, failure.detail, failure.unsent, failure.body)),
                 }
             }
-            (Kind::Http2 { connection, .. }, Message::Http2(request)) => {
-                let shared = Rc::clone(&connection.0);
-                match shared.connection.send.clone().try_send_request(request).await {
-                    Ok(response) => {
-                        let (parts, body) = response.into_parts();
-                        let facts = Rc::clone(&shared.connection.facts);
-                        Ok(Response::from_parts(parts, ResponseBody::http2(facts, body, connection)))
-                    }
-                    Err(mut failure) => {
-                        let unsent = failure.take_message().map(Request::into_parts);
-                        let error = failure.into_error();
-                        let refused = unsent.is_some() || is_refused_stream(&error);
-                        let untouched = unsent
-                            .map(|(head, body)| Untouched { headers: Some(head.headers), body: Some(body) })
-                            .unwrap_or_default();
-                        Err(SendFailure::new(&shared.connection.facts, in_words(&error), refused, untouched))
-                    }
+            (Kind::Http2 { connection, .. }, Message::Http2(head, body)) => {
+                let facts = Rc::clone(&connection.0.connection.facts);
+                match connection.0.connection.caller.send(head, body).await {
+                    Ok((parts, call)) => Ok(Response::from_parts(parts, ResponseBody::http2(facts, call, connection))),
+                    Err(failure) => Err(SendFailure::new(&facts, failure.detail, failure.refused, failure.body)),
                 }
             }
-            (_, message) => {
-                let untouched = match message {
-                    Message::Http1(_, body) => Untouched { headers: None, body: Some(body) },
-                    Message::Http2(request) => {
-                        let (head, body) = request.into_parts();
-                        Untouched { headers: Some(head.headers), body: Some(body) }
-                    }
-                };
+            (_, Message::Http1(_, body) | Message::Http2(_, body)) => {
                 let detail = "the connection speaks another protocol".to_owned();
-                Err(SendFailure { refused: true, untouched, not_connected: false, detail })
+                Err(SendFailure { refused: true, body: Some(body), not_connected: false, detail })
             }
         }
     }
 }
 
 impl SendFailure {
-    fn new(facts: &Connected, detail: String, refused: bool, untouched: Untouched) -> Self {
+    fn new(facts: &Connected, detail: String, refused: bool, body: Option<RequestBody>) -> Self {
         let refusal = facts.refusal();
-        Self { refused, untouched, not_connected: refusal.is_some(), detail: refusal.map_or(detail, str::to_owned) }
+        Self { refused, body, not_connected: refusal.is_some(), detail: refusal.map_or(detail, str::to_owned) }
     }
-}
-
-/// HTTP/2 says so itself when a stream was not processed (RFC 9113 sections 6.8 and 8.7).
-fn is_refused_stream(error: &hyper::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if let Some(error) = inner.downcast_ref::<h2::Error>() {
-            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        }
-        cause = inner.source();
-    }
-    false
 }

@@ -11,23 +11,24 @@ pub(crate) mod outside;
 mod pool;
 pub(crate) mod resolve;
 
-pub(crate) use body::{BrokeOff, RequestBody, ResponseBody, Told};
+pub(crate) use body::{BrokeOff, RequestBody, ResponseBody, Switched, Told};
 pub(crate) use connect::{ConnectFailure, Places, Protocol, Target, Tunnel, Whom};
-pub(crate) use endpoints::{Chosen, choose};
-pub(crate) use lease::{Lease, Message, SendFailure, Untouched};
+pub(crate) use endpoints::{Chosen, census, choose, refusal};
+pub(crate) use lease::{Lease, Message, SendFailure};
 pub use outside::Outsiders;
 pub(crate) use pool::Pool;
 
-use std::future::Future;
 
 /// No connection to a sidecar is kept idle for longer, whatever the policy says: its inbound side waits a little longer,
 /// so that it is always the caller who closes.
 pub(crate) const LONGEST_IDLE: std::time::Duration = std::time::Duration::from_secs(90);
 
-/// Runs hyper's background work on the current thread's `LocalSet`.
+/// Runs the background work of hyper, which tests use as their peers, on the current thread's `LocalSet`.
+#[cfg(test)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OnThisThread;
 
+#[cfg(test)]
 impl<F> hyper::rt::Executor<F> for OnThisThread
 where
     F: Future + 'static,

@@ -26,7 +26,7 @@ use super::connect::{
 };
 use super::lease::{Exchanging, Kind, Lease};
 use crate::codec::http1::call;
-use crate::live::{Held, LimitState, TlsIdentity};
+use crate::live::{Held, LimitState, Quick, TlsIdentity};
 
 /// How often idle connections are looked at.
 const REAP_EVERY: Duration = Duration::from_secs(1);
@@ -83,7 +83,7 @@ pub(super) struct SharedHttp2 {
 /// The connections of one worker.
 #[derive(Default)]
 pub(crate) struct Pool {
-    http1: RefCell<HashMap<Key, Rc<Shelf>>>,
+    http1: RefCell<Quick<Key, Rc<Shelf>>>,
     http2: RefCell<HashMap<Key, Slot>>,
     sessions: RefCell<HashMap<(ServiceName, Protocol), KeptSession>>,
 }
@@ -411,7 +411,7 @@ fn accepted(facts: &Connected, whom: Option<Whom<'_>>) -> bool {
 
 impl SharedHttp2 {
     fn is_usable(&self) -> bool {
-        self.connection.send.is_ready() && connect::is_young(self.connection.young_until, Instant::now())
+        self.connection.caller.is_open() && connect::is_young(self.connection.young_until, Instant::now())
     }
 
     fn is_stale(&self, now: Instant) -> bool {
