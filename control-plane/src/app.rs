@@ -14,7 +14,12 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::access::{Limits, Role};
 use crate::authority::{Authority, CA_FILE};
 use crate::config::{Command, CommandLine, Settings};
 use crate::control::ControlPlane;
@@ -63,12 +68,11 @@ fn serve_until_stopped(settings: &Settings) -> Result<()> {
 }
 
 fn log_to_stderr(filter: &str) -> Result<()> {
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter"))?;
+    let filter: Targets = filter.parse().with_context(|| format!("--log {filter:?} is not a filter"))?;
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours);
     // Somebody who runs several mains in one process may have set one already.
-    let _ = logger.try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
     Ok(())
 }
 
@@ -156,7 +160,7 @@ async fn first_admin_token(control: &ControlPlane, dir: &Path) -> Result<PathBuf
     if path.try_exists().with_context(said)? {
         return Ok(path);
     }
-    let token = control.create_admin_token("first").await?;
+    let token = control.create_admin_token("first", Role::Admin, Limits::default()).await?;
     let new = dir.join(format!(".{ADMIN_TOKEN}.new"));
     let _ = fs::remove_file(&new);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).with_context(said)?;

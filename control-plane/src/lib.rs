@@ -3,6 +3,7 @@
 //! Documents are written to the [`store`], instances register with the [`registry`], tenants' [`quota`]s are shared out, and
 //! [`serve`] tells each proxy what concerns it. [`control`] is the one place where these meet; only `app` sees all.
 
+pub mod access;
 pub mod app;
 pub mod authority;
 pub mod config;

@@ -9,36 +9,63 @@ use equerry_certs::pem::read_certificates;
 use equerry_certs::tls::https_client_config;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+/// A kept connection to the admin API.
+#[derive(Debug)]
+pub struct Admin {
+    sender: http1::SendRequest<Full<Bytes>>,
+    token: String,
+}
+
+impl Admin {
+    /// Connects to the town's admin API with its admin token.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub async fn connect(town: &Town) -> Result<Self> {
+        let state = town.control_plane_state();
+        let roots = read_certificates(&std::fs::read_to_string(state.join("ca.pem")).context("reading ca.pem")?)?;
+        let token = std::fs::read_to_string(state.join("admin.token")).context("reading admin.token")?;
+        let config = https_client_config(&roots, &[b"http/1.1"])?;
+        let stream = TcpStream::connect(town.admin.address()).await.context("connecting")?;
+        let stream = TlsConnector::from(Arc::new(config))
+            .connect(ServerName::try_from("localhost")?, stream)
+            .await
+            .context("speaking TLS")?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self { sender, token: token.trim().to_owned() })
+    }
+
+    /// Sends one request of a media type, and reads the answer.
+    ///
+    /// # Errors
+    /// When no whole answer comes back.
+    pub async fn ask(&mut self, method: &str, path: &str, kind: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", kind)
+            .body(Full::new(body))?;
+        self.sender.ready().await.context("connected")?;
+        let response = self.sender.send_request(request).await.context("sending")?;
+        let status = response.status();
+        Ok((status, response.into_body().collect().await.context("reading the answer")?.to_bytes()))
+    }
+}
 
 /// Sends one request to the town's admin API with its admin token, and reads the answer.
 ///
 /// # Errors
 /// When no whole answer comes back.
 pub async fn ask(town: &Town, method: &str, path: &str, body: Bytes) -> Result<(StatusCode, String)> {
-    let state = town.control_plane_state();
-    let roots = read_certificates(&std::fs::read_to_string(state.join("ca.pem")).context("reading ca.pem")?)?;
-    let token = std::fs::read_to_string(state.join("admin.token")).context("reading admin.token")?;
-    let config = https_client_config(&roots, &[b"http/1.1"])?;
-    let stream = TcpStream::connect(town.admin.address()).await.context("connecting")?;
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(ServerName::try_from("localhost")?, stream)
-        .await
-        .context("speaking TLS")?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .header("authorization", format!("Bearer {}", token.trim()))
-        .header("content-type", "application/json")
-        .body(Full::new(body))?;
-    let response = sender.send_request(request).await.context("sending")?;
-    let status = response.status();
-    let body = response.into_body().collect().await.context("reading the answer")?.to_bytes();
+    let (status, body) = Admin::connect(town).await?.ask(method, path, "application/json", body).await?;
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use equerry_control_plane::access::Role;
+use equerry_policies::names::{Namespace, TenantName};
 
 use crate::context::{ContextCommand, ServerArgs};
-use crate::explain::ExplainArgs;
+use crate::explain::{ExplainArgs, TestArgs};
 use crate::files::FileArgs;
 
 const STYLES: Styles = Styles::styled()
@@ -20,6 +22,7 @@ Start here:
   equerry demo                               a whole mesh on this machine, with things to try
   equerry context add https://127.0.0.1:15014 --ca STATE/ca.pem --token-file STATE/admin.token
   equerry validate -f policies/              is it right? (needs no control plane)
+  equerry test policies/                     do its own tests come out as expected?
   equerry apply -f policies/ --wait          make it so, and prove that every proxy has it
   equerry explain http://orders/ --from shop/frontend --policies policies/
 
@@ -62,6 +65,8 @@ pub(crate) enum Command {
     },
     /// Say what would happen to a request, and which line of which file decides it
     Explain(Box<ExplainArgs>),
+    /// Run the tests that policies carry, offline: what must become of a request, and which rule decides
+    Test(TestArgs),
     /// Make tokens that let a workload or a person in
     Token {
         #[command(subcommand)]
@@ -128,6 +133,9 @@ pub(crate) struct ApplyArgs {
     /// How long to wait, such as 30s or 2m
     #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION", requires = "wait")]
     pub(crate) timeout: Duration,
+    /// Apply even where tests that policies carry would fail, and do not run them
+    #[arg(long)]
+    pub(crate) skip_tests: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -191,8 +199,20 @@ pub(crate) enum TokenCommand {
     },
     /// Show join tokens: whom they let in, and whether they were used; never their secrets
     List {
+        /// Show the tokens of the admin API instead: whom they are for, their roles and where they hold
+        #[arg(long)]
+        admin: bool,
         #[command(flatten)]
         output: OutputArgs,
+    },
+    /// Take a token back: a join token lets nobody in any more, an admin token stops at once
+    Revoke {
+        /// Its public part, as lists show it
+        #[arg(value_name = "ID")]
+        id: String,
+        /// A token of the admin API
+        #[arg(long)]
+        admin: bool,
     },
 }
 
@@ -216,7 +236,24 @@ pub(crate) enum TokenKind {
         /// Whom it is for, to be told apart in lists
         #[arg(long, default_value = "admin", value_name = "NAME")]
         name: String,
+        /// What it is good for: viewer looks; operator also changes documents and lets workloads in; admin everything
+        #[arg(long, default_value = "admin", value_name = "viewer|operator|admin")]
+        role: Role,
+        /// Good only in these namespaces; several with commas
+        #[arg(long = "limit-namespaces", value_name = "NAMESPACE,..", value_delimiter = ',', value_parser = namespace)]
+        namespaces: Vec<Namespace>,
+        /// Good only for these tenants; several with commas
+        #[arg(long = "limit-tenants", value_name = "TENANT,..", value_delimiter = ',', value_parser = tenant)]
+        tenants: Vec<TenantName>,
     },
+}
+
+fn namespace(text: &str) -> Result<Namespace, String> {
+    Namespace::parse(text).map_err(|bad| bad.to_string())
+}
+
+fn tenant(text: &str) -> Result<TenantName, String> {
+    TenantName::parse(text).map_err(|bad| bad.to_string())
 }
 
 /// A duration as people write it: `500ms`, `30s`, `10m`, `24h`, or several together, `1m30s`.

@@ -85,6 +85,12 @@ impl Client {
         self.json(Method::GET, path, None::<&()>).await
     }
 
+    /// Asks that something be gone.
+    pub(crate) async fn delete(&mut self, path: &str) -> Result<(), Failure> {
+        let answer = self.ask(Method::DELETE, path, None::<&()>).await?;
+        if answer.status.is_success() { Ok(()) } else { Err(answer.failure()) }
+    }
+
     /// Asks, and gives the answer whatever its status.
     pub(crate) async fn ask(
         &mut self,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::Parser;
+use equerry_control_plane::access::{Limits, Role};
 use equerry_control_plane::authority::Authority;
 use equerry_control_plane::control::ControlPlane;
 use equerry_control_plane::serve::{Face, serve_admin};
@@ -40,7 +41,7 @@ impl Mesh {
         tokio::spawn(serve_admin(control.clone(), Arc::new(face), listener));
         let ca_path = folder.path().join("ca.pem");
         let ca_pem = std::fs::read(&ca_path).unwrap();
-        let token = Some(control.create_admin_token("test").await.unwrap());
+        let token = Some(control.create_admin_token("test", Role::Admin, Limits::default()).await.unwrap());
         Self { control, connection: Connection { host: "127.0.0.1".to_owned(), port, ca_pem, ca_path, token }, folder }
     }
 

@@ -1,32 +1,64 @@
 //! `equerry token`: lets a workload or a person in. Only the token itself goes to stdout.
 
-use equerry_control_plane::serve::admin::shapes::{TokenList, TokenReply, TokenRequest};
+use equerry_control_plane::access::Limits;
+use equerry_control_plane::serve::admin::shapes::{
+    AdminTokenList, AdminTokenReply, JoinTokenReply, TokenList, TokenReply, TokenRequest,
+};
 use http::Method;
 
-use crate::args::{TokenCommand, TokenKind};
+use crate::args::{OutputArgs, TokenCommand, TokenKind};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::get::plain;
 use crate::out;
 
 pub(crate) async fn run(command: &TokenCommand, client: &mut Client) -> Result<(), Failure> {
-    let request = match command {
-        TokenCommand::Create { kind: TokenKind::Join { namespace, account, ttl } } => {
+    match command {
+        TokenCommand::Create { kind } => create(kind, client).await,
+        TokenCommand::List { admin: false, output } => list(output, client).await,
+        TokenCommand::List { admin: true, output } => list_admins(output, client).await,
+        TokenCommand::Revoke { id, admin } => {
+            let path = if *admin { format!("/api/v1/admin-tokens/{id}") } else { format!("/api/v1/tokens/{id}") };
+            client.delete(&path).await?;
+            out::data(format_args!("token {id} revoked"));
+            Ok(())
+        }
+    }
+}
+
+async fn list(output: &OutputArgs, client: &mut Client) -> Result<(), Failure> {
+    let list: TokenList = client.get("/api/v1/tokens").await?;
+    if !plain(output.output, &list) {
+        let row = |token: &JoinTokenReply| vec![token.id.clone(), token.account.clone(), token.state.clone()];
+        let rows: Vec<_> = list.items.iter().map(row).collect();
+        out::data(out::table(&["ID", "ACCOUNT", "STATE"], &rows));
+    }
+    Ok(())
+}
+
+async fn list_admins(output: &OutputArgs, client: &mut Client) -> Result<(), Failure> {
+    let list: AdminTokenList = client.get("/api/v1/admin-tokens").await?;
+    if !plain(output.output, &list) {
+        let limits = |limits: &Limits| if limits.is_empty() { "-".to_owned() } else { limits.to_string() };
+        let row = |token: &AdminTokenReply| {
+            vec![token.id.clone(), token.name.clone(), token.role.to_string(), limits(&token.limits)]
+        };
+        let rows: Vec<_> = list.items.iter().map(row).collect();
+        out::data(out::table(&["ID", "NAME", "ROLE", "LIMITED TO"], &rows));
+    }
+    Ok(())
+}
+
+async fn create(kind: &TokenKind, client: &mut Client) -> Result<(), Failure> {
+    let request = match kind {
+        TokenKind::Join { namespace, account, ttl } => {
             TokenRequest::Join { namespace: namespace.clone(), account: account.clone(), ttl_seconds: ttl.as_secs() }
         }
-        TokenCommand::Create { kind: TokenKind::Admin { name } } => TokenRequest::Admin { name: name.clone() },
-        TokenCommand::List { output } => {
-            let list: TokenList = client.get("/api/v1/tokens").await?;
-            if !plain(output.output, &list) {
-                let rows: Vec<_> = list
-                    .items
-                    .iter()
-                    .map(|token| vec![token.id.clone(), token.account.clone(), token.state.clone()])
-                    .collect();
-                out::data(out::table(&["ID", "ACCOUNT", "STATE"], &rows));
-            }
-            return Ok(());
-        }
+        TokenKind::Admin { name, role, namespaces, tenants } => TokenRequest::Admin {
+            name: name.clone(),
+            role: *role,
+            limits: Limits { namespaces: namespaces.clone(), tenants: tenants.clone() },
+        },
     };
     let reply: TokenReply = client.json(Method::POST, "/api/v1/tokens", Some(&request)).await?;
     out::data(&reply.token);
@@ -37,10 +69,10 @@ pub(crate) async fn run(command: &TokenCommand, client: &mut Client) -> Result<(
                 "lets one sidecar in as {namespace}/{account}, once, within {ttl_seconds} s: equerry-proxy run --join-token-file FILE ... ; it is not shown again"
             ),
         )),
-        TokenRequest::Admin { name } => out::say(out::styled(
+        TokenRequest::Admin { name, role, .. } => out::say(out::styled(
             out::DIM,
             format_args!(
-                "admin token of {name}; keep it in a file only you can read (chmod 600); it is not shown again"
+                "admin token of {name}, role {role}; keep it in a file only you can read (chmod 600); it is not shown again"
             ),
         )),
     }

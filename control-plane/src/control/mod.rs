@@ -4,16 +4,17 @@
 //! Every change is on disk before it is true, and true before anybody is told. Nothing here blocks a thread: what waits for the
 //! disk is `async`.
 
+mod leases;
 mod proxies;
 mod quotas;
 mod tokens;
 mod truth;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use equerry_certs::SecretHash;
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey, Kind};
 use equerry_policies::names::{Namespace, ResourceName, ServiceName};
@@ -24,11 +25,13 @@ use tokio::sync::watch;
 use crate::authority::Authority;
 use crate::metrics::Metrics;
 use crate::quota::Books;
-use crate::registry::{Instance, InstanceKey, Refused, Registration, Registry, Step};
+use crate::registry::{Instance, InstanceKey, Refused, Registration, Registry};
 use crate::snapshot::Cache;
 use crate::store::instances::InstanceRow;
+use crate::store::tokens::AdminRow;
 use crate::store::{Store, StoreError, documents, grants, instances};
 
+pub use leases::Registered;
 pub use proxies::{
     ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, UNANSWERED, UnknownNonce,
 };
@@ -48,7 +51,7 @@ struct Inner {
     proxies: Mutex<Proxies>,
     cache: Mutex<Cache>,
     books: Mutex<Books>,
-    admins: RwLock<Vec<SecretHash>>,
+    admins: RwLock<Vec<AdminRow>>,
     /// Counts changes of truth and registry, so that whoever waits for one is woken.
     changed: watch::Sender<u64>,
     /// Woken when a sidecar may be told something new about a quota.
@@ -158,7 +161,7 @@ impl ControlPlane {
         let registrations = instances::read_all(&store).await?.iter().filter_map(read_registration).collect();
         let registry = Registry::restore(registrations, Instant::now());
         let books = Books::restore(truth.meaning.tenants.values(), grants::read_all(&store).await?, SystemTime::now());
-        let admins = crate::store::tokens::admin_hashes(&store).await?;
+        let admins = crate::store::tokens::admins(&store).await?;
         Ok(Self(Arc::new(Inner {
             store,
             authority,
@@ -294,75 +297,7 @@ impl ControlPlane {
         self.0.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    // Instances.
-
-    /// Registers an instance or extends its lease; what changed is on disk when this returns. Returns the Services it now
-    /// stands behind.
-    ///
-    /// # Errors
-    /// When another start or account holds it, a Service that selects it does not list its account, or the store refuses.
-    pub async fn put_instance(&self, registration: Registration) -> Result<Arc<[ServiceName]>, LeaseError> {
-        let outcome = self.try_put_instance(registration).await;
-        if outcome.is_err() {
-            self.0.metrics.lease("refused");
-        }
-        outcome
-    }
-
-    async fn try_put_instance(&self, registration: Registration) -> Result<Arc<[ServiceName]>, LeaseError> {
-        let key = registration.key();
-        let step = locked(&self.0.registry).step(&registration, Instant::now())?;
-        // Services that came after an instance leave it out; one that comes as somebody else is told.
-        if step == Step::New || self.instance(&key).is_some_and(|known| known.labels != registration.labels) {
-            view::services_of(&self.meaning(), &registration.workload())?;
-        }
-        if step != Step::Renewed {
-            instances::write(&self.0.store, vec![row_of(&registration)]).await?;
-            let mut registry = locked(&self.0.registry);
-            let before = registry.changes();
-            registry.commit(registration, Instant::now());
-            let seen = registry.changes() != before;
-            drop(registry);
-            if seen || step == Step::New {
-                self.tell();
-            }
-        }
-        self.0.metrics.lease(if step == Step::New { "registered" } else { "renewed" });
-        Ok(self.memberships(&key))
-    }
-
-    /// The Services an instance stands behind; none when it is not registered.
-    pub fn memberships(&self, key: &InstanceKey) -> Arc<[ServiceName]> {
-        let truth = self.0.truth.load();
-        memberships_in(&mut locked(&self.0.registry), &truth, key)
-    }
-
-    /// Takes an instance out; `generation` `None`: whatever its generation. Returns whether it was there.
-    ///
-    /// # Errors
-    /// When the store refuses.
-    pub async fn delete_instance(&self, key: &InstanceKey, generation: Option<u64>) -> Result<bool, StoreError> {
-        let removed = locked(&self.0.registry).remove(key, generation);
-        if removed {
-            self.0.metrics.lease("released");
-            self.tell();
-            self.forget(std::slice::from_ref(key)).await?;
-        }
-        Ok(removed)
-    }
-
-    /// Deletes instances from the store, and writes again those that registered anew meanwhile.
-    async fn forget(&self, keys: &[InstanceKey]) -> Result<(), StoreError> {
-        instances::delete(&self.0.store, keys.iter().map(columns).collect()).await?;
-        let back: Vec<InstanceRow> =
-            keys.iter().filter_map(|key| self.instance(key)).map(|again| row_of(&again)).collect();
-        if back.is_empty() { Ok(()) } else { instances::write(&self.0.store, back).await }
-    }
-
-    /// One registered instance.
-    pub fn instance(&self, key: &InstanceKey) -> Option<Registration> {
-        locked(&self.0.registry).get(key).map(|instance| instance.registration.clone())
-    }
+    // Instances, as they are seen; `leases` changes them.
 
     /// Every registered instance, by namespace and id.
     pub fn instances(&self) -> Vec<MemberStatus> {
@@ -374,36 +309,38 @@ impl ControlPlane {
 
     /// Every Service and who stands behind it, by name.
     pub fn services(&self) -> Vec<ServiceStatus> {
-        let meaning = self.meaning();
+        let truth = self.truth();
         let now = Instant::now();
-        let registry = locked(&self.0.registry);
-        meaning.services.keys().map(|service| service_status(&meaning, &registry, service, now)).collect()
+        let mut members: HashMap<ServiceName, Vec<MemberStatus>> = HashMap::new();
+        {
+            let mut registry = locked(&self.0.registry);
+            let keys: Vec<InstanceKey> = registry.all().map(|instance| instance.registration.key()).collect();
+            for key in keys {
+                let services = leases::memberships_in(&mut registry, &truth, &key);
+                let Some(instance) = registry.get(&key) else { continue };
+                for service in services.iter() {
+                    members.entry(service.clone()).or_default().push(member(instance, now));
+                }
+            }
+        }
+        let services = truth.meaning.services.keys();
+        services
+            .map(|service| status_of(&truth.meaning, service, members.remove(service).unwrap_or_default()))
+            .collect()
     }
 
     /// One Service and who stands behind it.
     pub fn service(&self, service: &ServiceName) -> Option<ServiceStatus> {
         let meaning = self.meaning();
-        meaning
-            .services
-            .contains_key(service)
-            .then(|| service_status(&meaning, &locked(&self.0.registry), service, Instant::now()))
-    }
-
-    /// Takes out every instance whose lease has run out. Called every second.
-    pub async fn expire_leases(&self, now: Instant) {
-        let gone = locked(&self.0.registry).expire(now);
-        if !gone.is_empty() {
-            for key in &gone {
-                tracing::warn!(instance = %key, "lease ran out");
-                self.0.metrics.lease("expired");
-            }
-            self.tell();
-            if let Err(error) = self.forget(&gone).await {
-                tracing::error!(%error, "expired instances stay in the store until the next start");
-            }
-        }
-        let registry = locked(&self.0.registry);
-        locked(&self.0.proxies).forget_gone(|key| registry.get(key).is_some());
+        let now = Instant::now();
+        let stands = |instance: &&Instance| {
+            view::stands_behind(&meaning, service, &instance.registration.account, &instance.registration.labels)
+        };
+        meaning.services.contains_key(service).then(|| {
+            let registry = locked(&self.0.registry);
+            let members = registry.of_namespace(&service.namespace).filter(stands);
+            status_of(&meaning, service, members.map(|instance| member(instance, now)).collect())
+        })
     }
 
     // Proxies.
@@ -440,28 +377,7 @@ impl ControlPlane {
     }
 }
 
-fn memberships_in(registry: &mut Registry, truth: &Truth, key: &InstanceKey) -> Arc<[ServiceName]> {
-    let Some(instance) = registry.get(key) else { return Arc::default() };
-    if let Some(services) = instance.memberships_at(truth.epoch) {
-        return Arc::clone(services);
-    }
-    let facts = instance.registration.facts();
-    let mine = truth.meaning.services.keys().filter(|service| service.namespace == key.namespace);
-    let services: Arc<[ServiceName]> = mine
-        .filter(|service| !view::members(&truth.meaning, service, std::iter::once(&facts)).is_empty())
-        .cloned()
-        .collect();
-    registry.remember_memberships(key, truth.epoch, Arc::clone(&services));
-    services
-}
-
-fn service_status(meaning: &Meaning, registry: &Registry, service: &ServiceName, now: Instant) -> ServiceStatus {
-    let is_member = |instance: &&Instance| {
-        let facts = instance.registration.facts();
-        !view::members(meaning, service, std::iter::once(&facts)).is_empty()
-    };
-    let members =
-        registry.of_namespace(&service.namespace).filter(is_member).map(|instance| member(instance, now)).collect();
+fn status_of(meaning: &Meaning, service: &ServiceName, members: Vec<MemberStatus>) -> ServiceStatus {
     let slices = meaning.endpoints.values().filter(|slice| slice.service == *service);
     ServiceStatus {
         service: service.clone(),
@@ -475,16 +391,6 @@ fn member(instance: &Instance, now: Instant) -> MemberStatus {
         registration: instance.registration.clone(),
         lease_left: instance.expires.saturating_duration_since(now),
     }
-}
-
-fn columns(key: &InstanceKey) -> (String, String) {
-    (key.namespace.to_string(), key.id.to_string())
-}
-
-fn row_of(registration: &Registration) -> InstanceRow {
-    let (namespace, id) = columns(&registration.key());
-    let body = serde_json::to_string(registration).unwrap_or_default();
-    InstanceRow { namespace, id, body }
 }
 
 fn read_registration(row: &InstanceRow) -> Option<Registration> {

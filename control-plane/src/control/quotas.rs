@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use equerry_policies::names::{ServiceName, TenantName};
 
-use super::{ControlPlane, locked, memberships_in};
+use super::leases::memberships_in;
+use super::{ControlPlane, locked};
 use crate::quota::{Books, TenantUsage};
 use crate::registry::InstanceKey;
 use crate::store::grants;

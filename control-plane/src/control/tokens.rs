@@ -7,8 +7,9 @@ use equerry_certs::AdminToken;
 use equerry_policies::names::AccountName;
 
 use super::ControlPlane;
+use crate::access::{Actor, Limits, Role};
 use crate::store::StoreError;
-use crate::store::tokens::{self, JoinTokenStatus, TokenError};
+use crate::store::tokens::{self, AdminRow, JoinTokenStatus, TokenError};
 
 impl ControlPlane {
     /// Makes a token with which one workload may join once, as this account. The text is shown once and not kept.
@@ -27,23 +28,42 @@ impl ControlPlane {
         tokens::list_join(&self.0.store, SystemTime::now()).await
     }
 
+    /// Takes a join token back. `None`: there is none; `false`: it lets nobody in any more anyway.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn revoke_join_token(&self, id: &str) -> Result<Option<bool>, StoreError> {
+        tokens::revoke_join(&self.0.store, id, SystemTime::now()).await
+    }
+
     /// Makes a token for a person or program that operates the mesh. The text is shown once and not kept.
     ///
     /// # Errors
     /// When randomness or the store fails.
-    pub async fn create_admin_token(&self, name: &str) -> Result<String, TokenError> {
-        let text = tokens::create_admin(&self.0.store, name, SystemTime::now()).await?;
-        if let Ok(token) = AdminToken::parse(&text) {
-            self.0.admins.write().unwrap_or_else(PoisonError::into_inner).push(token.secret_hash());
-        }
+    pub async fn create_admin_token(&self, name: &str, role: Role, limits: Limits) -> Result<String, TokenError> {
+        let (row, text) = tokens::create_admin(&self.0.store, name, role, limits, SystemTime::now()).await?;
+        self.0.admins.write().unwrap_or_else(PoisonError::into_inner).push(row);
         Ok(text)
     }
 
-    /// Whether this is an admin token. Touches no disk, and takes as long for a wrong token as for a right one.
-    pub fn check_admin_token(&self, text: &str) -> bool {
-        let Ok(token) = AdminToken::parse(text) else { return false };
-        let hash = token.secret_hash();
+    /// Every admin token, the oldest first.
+    pub fn admin_tokens(&self) -> Vec<AdminRow> {
+        self.0.admins.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes an admin token back, at once. Returns whether there was one.
+    ///
+    /// # Errors
+    /// When the store fails; the token is good for nothing until the next start all the same.
+    pub async fn revoke_admin_token(&self, id: &str) -> Result<bool, StoreError> {
+        self.0.admins.write().unwrap_or_else(PoisonError::into_inner).retain(|row| row.actor.id != id);
+        tokens::revoke_admin(&self.0.store, id).await
+    }
+
+    /// Who bears an admin token. Touches no disk, and takes as long for a wrong token as for a right one.
+    pub fn bearer(&self, text: &str) -> Option<Actor> {
+        let hash = AdminToken::parse(text).ok()?.secret_hash();
         let known = self.0.admins.read().unwrap_or_else(PoisonError::into_inner);
-        known.iter().fold(false, |found, known| found | known.matches(&hash))
+        known.iter().fold(None, |found, row| if row.hash.matches(&hash) { Some(row.actor.clone()) } else { found })
     }
 }

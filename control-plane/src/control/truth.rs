@@ -332,6 +332,8 @@ fn everything_inbound(meaning: &Meaning) -> WorkloadView {
             .values()
             .map(|policy| Scoped { ports: None, policy: policy.clone() })
             .collect(),
+        csrf: meaning.csrf.values().map(|policy| Scoped { ports: None, policy: policy.clone() }).collect(),
+        trusted_hops: vec![],
         tenants: meaning
             .tenants
             .values()

@@ -18,7 +18,8 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 /// How the database's tables came to be, oldest first. Never edited, only appended to: `user_version` counts them.
-const MIGRATIONS: &[&[&str]] = &[&[documents::SCHEMA, instances::SCHEMA, grants::SCHEMA, tokens::TOKENS_SCHEMA]];
+const MIGRATIONS: &[&[&str]] =
+    &[&[documents::SCHEMA, instances::SCHEMA, grants::SCHEMA, tokens::TOKENS_SCHEMA], &[tokens::ROLES_SCHEMA]];
 /// Transactions that may wait for the writer before callers have to wait in line.
 const QUEUE: usize = 4096;
 /// Transactions that share one fsync at most.

@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 use serde::Serialize;
 
 use super::{Store, StoreError, unix_ms};
+use crate::access::{Actor, Limits, Role};
 
 /// Tables of this file. Times are milliseconds since 1970.
 pub const TOKENS_SCHEMA: &str = "
@@ -29,6 +30,14 @@ CREATE TABLE admin_tokens (
     name TEXT NOT NULL,
     created INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// What was added when admin tokens got roles, and tokens could be revoked. A token from before may do everything, as it
+/// could then.
+pub const ROLES_SCHEMA: &str = "
+ALTER TABLE admin_tokens ADD COLUMN role TEXT NOT NULL DEFAULT 'admin';
+ALTER TABLE admin_tokens ADD COLUMN limits TEXT NOT NULL DEFAULT '{}';   -- JSON of access::Limits
+ALTER TABLE join_tokens ADD COLUMN revoked INTEGER;                      -- when; NULL: never
 ";
 
 /// The longest a join token may wait to be used.
@@ -95,6 +104,8 @@ pub enum JoinTokenState {
     Used,
     /// Nobody came in time.
     Expired,
+    /// Somebody took it back first.
+    Revoked,
 }
 
 /// Why a join token does not let its bearer in.
@@ -122,6 +133,15 @@ pub enum JoinRefusal {
         account: AccountName,
         /// When.
         at: SystemTime,
+    },
+    /// Somebody took it back.
+    #[error("join token {id} was revoked: make a new one with `equerry token create join --namespace {} --account {}`",
+        .account.namespace, .account.name)]
+    Revoked {
+        /// Its id.
+        id: String,
+        /// Who was to join with it.
+        account: AccountName,
     },
     /// Nobody came in time.
     #[error("join token {id} expired at {}: make a new one with `equerry token create join --namespace {} --account {}`",
@@ -183,22 +203,25 @@ pub async fn create_join(
 /// # Errors
 /// When the store failed.
 pub async fn list_join(store: &Store, now: SystemTime) -> Result<Vec<JoinTokenStatus>, StoreError> {
-    let rows: Vec<(String, String, u64, u64, Option<u64>)> = store
+    type Row = (String, String, u64, u64, Option<u64>, Option<u64>);
+    let rows: Vec<Row> = store
         .transact(|db| -> Result<_, StoreError> {
             let mut read = db.prepare_cached(
-                "SELECT id, account, created, expires, used FROM join_tokens ORDER BY created DESC, id",
+                "SELECT id, account, created, expires, used, revoked FROM join_tokens ORDER BY created DESC, id",
             )?;
-            let rows =
-                read.query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+            let rows = read.query_map((), |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+            })?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await?;
     rows.into_iter()
-        .map(|(id, account, created, expires, used)| {
-            let state = match used {
-                Some(_) => JoinTokenState::Used,
-                None if from_ms(expires) < now => JoinTokenState::Expired,
-                None => JoinTokenState::Unused,
+        .map(|(id, account, created, expires, used, revoked)| {
+            let state = match (used, revoked) {
+                (Some(_), _) => JoinTokenState::Used,
+                (None, Some(_)) => JoinTokenState::Revoked,
+                _ if from_ms(expires) < now => JoinTokenState::Expired,
+                _ => JoinTokenState::Unused,
             };
             Ok(JoinTokenStatus {
                 id,
@@ -235,34 +258,99 @@ pub async fn spend_join(store: &Store, credential: &str, now: SystemTime) -> Res
         .await
 }
 
-/// Makes an admin token: the whole text, to be shown once.
+/// Takes a join token back. `None`: there is none; `false`: it lets nobody in any more anyway.
 ///
 /// # Errors
 /// When the store is full or failed.
-pub async fn create_admin(store: &Store, name: &str, now: SystemTime) -> Result<String, TokenError> {
+pub async fn revoke_join(store: &Store, id: &str, now: SystemTime) -> Result<Option<bool>, StoreError> {
+    let id = id.to_owned();
+    store
+        .transact(move |db| -> Result<_, StoreError> {
+            let known: Option<bool> = db
+                .prepare_cached("SELECT used IS NULL AND revoked IS NULL FROM join_tokens WHERE id = ?1")?
+                .query_row((&id,), |row| row.get(0))
+                .optional()?;
+            if known == Some(true) {
+                db.execute("UPDATE join_tokens SET revoked = ?2 WHERE id = ?1", (&id, unix_ms(now)))?;
+            }
+            Ok(known)
+        })
+        .await
+}
+
+/// An admin token as it is kept.
+#[derive(Debug, Clone)]
+pub struct AdminRow {
+    /// Who bears it, and what it is good for.
+    pub actor: Actor,
+    /// The hash of the whole token.
+    pub hash: SecretHash,
+    /// When it was made.
+    pub created: SystemTime,
+}
+
+/// Makes an admin token: what is kept, and the whole text, to be shown once.
+///
+/// # Errors
+/// When the store is full or failed.
+pub async fn create_admin(
+    store: &Store,
+    name: &str,
+    role: Role,
+    limits: Limits,
+    now: SystemTime,
+) -> Result<(AdminRow, String), TokenError> {
     let token = AdminToken::create()?;
-    let (id, hash, name) = (token.id().to_owned(), token.secret_hash(), name.to_owned());
+    let actor = Actor { id: token.id().to_owned(), name: name.to_owned(), role, limits };
+    let row = AdminRow { actor, hash: token.secret_hash(), created: now };
+    let (kept, limits) = (row.clone(), serde_json::to_string(&row.actor.limits).unwrap_or_default());
     store
         .transact(move |db| -> Result<(), TokenError> {
-            db.prepare_cached("INSERT INTO admin_tokens (id, token_sha256, name, created) VALUES (?1, ?2, ?3, ?4)")?
-                .execute((&id, hash.as_bytes(), &name, unix_ms(now)))?;
+            let AdminRow { actor, hash, created } = &kept;
+            db.prepare_cached(
+                "INSERT INTO admin_tokens (id, token_sha256, name, created, role, limits) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute((&actor.id, hash.as_bytes(), &actor.name, unix_ms(*created), actor.role.to_string(), &limits))?;
             Ok(())
         })
         .await?;
-    Ok(token.reveal().to_string())
+    Ok((row, token.reveal().to_string()))
 }
 
-/// The hash of every admin token, to be held in memory: `SecretHash::of(presented)` matches one, or nobody is let in.
+/// Every admin token, to be held in memory. One whose role or limits this version cannot read lets nobody in.
 ///
 /// # Errors
 /// When the store failed.
-pub async fn admin_hashes(store: &Store) -> Result<Vec<SecretHash>, StoreError> {
-    store
+pub async fn admins(store: &Store) -> Result<Vec<AdminRow>, StoreError> {
+    type Row = (String, Vec<u8>, String, u64, String, String);
+    let rows: Vec<Row> = store
         .transact(|db| -> Result<_, StoreError> {
-            let mut read = db.prepare_cached("SELECT token_sha256 FROM admin_tokens ORDER BY id")?;
-            let rows = read.query_map((), |row| row.get::<_, Vec<u8>>(0))?;
-            let hashes: Vec<Vec<u8>> = rows.collect::<Result<_, _>>()?;
-            Ok(hashes.iter().filter_map(|hash| SecretHash::from_kept(hash)).collect())
+            let mut read = db.prepare_cached(
+                "SELECT id, token_sha256, name, created, role, limits FROM admin_tokens ORDER BY created, id",
+            )?;
+            let rows = read.query_map((), |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await?;
+    let read = |(id, hash, name, created, role, limits): Row| {
+        let (role, limits) = (role.parse().ok()?, serde_json::from_str(&limits).ok()?);
+        let actor = Actor { id, name, role, limits };
+        Some(AdminRow { actor, hash: SecretHash::from_kept(&hash)?, created: from_ms(created) })
+    };
+    Ok(rows.into_iter().filter_map(read).collect())
+}
+
+/// Forgets an admin token. Returns whether it was there.
+///
+/// # Errors
+/// When the store failed.
+pub async fn revoke_admin(store: &Store, id: &str) -> Result<bool, StoreError> {
+    let id = id.to_owned();
+    store
+        .transact(move |db| -> Result<_, StoreError> {
+            Ok(db.execute("DELETE FROM admin_tokens WHERE id = ?1", (&id,))? > 0)
         })
         .await
 }
@@ -273,18 +361,22 @@ pub(crate) fn is_control_plane(account: &AccountName) -> bool {
 }
 
 fn find_unused(db: &Connection, id: &str, hash: &SecretHash, now: SystemTime) -> Result<AccountName, JoinRefusal> {
-    let row: Option<(Vec<u8>, String, u64, Option<u64>)> = db
-        .prepare_cached("SELECT secret_sha256, account, expires, used FROM join_tokens WHERE id = ?1")?
-        .query_row((id,), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+    type Row = (Vec<u8>, String, u64, Option<u64>, Option<u64>);
+    let row: Option<Row> = db
+        .prepare_cached("SELECT secret_sha256, account, expires, used, revoked FROM join_tokens WHERE id = ?1")?
+        .query_row((id,), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
         .optional()?;
     let unknown = || JoinRefusal::Unknown { id: id.to_owned() };
-    let (kept, account, expires, used) = row.ok_or_else(unknown)?;
+    let (kept, account, expires, used, revoked) = row.ok_or_else(unknown)?;
     if !SecretHash::from_kept(&kept).is_some_and(|kept| kept.matches(hash)) {
         return Err(unknown());
     }
     let account = kept_account(&account)?;
     if let Some(at) = used {
         return Err(JoinRefusal::Used { id: id.to_owned(), account, at: from_ms(at) });
+    }
+    if revoked.is_some() {
+        return Err(JoinRefusal::Revoked { id: id.to_owned(), account });
     }
     if from_ms(expires) < now {
         return Err(JoinRefusal::Expired { id: id.to_owned(), account, at: from_ms(expires) });
@@ -307,7 +399,7 @@ fn as_rfc3339<S: serde::Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S
 
 #[cfg(test)]
 mod tests {
-    use equerry_policies::names::{TrustDomain, control_plane_id};
+    use equerry_policies::names::{Namespace, TrustDomain, control_plane_id};
 
     use super::super::StoreOptions;
     use super::*;
@@ -403,9 +495,26 @@ mod tests {
     #[tokio::test]
     async fn an_admin_token_is_known_by_its_hash() {
         let (_dir, store) = store();
-        let token = create_admin(&store, "first start", now()).await.unwrap();
-        let hashes = admin_hashes(&store).await.unwrap();
-        assert!(hashes.iter().any(|hash| hash.matches(&SecretHash::of(&token))));
-        assert!(!hashes.iter().any(|hash| hash.matches(&SecretHash::of(&token[1..]))));
+        let limits = Limits { namespaces: vec![Namespace::parse("shop").unwrap()], tenants: Vec::new() };
+        let (made, token) = create_admin(&store, "first start", Role::Operator, limits, now()).await.unwrap();
+        let kept = admins(&store).await.unwrap();
+        assert_eq!(kept[0].actor, made.actor);
+        assert!(kept[0].hash.matches(&SecretHash::of(&token)));
+        assert!(!kept[0].hash.matches(&SecretHash::of(&token[1..])));
+        assert!(revoke_admin(&store, &made.actor.id).await.unwrap());
+        assert!(!revoke_admin(&store, &made.actor.id).await.unwrap());
+        assert!(admins(&store).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_revoked_join_token_lets_nobody_in_and_says_so() {
+        let (_dir, store) = store();
+        let token = token(&store).await;
+        assert_eq!(revoke_join(&store, token.id(), now()).await.unwrap(), Some(true));
+        assert_eq!(revoke_join(&store, token.id(), now()).await.unwrap(), Some(false), "again: nothing to do");
+        assert_eq!(revoke_join(&store, "00000000", now()).await.unwrap(), None);
+        let refused = spend_join(&store, &token.credential(), now()).await.unwrap_err();
+        assert!(matches!(&refused, JoinRefusal::Revoked { .. }), "{refused}");
+        assert_eq!(list_join(&store, now()).await.unwrap()[0].state, JoinTokenState::Revoked);
     }
 }

@@ -16,6 +16,7 @@ mod memory;
 mod mesh;
 mod pairs;
 mod peers;
+mod registrations;
 mod report;
 mod scenarios;
 mod server;

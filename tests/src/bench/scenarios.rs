@@ -11,7 +11,7 @@ use super::measure::{self, Side, Target};
 use super::mesh::Mesh;
 use super::peers::{Site, Standing};
 use super::server::Server;
-use super::{bulk, memory, pairs, say, soak};
+use super::{bulk, memory, pairs, registrations, say, soak};
 
 /// All scenarios, in the order they run: name, title, what runs it.
 pub(crate) const ALL: &[Scenario] = &[
@@ -63,6 +63,12 @@ pub(crate) const ALL: &[Scenario] = &[
         title: "full mutual-TLS handshakes, one request on each connection",
         quick: false,
         run: full_handshakes,
+    },
+    Scenario {
+        id: "R1",
+        title: "control plane: instances registered in batches of 1,000, each on disk before its answer; lists at 10,000",
+        quick: false,
+        run: registrations::run,
     },
     Scenario {
         id: "S4",

@@ -8,13 +8,14 @@ use axum::{Json, extract::rejection::BytesRejection};
 use bytes::Bytes;
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey, Kind, Reading, default_namespace};
-use equerry_policies::names::{Namespace, ResourceName, nearest};
+use equerry_policies::names::{Namespace, ResourceName, TenantName, nearest};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::problem::PROBLEM_JSON;
 use super::shapes::{ApplyReply, ApplyRequest, ChangeReply, DeleteRequest, DocumentList, DocumentName, Problem};
+use crate::access::{Actor, Denied, Permission, Place};
 use crate::control::{
     Action, Applied, ApplyError, ApplyOptions, ControlPlane, DocumentFilter, Precondition, StoredDocument,
 };
@@ -61,6 +62,7 @@ impl From<ApplyError> for Problem {
     responses((status = 200, body = ApplyReply), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Every mistake, with file, line and column")))]
 pub(super) async fn apply(
     State(control): State<ControlPlane>,
+    actor: Actor,
     query: Query<ApplyQuery>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<ApplyReply>, Problem> {
@@ -86,6 +88,8 @@ pub(super) async fn apply(
         complaints.dedup();
         return Err(Problem::invalid(complaints));
     }
+    let permission = if query.dry_run { Permission::Read } else { Permission::WriteDocuments };
+    documents.iter().try_for_each(|document| may(&actor, permission, document.key()))?;
     let applied = control.apply(documents, ApplyOptions { dry_run: query.dry_run, ..ApplyOptions::default() }).await?;
     Ok(Json(reply(applied, query.dry_run)))
 }
@@ -105,11 +109,12 @@ fn reply(applied: Applied, dry_run: bool) -> ApplyReply {
 #[utoipa::path(get, path = "/api/v1/documents", tag = "documents", params(Filter), responses((status = 200, body = DocumentList)))]
 pub(super) async fn list(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Query(filter): Query<Filter>,
 ) -> Result<Json<DocumentList>, Problem> {
     let kind = filter.kind.as_deref().map(kind_of).transpose()?;
     let namespace = filter.namespace.as_deref().map(namespace_of).transpose()?;
-    Ok(Json(listed(&control, &DocumentFilter { kind, namespace, name: None })))
+    Ok(Json(listed(&control, &actor, &DocumentFilter { kind, namespace, name: None })))
 }
 
 /// List the documents of one kind in one namespace.
@@ -117,6 +122,7 @@ pub(super) async fn list(
     params(("namespace" = String, Path,), ("kind" = String, Path, description = "In any spelling: HTTPRoute, httproutes")), responses((status = 200, body = DocumentList)))]
 pub(super) async fn list_namespaced(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path((namespace, kind)): Path<(String, String)>,
 ) -> Result<Json<DocumentList>, Problem> {
     let (kind, namespace) = (kind_of(&kind)?, namespace_of(&namespace)?);
@@ -126,21 +132,26 @@ pub(super) async fn list_namespaced(
             kind.plural()
         )));
     }
-    Ok(Json(listed(&control, &DocumentFilter { kind: Some(kind), namespace: Some(namespace), name: None })))
+    Ok(Json(listed(&control, &actor, &DocumentFilter { kind: Some(kind), namespace: Some(namespace), name: None })))
 }
 
 /// List the documents of a kind without namespaces.
 #[utoipa::path(get, path = "/api/v1/{kind}", tag = "documents", params(("kind" = String, Path, description = "meshes or tenants")), responses((status = 200, body = DocumentList)))]
 pub(super) async fn list_global(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path(kind): Path<String>,
 ) -> Result<Json<DocumentList>, Problem> {
     let kind = Some(kind_of(&kind)?);
-    Ok(Json(listed(&control, &DocumentFilter { kind, ..DocumentFilter::default() })))
+    Ok(Json(listed(&control, &actor, &DocumentFilter { kind, ..DocumentFilter::default() })))
 }
 
-fn listed(control: &ControlPlane, filter: &DocumentFilter) -> DocumentList {
-    let items = control.documents(filter).into_iter().map(|stored| stored.document.to_json()).collect();
+/// What the bearer may not read is left out.
+fn listed(control: &ControlPlane, actor: &Actor, filter: &DocumentFilter) -> DocumentList {
+    let seen = |stored: &StoredDocument| {
+        actor.limits.is_empty() || may(actor, Permission::Read, stored.document.key()).is_ok()
+    };
+    let items = control.documents(filter).into_iter().filter(seen).map(|stored| stored.document.to_json()).collect();
     DocumentList { epoch: control.epoch(), items }
 }
 
@@ -150,10 +161,11 @@ fn listed(control: &ControlPlane, filter: &DocumentFilter) -> DocumentList {
     responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn get_namespaced(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path((namespace, kind, name)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    get(&control, &key_of(&kind, Some(&namespace), &name)?, &headers)
+    get(&control, &actor, &key_of(&kind, Some(&namespace), &name)?, &headers)
 }
 
 /// Read one document of a kind without namespaces.
@@ -162,13 +174,15 @@ pub(super) async fn get_namespaced(
     responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn get_global(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path((kind, name)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    get(&control, &key_of(&kind, None, &name)?, &headers)
+    get(&control, &actor, &key_of(&kind, None, &name)?, &headers)
 }
 
-fn get(control: &ControlPlane, key: &DocumentKey, headers: &HeaderMap) -> Result<Response, Problem> {
+fn get(control: &ControlPlane, actor: &Actor, key: &DocumentKey, headers: &HeaderMap) -> Result<Response, Problem> {
+    may(actor, Permission::Read, key)?;
     let stored = stored(control, key)?;
     let tag = etag(&stored.version)?;
     if tags(headers, &header::IF_NONE_MATCH)?.is_some_and(|known| known.holds(&stored.version)) {
@@ -188,11 +202,12 @@ fn stored(control: &ControlPlane, key: &DocumentKey) -> Result<StoredDocument, P
     responses((status = 200, body = ApplyReply), (status = 201, body = ApplyReply), (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn put_namespaced(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path((namespace, kind, name)): Path<(String, String, String)>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    put(&control, key_of(&kind, Some(&namespace), &name)?, &headers, body).await
+    put(&control, &actor, key_of(&kind, Some(&namespace), &name)?, &headers, body).await
 }
 
 /// Create or replace one document of a kind without namespaces.
@@ -202,19 +217,22 @@ pub(super) async fn put_namespaced(
     responses((status = 200, body = ApplyReply), (status = 201, body = ApplyReply), (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn put_global(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path((kind, name)): Path<(String, String)>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    put(&control, key_of(&kind, None, &name)?, &headers, body).await
+    put(&control, &actor, key_of(&kind, None, &name)?, &headers, body).await
 }
 
 async fn put(
     control: &ControlPlane,
+    actor: &Actor,
     key: DocumentKey,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
+    may(actor, Permission::WriteDocuments, &key)?;
     let body = read_body(body)?;
     let text = std::str::from_utf8(&body)
         .map_err(|_| Problem::bad_request("found bytes that are not UTF-8, expected a document as JSON or YAML"))?;
@@ -259,10 +277,11 @@ async fn put(
         (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
 pub(super) async fn delete_namespaced(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path((namespace, kind, name)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<ApplyReply>, Problem> {
-    delete(&control, key_of(&kind, Some(&namespace), &name)?, &headers).await
+    delete(&control, &actor, key_of(&kind, Some(&namespace), &name)?, &headers).await
 }
 
 /// Delete one document of a kind without namespaces.
@@ -272,13 +291,20 @@ pub(super) async fn delete_namespaced(
         (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
 pub(super) async fn delete_global(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path((kind, name)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<ApplyReply>, Problem> {
-    delete(&control, key_of(&kind, None, &name)?, &headers).await
+    delete(&control, &actor, key_of(&kind, None, &name)?, &headers).await
 }
 
-async fn delete(control: &ControlPlane, key: DocumentKey, headers: &HeaderMap) -> Result<Json<ApplyReply>, Problem> {
+async fn delete(
+    control: &ControlPlane,
+    actor: &Actor,
+    key: DocumentKey,
+    headers: &HeaderMap,
+) -> Result<Json<ApplyReply>, Problem> {
+    may(actor, Permission::WriteDocuments, &key)?;
     stored(control, &key)?;
     let if_match = precondition(headers)?.map(|precondition| (key.clone(), precondition));
     let applied = control.delete(vec![key], ApplyOptions { dry_run: false, if_match }).await?;
@@ -293,11 +319,13 @@ async fn delete(control: &ControlPlane, key: DocumentKey, headers: &HeaderMap) -
         (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Documents that stay need one of them")))]
 pub(super) async fn delete_many(
     State(control): State<ControlPlane>,
+    actor: Actor,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<ApplyReply>, Problem> {
     let request: DeleteRequest = read_json(body)?;
     let key = |named: &DocumentName| key_of(&named.kind, named.namespace.as_deref(), &named.name);
     let mut keys = request.documents.iter().map(key).collect::<Result<Vec<_>, _>>()?;
+    keys.iter().try_for_each(|key| may(&actor, Permission::WriteDocuments, key))?;
     let mut seen = HashSet::new();
     keys.retain(|key| seen.insert(key.clone()));
     if request.ignore_not_found {
@@ -306,6 +334,19 @@ pub(super) async fn delete_many(
     }
     let applied = control.delete(keys, ApplyOptions::default()).await?;
     Ok(Json(reply(applied, false)))
+}
+
+/// Whether the bearer may do this to a document.
+fn may(actor: &Actor, permission: Permission, key: &DocumentKey) -> Result<(), Denied> {
+    let tenant = (key.kind == Kind::Tenant).then(|| TenantName::parse(key.name.as_str()).ok()).flatten();
+    actor.may(
+        permission,
+        match (&key.namespace, &tenant) {
+            (Some(namespace), _) => Place::Namespace(namespace),
+            (None, Some(tenant)) => Place::Tenant(tenant),
+            (None, None) => Place::Mesh,
+        },
+    )
 }
 
 /// The key of a document named by a path.

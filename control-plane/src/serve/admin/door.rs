@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use axum::BoxError;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 
 use super::shapes::Problem;
+use crate::access::{Actor, Denied};
 use crate::control::ControlPlane;
 
 /// Longest bearer token that is looked at.
@@ -19,11 +21,18 @@ pub(super) const MAX_AT_ONCE: usize = 64;
 /// Longest time for one answer.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Lets in whoever has an admin token.
-pub(super) async fn only_with_a_token(State(control): State<ControlPlane>, request: Request, next: Next) -> Response {
-    let refused = match bearer(request.headers()) {
-        Some(token) if control.check_admin_token(token) => return next.run(request).await,
-        Some(_) => Problem::new(StatusCode::UNAUTHORIZED, "token_invalid", "this admin token is not known here"),
+/// Lets in whoever has an admin token; handlers find out who it is, and ask what they may do.
+pub(super) async fn only_with_a_token(
+    State(control): State<ControlPlane>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let refused = match bearer(request.headers()).map(|token| control.bearer(token)) {
+        Some(Some(actor)) => {
+            request.extensions_mut().insert(actor);
+            return next.run(request).await;
+        }
+        Some(None) => Problem::new(StatusCode::UNAUTHORIZED, "token_invalid", "this admin token is not known here"),
         None => Problem::new(
             StatusCode::UNAUTHORIZED,
             "token_missing",
@@ -32,6 +41,22 @@ pub(super) async fn only_with_a_token(State(control): State<ControlPlane>, reque
     };
     control.metrics().admin_refused("token");
     refused.into_response()
+}
+
+/// Whoever asks, as the door found out; behind the door there is nobody without.
+impl<S: Send + Sync> FromRequestParts<S> for Actor {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let nobody = || Problem::new(StatusCode::UNAUTHORIZED, "token_missing", "nobody is known to ask");
+        parts.extensions.get::<Self>().cloned().ok_or_else(nobody)
+    }
+}
+
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_missing", denied)
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

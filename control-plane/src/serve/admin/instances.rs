@@ -5,20 +5,28 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use equerry_policies::names::{AccountName, InstanceId, Namespace};
-use equerry_policies::policy::weight;
-use futures_util::future::join_all;
-use http::StatusCode;
+use equerry_policies::complaint::Complaint;
+use equerry_policies::names::{AccountName, BadName, InstanceId, Namespace};
+use equerry_policies::policy::{MAX_WEIGHT, WEIGHT_LABEL, weight};
+use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 
-use super::documents::read_json;
+use super::documents::{read_body, read_json};
 use super::problem::PROBLEM_JSON;
 use super::shapes::{InstanceReply, InstanceRequest, InstancesReply, InstancesRequest, Problem};
 use super::views::store_refused;
-use crate::control::{ControlPlane, LeaseError};
+use crate::access::{Actor, Permission, Place};
+use crate::control::{ControlPlane, LeaseError, Registered};
 use crate::registry::{InstanceKey, Registration};
 
+/// The media type of instances, one a line.
+const NDJSON: &str = "application/x-ndjson";
+/// What a line of them is.
+const A_LINE: &str = "an instance as JSON in one line; /openapi.json shows the shape";
+/// Most mistakes that are told at once.
+const MAX_MISTAKES: usize = 100;
 /// Most instances in one request.
 const MAX_AT_ONCE: usize = 10_000;
 /// Longest lease, in seconds.
@@ -30,7 +38,7 @@ const MAX_LABELS: usize = 64;
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Place {
+pub(super) struct Home {
     /// Its namespace.
     namespace: String,
 }
@@ -51,6 +59,7 @@ impl From<LeaseError> for Problem {
         (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "Another account or a later start holds it")))]
 pub(super) async fn put(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path(id): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<InstanceReply>, Problem> {
@@ -61,64 +70,119 @@ pub(super) async fn put(
             request.id.unwrap_or_default()
         )));
     }
-    let registration = registration(&control, &id, request)?;
-    let instance = registration.key().to_string();
+    let registration = registration(&control, &id, request).map_err(|mistake| Problem::bad_request(mistake.line()))?;
+    let key = registration.key();
+    actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
     let services = control.put_instance(registration).await?;
-    Ok(Json(InstanceReply { instance, services: services.iter().map(ToString::to_string).collect(), refused: None }))
+    Ok(Json(reply(&key, Ok(services))))
 }
 
-/// Register many instances; each is accepted or refused for itself.
-#[utoipa::path(post, path = "/api/v1/instances:bulk", tag = "instances", request_body = InstancesRequest,
-    responses((status = 200, body = InstancesReply), (status = 400, body = Problem, content_type = PROBLEM_JSON)))]
+/// Register many instances: a JSON object, or one instance a line as `application/x-ndjson` (answered likewise). With a
+/// mistake in any of them nothing is registered; each that can be read is accepted or refused for itself.
+#[utoipa::path(post, path = "/api/v1/instances:bulk", tag = "instances",
+    request_body(content((InstancesRequest = "application/json"), (InstanceRequest = "application/x-ndjson"))),
+    responses((status = 200, content((InstancesReply = "application/json"), (InstanceReply = "application/x-ndjson"))),
+        (status = 400, body = Problem, content_type = PROBLEM_JSON),
+        (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Every mistake, with its line")))]
 pub(super) async fn bulk(
     State(control): State<ControlPlane>,
+    actor: Actor,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<InstancesReply>, Problem> {
+) -> Result<Response, Problem> {
+    let lines = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(NDJSON.as_bytes()));
+    let registrations = if lines { read_lines(&control, &read_body(body)?) } else { read_object(&control, body) }?;
+    let keys: Vec<_> = registrations.iter().map(Registration::key).collect();
+    for key in &keys {
+        actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
+    }
+    let outcomes = control.put_instances(registrations).await.map_err(|error| store_refused(&error))?;
+    let items = keys.iter().zip(outcomes).map(|(key, outcome)| reply(key, outcome));
+    if !lines {
+        return Ok(Json(InstancesReply { items: items.collect() }).into_response());
+    }
+    let mut text = Vec::with_capacity(keys.len() * 64);
+    for item in items {
+        serde_json::to_writer(&mut text, &item).map_err(|error| Problem::bad_request(error.to_string()))?;
+        text.push(b'\n');
+    }
+    Ok(([(header::CONTENT_TYPE, NDJSON)], text).into_response())
+}
+
+fn reply(key: &InstanceKey, outcome: Registered) -> InstanceReply {
+    let instance = key.to_string();
+    match outcome {
+        Ok(services) => {
+            InstanceReply { instance, services: services.iter().map(ToString::to_string).collect(), refused: None }
+        }
+        Err(error) => InstanceReply { instance, services: Vec::new(), refused: Some(error.to_string()) },
+    }
+}
+
+fn read_object(control: &ControlPlane, body: Result<Bytes, BytesRejection>) -> Result<Vec<Registration>, Problem> {
     let request: InstancesRequest = read_json(body)?;
-    if request.instances.len() > MAX_AT_ONCE {
+    all_or_none(request.instances.into_iter().enumerate().map(|(index, instance)| {
+        named(control, instance).map_err(|mut mistake| {
+            mistake.key = format!("instances[{index}].{}", mistake.key);
+            mistake
+        })
+    }))
+}
+
+fn read_lines(control: &ControlPlane, body: &[u8]) -> Result<Vec<Registration>, Problem> {
+    let lines = body.split(|byte| *byte == b'\n').zip(1..).filter(|(line, _)| !line.trim_ascii().is_empty());
+    all_or_none(lines.map(|(line, number)| {
+        let read = serde_json::from_slice(line).map_err(|error| {
+            let mut mistake = mistake("", format!("something else ({error})"), A_LINE);
+            mistake.column = u32::try_from(error.column()).unwrap_or_default();
+            mistake
+        });
+        read.and_then(|instance| named(control, instance)).map_err(|mut mistake| {
+            mistake.line = number;
+            mistake
+        })
+    }))
+}
+
+/// All are read before the first is registered, so that a body with a mistake changes nothing.
+fn all_or_none(read: impl Iterator<Item = Result<Registration, Box<Complaint>>>) -> Result<Vec<Registration>, Problem> {
+    let (mut registrations, mut mistakes) = (Vec::new(), Vec::new());
+    for one in read {
+        match one {
+            Ok(registration) => registrations.push(registration),
+            Err(mistake) => mistakes.push(Complaint { file: "body".to_owned(), ..*mistake }),
+        }
+        if registrations.len() > MAX_AT_ONCE || mistakes.len() > MAX_MISTAKES {
+            break;
+        }
+    }
+    if registrations.len() > MAX_AT_ONCE {
         return Err(Problem::bad_request(format_args!(
-            "found {} instances, expected at most {MAX_AT_ONCE}",
-            request.instances.len()
+            "found more than {MAX_AT_ONCE} instances, expected at most these"
         )));
     }
-    // All are read before the first is registered, so that a body with a mistake changes nothing.
-    let mut registrations = Vec::with_capacity(request.instances.len());
-    for (index, mut instance) in request.instances.into_iter().enumerate() {
-        let id = instance.id.take().ok_or_else(|| {
-            Problem::bad_request(format_args!("instances[{index}].id: found nothing, expected the instance's id"))
-        })?;
-        let read = registration(&control, &id, instance);
-        registrations
-            .push(read.map_err(|problem| Problem::bad_request(format_args!("instances[{index}].{}", problem.detail)))?);
-    }
-    let keys: Vec<_> = registrations.iter().map(|registration| registration.key().to_string()).collect();
-    // Asked together, so that the store writes them together.
-    let outcomes = join_all(registrations.into_iter().map(|registration| control.put_instance(registration))).await;
-    let mut items = Vec::with_capacity(keys.len());
-    for (instance, outcome) in keys.into_iter().zip(outcomes) {
-        items.push(match outcome {
-            Ok(services) => {
-                InstanceReply { instance, services: services.iter().map(ToString::to_string).collect(), refused: None }
-            }
-            Err(LeaseError::Store(error)) => return Err(store_refused(&error)),
-            Err(error) => InstanceReply { instance, services: Vec::new(), refused: Some(error.to_string()) },
-        });
-    }
-    Ok(Json(InstancesReply { items }))
+    if mistakes.is_empty() { Ok(registrations) } else { Err(Problem::invalid(mistakes)) }
+}
+
+fn named(control: &ControlPlane, mut instance: InstanceRequest) -> Result<Registration, Box<Complaint>> {
+    let id = instance.id.take().ok_or_else(|| mistake("id", "nothing", "the instance's id"))?;
+    registration(control, &id, instance)
 }
 
 /// Take an instance out.
-#[utoipa::path(delete, path = "/api/v1/instances/{id}", tag = "instances", params(("id" = String, Path,), Place),
+#[utoipa::path(delete, path = "/api/v1/instances/{id}", tag = "instances", params(("id" = String, Path,), Home),
     responses((status = 204), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn delete(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path(id): Path<String>,
-    Query(place): Query<Place>,
+    Query(place): Query<Home>,
 ) -> Result<StatusCode, Problem> {
     let namespace =
         Namespace::parse(&place.namespace).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))?;
     let id = InstanceId::parse(&id).map_err(|bad| Problem::bad_request(format_args!("id: {bad}")))?;
     let key = InstanceKey { namespace, id };
+    actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
     match control.delete_instance(&key, None).await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),
         Ok(false) => Err(Problem::not_found(format_args!("instance {key}"))),
@@ -126,25 +190,27 @@ pub(super) async fn delete(
     }
 }
 
-fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> Result<Registration, Problem> {
-    let id = InstanceId::parse(id).map_err(|bad| Problem::bad_request(format_args!("id: {bad}")))?;
-    let account =
-        AccountName::parse(&request.account).map_err(|bad| Problem::bad_request(format_args!("account: {bad}")))?;
-    if request.labels.len() > MAX_LABELS || request.ports.len() > MAX_LABELS || request.ports.contains(&0) {
-        return Err(Problem::bad_request(format_args!(
-            "labels, ports: expected at most {MAX_LABELS} of each, and ports from 1 to 65535"
-        )));
+fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> Result<Registration, Box<Complaint>> {
+    let id = InstanceId::parse(id).map_err(|bad| misnamed("id", &bad))?;
+    let account = AccountName::parse(&request.account).map_err(|bad| misnamed("account", &bad))?;
+    if request.labels.len() > MAX_LABELS {
+        let found = format!("{} labels", request.labels.len());
+        return Err(mistake("labels", found, format!("at most {MAX_LABELS}")));
+    }
+    if request.ports.len() > MAX_LABELS || request.ports.contains(&0) {
+        let found = format!("{:?}", &request.ports[..request.ports.len().min(8)]);
+        return Err(mistake("ports", found, format!("at most {MAX_LABELS} ports from 1 to 65535")));
     }
     if !(1..=MAX_LEASE).contains(&request.lease_seconds) {
-        return Err(Problem::bad_request(format_args!(
-            "leaseSeconds: found {}, expected 1 to {MAX_LEASE}",
-            request.lease_seconds
-        )));
+        return Err(mistake("leaseSeconds", request.lease_seconds.to_string(), format!("1 to {MAX_LEASE}")));
     }
-    weight(&request.labels).map_err(|bad| Problem::bad_request(format_args!("{bad}")))?;
+    if weight(&request.labels).is_err() {
+        let found = format!("{WEIGHT_LABEL}: {:?}", request.labels.get(WEIGHT_LABEL));
+        return Err(mistake("labels", found, format!("a whole number from 1 to {MAX_WEIGHT}")));
+    }
     let key = InstanceKey { namespace: account.namespace.clone(), id };
     // Whoever puts it again means the same start of it.
-    let generation = control.instance(&key).map_or(1, |known| known.generation);
+    let generation = control.generation_of(&key).unwrap_or(1);
     Ok(Registration {
         id: key.id,
         account,
@@ -156,4 +222,13 @@ fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> R
         health_detail: String::new(),
         lease: Duration::from_secs(request.lease_seconds),
     })
+}
+
+fn misnamed(key: &str, bad: &BadName) -> Box<Complaint> {
+    mistake(key, format!("{:?}", bad.found), bad.expected)
+}
+
+fn mistake(key: &str, found: impl Into<String>, expected: impl Into<String>) -> Box<Complaint> {
+    let (found, expected) = (found.into(), expected.into());
+    Box::new(Complaint { key: key.to_owned(), found, expected, ..Complaint::default() })
 }

@@ -11,6 +11,7 @@ mod problem;
 pub mod shapes;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod views;
 
 use std::sync::Arc;
@@ -80,7 +81,10 @@ fn api() -> OpenApiRouter<ControlPlane> {
         .routes(routes!(views::services))
         .routes(routes!(views::service))
         .routes(routes!(views::usage))
-        .routes(routes!(views::create_token, views::list_tokens))
+        .routes(routes!(tokens::create, tokens::list))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(tokens::list_admins))
+        .routes(routes!(tokens::revoke_admin))
 }
 
 async fn openapi(description: Arc<str>) -> impl IntoResponse {

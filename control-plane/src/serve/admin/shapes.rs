@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::access::{Limits, Role};
+
 /// Files with documents, to be made true together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -285,7 +287,41 @@ pub enum TokenRequest {
     Admin {
         /// Whom it is for.
         name: String,
+        /// What it is good for.
+        #[serde(default = "every_right")]
+        role: Role,
+        /// Where; without, everywhere.
+        #[serde(default, skip_serializing_if = "Limits::is_empty")]
+        limits: Limits,
     },
+}
+
+fn every_right() -> Role {
+    Role::Admin
+}
+
+/// Tokens of this API, without their secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AdminTokenList {
+    /// Oldest first.
+    pub items: Vec<AdminTokenReply>,
+}
+
+/// One token of this API, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AdminTokenReply {
+    /// Its public part.
+    pub id: String,
+    /// Whom it was made for.
+    pub name: String,
+    /// What it is good for.
+    pub role: Role,
+    /// Where; without, everywhere.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
+    /// When it was made: seconds since 1970.
+    pub created_unix: u64,
 }
 
 /// A token that was made; it is not shown again.
@@ -310,7 +346,7 @@ pub struct JoinTokenReply {
     pub id: String,
     /// `namespace/account` it lets in.
     pub account: String,
-    /// `unused`, `used` or `expired`.
+    /// `unused`, `used`, `expired` or `revoked`.
     pub state: String,
     /// Seconds since 1970.
     pub expires_unix: u64,

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::Body;
-use equerry_policies::names::TrustDomain;
+use equerry_policies::names::{Namespace, TrustDomain};
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
+use crate::access::{Limits, Role};
 use crate::authority::Authority;
 use crate::store::{Store, StoreOptions};
 
@@ -40,6 +41,10 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
     fn etag(&self) -> String {
         self.headers[header::ETAG].to_str().unwrap().to_owned()
     }
@@ -61,7 +66,7 @@ impl Place {
         let domain = TrustDomain::parse("equerry.local").unwrap();
         let authority = Authority::open(dir.path(), &domain, Duration::from_secs(3600), SystemTime::now()).unwrap();
         let control = ControlPlane::restore(store, Arc::new(authority)).await.unwrap();
-        let token = control.create_admin_token("test").await.unwrap();
+        let token = control.create_admin_token("test", Role::Admin, Limits::default()).await.unwrap();
         Self { router: router(control.clone()), control, token, _dir: dir }
     }
 
@@ -332,6 +337,46 @@ async fn instances_are_registered_refused_and_taken_out() {
 }
 
 #[tokio::test]
+async fn many_instances_come_as_lines_all_readable_or_none() {
+    let place = Place::new().await;
+    place.apply(&[SERVICE], "").await;
+    let line = |id: &str, account: &str| {
+        json!({"id": id, "account": account, "labels": {"app": "orders"}, "inbound": "10.0.0.7:15006", "ports": [8080]})
+            .to_string()
+    };
+    let lines = [("content-type", "application/x-ndjson")];
+    let bulk = "/api/v1/instances:bulk";
+
+    let bad = [
+        line("orders-1", "shop/orders"),
+        "{\"id\": \"orders-2\"".into(),
+        String::new(),
+        line("Orders_3", "shop/orders"),
+    ];
+    let refused = place.ask(Method::POST, bulk, &lines, bad.join("\n")).await;
+    let problem = refused.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid");
+    let told: Vec<_> = problem["complaints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["line"].as_u64(), one["key"].as_str()))
+        .collect();
+    assert_eq!(told, [(Some(2), Some("")), (Some(4), Some("id"))], "{problem}");
+    assert_eq!(place.get("/api/v1/services/shop/orders").await.json()["total"], 0, "nothing is half applied");
+
+    let good = [line("orders-1", "shop/orders"), line("orders-2", "shop/frontend"), line("orders-3", "shop/orders")];
+    let answer = place.ask(Method::POST, bulk, &lines, good.join("\n") + "\n").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let replies: Vec<Value> = answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(replies[0], json!({"instance": "shop/orders-1", "services": ["shop/orders"]}));
+    assert!(replies[1]["refused"].as_str().unwrap().contains("equerry.dev/accounts"), "{}", replies[1]);
+    assert_eq!(place.get("/api/v1/services/shop/orders").await.json()["total"], 2);
+
+    let again = place.ask(Method::POST, bulk, &lines, good.join("\n")).await;
+    assert_eq!(again.text(), answer.text(), "put again, they are renewed");
+}
+
+#[tokio::test]
 async fn a_token_is_shown_once_and_an_admin_token_lets_in() {
     let place = Place::new().await;
     let join = place
@@ -464,4 +509,89 @@ async fn whoever_comes_when_all_hands_are_busy_is_told_to_come_back() {
     }
     let text = String::from_utf8(place.send(bare("/metrics")).await.body).unwrap();
     assert!(text.contains("equerry_control_plane_admin_refused_total{reason=\"overload\"} 1"), "{text}");
+}
+
+/// The same place, asked with a token of its own.
+async fn as_someone(place: &mut Place, role: Role, namespaces: &[&str]) -> String {
+    let namespaces = namespaces.iter().map(|name| Namespace::parse(name).unwrap()).collect();
+    let limits = Limits { namespaces, tenants: Vec::new() };
+    let token = place.control.create_admin_token("someone", role, limits).await.unwrap();
+    std::mem::replace(&mut place.token, token)
+}
+
+#[tokio::test]
+async fn a_viewer_looks_and_changes_nothing() {
+    let mut place = Place::new().await;
+    place.apply(&[SERVICE], "").await;
+    as_someone(&mut place, Role::Viewer, &[]).await;
+    assert_eq!(place.get("/api/v1/documents").await.json()["items"].as_array().unwrap().len(), 1);
+    assert_eq!(place.apply(&[ROUTE], "?dryRun=true").await.status, StatusCode::OK, "to judge is to look");
+    let refused = place.apply(&[ROUTE], "").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    assert!(refused["detail"].as_str().unwrap().contains("permission documents:write is missing"), "{refused}");
+    let path = "/api/v1/namespaces/shop/services/orders";
+    place.ask(Method::PUT, path, &[], SERVICE).await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    place.ask(Method::DELETE, path, &[], Body::empty()).await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    let all = json!({"documents": [{"kind": "Service", "namespace": "shop", "name": "orders"}]}).to_string();
+    place.ask(Method::POST, "/api/v1/delete", &[], all).await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    let instance = json!({"account": "shop/orders", "inbound": "10.0.0.7:15006", "ports": [8080]}).to_string();
+    let put = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance).await;
+    put.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    for body in [
+        json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 60}),
+        json!({"kind": "admin", "name": "me"}),
+    ] {
+        let made = place.ask(Method::POST, "/api/v1/tokens", &[], body.to_string()).await;
+        made.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    }
+    assert_eq!(place.get("/api/v1/epochs/2").await.status, StatusCode::NOT_FOUND, "nothing was changed");
+}
+
+#[tokio::test]
+async fn a_limited_token_neither_changes_nor_sees_what_is_elsewhere() {
+    let mut place = Place::new().await;
+    place.apply(&[SERVICE, TENANT, &SERVICE.replace("namespace: shop", "namespace: bank")], "").await;
+    as_someone(&mut place, Role::Operator, &["bank"]).await;
+    let seen = place.get("/api/v1/documents").await.json();
+    assert_eq!(seen["items"].as_array().unwrap().len(), 1, "{seen}");
+    assert_eq!(seen["items"][0]["metadata"]["namespace"], "bank");
+    assert_eq!(place.get("/api/v1/services").await.json()["items"].as_array().unwrap().len(), 1);
+    place
+        .get("/api/v1/namespaces/shop/services/orders")
+        .await
+        .is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    place.get("/api/v1/services/shop/orders").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    place.get("/api/v1/tenants/acme/usage").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    let refused = place.apply(&[ROUTE], "").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    assert!(refused["detail"].as_str().unwrap().contains("limited to namespace bank"), "{refused}");
+    assert_eq!(place.apply(&[&ROUTE.replace("namespace: shop", "namespace: bank")], "").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_revoked_token_is_good_for_nothing_at_once_and_the_last_admin_stays() {
+    let mut place = Place::new().await;
+    let admin = as_someone(&mut place, Role::Viewer, &[]).await;
+    let viewer = std::mem::replace(&mut place.token, admin);
+    let list = place.get("/api/v1/admin-tokens").await.json();
+    let ids: Vec<_> =
+        list["items"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!((ids.len(), &list["items"][1]["role"]), (2, &json!("viewer")), "{list}");
+    let last = place.ask(Method::DELETE, &format!("/api/v1/admin-tokens/{}", ids[0]), &[], Body::empty()).await;
+    last.is_a_problem(StatusCode::CONFLICT, "last");
+    let path = format!("/api/v1/admin-tokens/{}", ids[1]);
+    assert_eq!(place.ask(Method::DELETE, &path, &[], Body::empty()).await.status, StatusCode::NO_CONTENT);
+    place.ask(Method::DELETE, &path, &[], Body::empty()).await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
+    place.token = viewer;
+    place.get("/api/v1/documents").await.is_a_problem(StatusCode::UNAUTHORIZED, "token_invalid");
+}
+
+#[tokio::test]
+async fn a_join_token_can_be_taken_back_until_it_is_used() {
+    let place = Place::new().await;
+    let body = json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 60}).to_string();
+    place.ask(Method::POST, "/api/v1/tokens", &[], body).await;
+    let id = place.get("/api/v1/tokens").await.json()["items"][0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/api/v1/tokens/{id}");
+    assert_eq!(place.ask(Method::DELETE, &path, &[], Body::empty()).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(place.get("/api/v1/tokens").await.json()["items"][0]["state"], "revoked");
+    place.ask(Method::DELETE, &path, &[], Body::empty()).await.is_a_problem(StatusCode::CONFLICT, "over");
 }

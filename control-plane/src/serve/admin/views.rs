@@ -1,26 +1,20 @@
-//! What the control plane knows beside documents: proxies, epochs, services, tenants' usage, itself; and tokens.
+//! What the control plane knows beside documents: proxies, epochs, services, tenants' usage, itself.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
-use bytes::Bytes;
-use equerry_policies::names::{Account, AccountName, Namespace, ServiceName, TenantName};
+use equerry_policies::names::{ServiceName, TenantName};
 use http::StatusCode;
 
-use super::documents::read_json;
 use super::problem::PROBLEM_JSON;
 use super::shapes::{
-    EpochProxy, EpochReply, EpochState, JoinTokenReply, MemberReply, Problem, ProxyList, ProxyReply, QuotaReply,
-    ServiceList, ServiceReply, TokenList, TokenReply, TokenRequest, UsageReply, VersionReply,
+    EpochProxy, EpochReply, EpochState, MemberReply, Problem, ProxyList, ProxyReply, QuotaReply, ServiceList,
+    ServiceReply, UsageReply, VersionReply,
 };
+use crate::access::{Actor, Permission, Place};
 use crate::control::{self, ControlPlane, MemberStatus, ProxyStatus, ServiceStatus};
 use crate::store::StoreError;
-use crate::store::tokens::{JoinTokenState, MAX_JOIN_TTL, TokenError};
-
-/// Longest name of an admin token.
-const MAX_TOKEN_NAME: usize = 100;
 
 /// A store's refusal.
 pub(super) fn store_refused(error: &StoreError) -> Problem {
@@ -38,8 +32,9 @@ pub(super) async fn version(State(control): State<ControlPlane>) -> Json<Version
 
 /// Every proxy: what it has and what it ought to have.
 #[utoipa::path(get, path = "/api/v1/proxies", tag = "mesh", responses((status = 200, body = ProxyList)))]
-pub(super) async fn proxies(State(control): State<ControlPlane>) -> Json<ProxyList> {
-    let items = control.proxies().into_iter().map(proxy).collect();
+pub(super) async fn proxies(State(control): State<ControlPlane>, actor: Actor) -> Json<ProxyList> {
+    let seen = |proxy: &ProxyStatus| actor.limits.hold(Place::Namespace(&proxy.instance.namespace));
+    let items = control.proxies().into_iter().filter(seen).map(proxy).collect();
     Json(ProxyList { epoch: control.epoch(), items })
 }
 
@@ -56,7 +51,8 @@ fn proxy(status: ProxyStatus) -> ProxyReply {
     }
 }
 
-fn unix(time: SystemTime) -> u64 {
+/// Seconds since 1970.
+pub(super) fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
@@ -65,6 +61,7 @@ fn unix(time: SystemTime) -> u64 {
     responses((status = 200, body = EpochReply), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn epoch(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path(epoch): Path<String>,
 ) -> Result<Json<EpochReply>, Problem> {
     let number: u64 =
@@ -73,7 +70,9 @@ pub(super) async fn epoch(
     let status = status.ok_or_else(|| {
         Problem::not_found(format_args!("epoch {number} yet; the present one is {}", control.epoch()))
     })?;
-    let proxies = status.proxies.into_iter().map(|proxy| EpochProxy {
+    let seen =
+        status.proxies.into_iter().filter(|proxy| actor.limits.hold(Place::Namespace(&proxy.instance.namespace)));
+    let proxies = seen.map(|proxy| EpochProxy {
         instance: proxy.instance.to_string(),
         state: match proxy.state {
             control::EpochState::Acked => EpochState::Acked,
@@ -88,8 +87,9 @@ pub(super) async fn epoch(
 
 /// Every Service and who stands behind it.
 #[utoipa::path(get, path = "/api/v1/services", tag = "mesh", responses((status = 200, body = ServiceList)))]
-pub(super) async fn services(State(control): State<ControlPlane>) -> Json<ServiceList> {
-    Json(ServiceList { items: control.services().into_iter().map(service_reply).collect() })
+pub(super) async fn services(State(control): State<ControlPlane>, actor: Actor) -> Json<ServiceList> {
+    let seen = |status: &ServiceStatus| actor.limits.hold(Place::Namespace(&status.service.namespace));
+    Json(ServiceList { items: control.services().into_iter().filter(seen).map(service_reply).collect() })
 }
 
 /// One Service and who stands behind it.
@@ -97,9 +97,11 @@ pub(super) async fn services(State(control): State<ControlPlane>) -> Json<Servic
     responses((status = 200, body = ServiceReply), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn service(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path((namespace, name)): Path<(String, String)>,
 ) -> Result<Json<ServiceReply>, Problem> {
     let service = ServiceName::parse(&format!("{namespace}/{name}")).map_err(Problem::bad_request)?;
+    actor.may(Permission::Read, Place::Namespace(&service.namespace))?;
     if let Some(status) = control.service(&service) {
         return Ok(Json(service_reply(status)));
     }
@@ -136,9 +138,11 @@ fn member(status: MemberStatus) -> MemberReply {
     responses((status = 200, body = UsageReply), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn usage(
     State(control): State<ControlPlane>,
+    actor: Actor,
     Path(name): Path<String>,
 ) -> Result<Json<UsageReply>, Problem> {
     let tenant = TenantName::parse(&name).map_err(Problem::bad_request)?;
+    actor.may(Permission::Read, Place::Tenant(&tenant))?;
     let usage = control.tenant_usage(&tenant).ok_or_else(|| Problem::not_found(format_args!("Tenant {tenant}")))?;
     let quotas = usage.quotas.into_iter().map(|quota| QuotaReply {
         quota: quota.id,
@@ -149,60 +153,4 @@ pub(super) async fn usage(
         spent: quota.spent,
     });
     Ok(Json(UsageReply { tenant: tenant.to_string(), quotas: quotas.collect() }))
-}
-
-/// Make a token.
-#[utoipa::path(post, path = "/api/v1/tokens", tag = "tokens", request_body = TokenRequest,
-    responses((status = 201, body = TokenReply), (status = 400, body = Problem, content_type = PROBLEM_JSON)))]
-pub(super) async fn create_token(
-    State(control): State<ControlPlane>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<(StatusCode, Json<TokenReply>), Problem> {
-    let token = match read_json(body)? {
-        TokenRequest::Join { namespace, account, ttl_seconds } => {
-            let namespace =
-                Namespace::parse(&namespace).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))?;
-            let account =
-                Account::parse(&account).map_err(|bad| Problem::bad_request(format_args!("account: {bad}")))?;
-            if ttl_seconds == 0 || ttl_seconds > MAX_JOIN_TTL.as_secs() {
-                let longest = MAX_JOIN_TTL.as_secs();
-                return Err(Problem::bad_request(format_args!(
-                    "ttlSeconds: found {ttl_seconds}, expected 1 to {longest} (7 days)"
-                )));
-            }
-            control.create_join_token(AccountName::new(namespace, account), Duration::from_secs(ttl_seconds)).await
-        }
-        TokenRequest::Admin { name } => {
-            if name.is_empty() || name.len() > MAX_TOKEN_NAME || name.chars().any(char::is_control) {
-                return Err(Problem::bad_request(format_args!(
-                    "name: expected 1 to {MAX_TOKEN_NAME} printable characters"
-                )));
-            }
-            control.create_admin_token(&name).await
-        }
-    };
-    let token = token.map_err(|error| match error {
-        TokenError::Store(error) => store_refused(&error),
-        TokenError::Reserved { .. } => Problem::bad_request(format_args!("account: {error}")),
-        other => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other),
-    })?;
-    Ok((StatusCode::CREATED, Json(TokenReply { token })))
-}
-
-/// Join tokens, without their secrets.
-#[utoipa::path(get, path = "/api/v1/tokens", tag = "tokens", responses((status = 200, body = TokenList)))]
-pub(super) async fn list_tokens(State(control): State<ControlPlane>) -> Result<Json<TokenList>, Problem> {
-    let tokens = control.join_tokens().await.map_err(|error| store_refused(&error))?;
-    let items = tokens.into_iter().map(|token| JoinTokenReply {
-        id: token.id,
-        account: token.account.to_string(),
-        state: match token.state {
-            JoinTokenState::Unused => "unused",
-            JoinTokenState::Used => "used",
-            JoinTokenState::Expired => "expired",
-        }
-        .to_owned(),
-        expires_unix: unix(token.expires),
-    });
-    Ok(Json(TokenList { items: items.collect() }))
 }

@@ -1,0 +1,203 @@
+//! Instances come, change and go: judged by the registry, on disk before they are true, true before callers are told.
+//!
+//! However many register in one request, they are one transaction and one word to the streams.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use equerry_policies::names::{AccountName, ServiceName};
+use equerry_policies::policy::{Labels, Meaning};
+use equerry_policies::view::{self, NotListed};
+
+use super::{ControlPlane, LeaseError, Truth, locked};
+use crate::registry::{InstanceKey, Registration, Registry, Step};
+use crate::store::instances::InstanceRow;
+use crate::store::{StoreError, instances};
+
+/// What became of one of several registrations.
+pub type Registered = Result<Arc<[ServiceName]>, LeaseError>;
+
+impl ControlPlane {
+    /// Registers an instance or extends its lease; what changed is on disk when this returns. Returns the Services it now
+    /// stands behind.
+    ///
+    /// # Errors
+    /// When another start or account holds it, a Service that selects it does not list its account, or the store refuses.
+    pub async fn put_instance(&self, registration: Registration) -> Registered {
+        let mut outcomes = self.put_instances(vec![registration]).await?;
+        outcomes.pop().unwrap_or_else(|| Err(StoreError::Closed.into()))
+    }
+
+    /// Registers many, each accepted or refused for itself; those accepted are on disk together when this returns.
+    ///
+    /// # Errors
+    /// When the store refuses; then none was registered.
+    pub async fn put_instances(&self, registrations: Vec<Registration>) -> Result<Vec<Registered>, StoreError> {
+        let truth = self.truth();
+        let mut judged = Vec::with_capacity(registrations.len());
+        {
+            let mut alike = Alike::new(&truth.meaning);
+            let mut registry = locked(&self.0.registry);
+            let now = Instant::now();
+            for registration in &registrations {
+                judged.push(judge(&mut registry, &mut alike, registration, now));
+            }
+        }
+        let changed = |judged: &Judged| matches!(judged, Ok((Step::New | Step::Changed, _)));
+        let rows: Vec<InstanceRow> = registrations
+            .iter()
+            .zip(&judged)
+            .filter(|(_, judged)| changed(judged))
+            .map(|(one, _)| row_of(one))
+            .collect();
+        if !rows.is_empty() {
+            instances::write(&self.0.store, rows).await?;
+        }
+        let (mut outcomes, mut worth_telling) = (Vec::with_capacity(judged.len()), false);
+        let mut registry = locked(&self.0.registry);
+        let (before, now) = (registry.changes(), Instant::now());
+        for (registration, judged) in registrations.into_iter().zip(judged) {
+            let key = registration.key();
+            if changed(&judged) {
+                registry.commit(registration, now);
+            }
+            self.0.metrics.lease(match &judged {
+                Ok((Step::New, _)) => "registered",
+                Ok(_) => "renewed",
+                Err(_) => "refused",
+            });
+            outcomes.push(judged.map(|(step, services)| {
+                worth_telling |= step == Step::New;
+                if let Some(services) = services {
+                    registry.remember_memberships(&key, truth.epoch, services);
+                }
+                memberships_in(&mut registry, &truth, &key)
+            }));
+        }
+        worth_telling |= registry.changes() != before;
+        drop(registry);
+        if worth_telling {
+            self.tell();
+        }
+        Ok(outcomes)
+    }
+
+    /// The Services an instance stands behind; none when it is not registered.
+    pub fn memberships(&self, key: &InstanceKey) -> Arc<[ServiceName]> {
+        let truth = self.0.truth.load();
+        memberships_in(&mut locked(&self.0.registry), &truth, key)
+    }
+
+    /// Takes an instance out; `generation` `None`: whatever its generation. Returns whether it was there.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn delete_instance(&self, key: &InstanceKey, generation: Option<u64>) -> Result<bool, StoreError> {
+        let removed = locked(&self.0.registry).remove(key, generation);
+        if removed {
+            self.0.metrics.lease("released");
+            self.tell();
+            self.forget(std::slice::from_ref(key)).await?;
+        }
+        Ok(removed)
+    }
+
+    /// Takes out every instance whose lease has run out. Called every second.
+    pub async fn expire_leases(&self, now: Instant) {
+        let gone = locked(&self.0.registry).expire(now);
+        if !gone.is_empty() {
+            for key in &gone {
+                tracing::warn!(instance = %key, "lease ran out");
+                self.0.metrics.lease("expired");
+            }
+            self.tell();
+            if let Err(error) = self.forget(&gone).await {
+                tracing::error!(%error, "expired instances stay in the store until the next start");
+            }
+        }
+        let registry = locked(&self.0.registry);
+        locked(&self.0.proxies).forget_gone(|key| registry.get(key).is_some());
+    }
+
+    /// Deletes instances from the store, and writes again those that registered anew meanwhile.
+    async fn forget(&self, keys: &[InstanceKey]) -> Result<(), StoreError> {
+        instances::delete(&self.0.store, keys.iter().map(columns).collect()).await?;
+        let back: Vec<InstanceRow> =
+            keys.iter().filter_map(|key| self.instance(key)).map(|again| row_of(&again)).collect();
+        if back.is_empty() { Ok(()) } else { instances::write(&self.0.store, back).await }
+    }
+
+    /// The start of a registered instance that holds its lease.
+    pub fn generation_of(&self, key: &InstanceKey) -> Option<u64> {
+        locked(&self.0.registry).get(key).map(|instance| instance.registration.generation)
+    }
+
+    /// One registered instance.
+    pub fn instance(&self, key: &InstanceKey) -> Option<Registration> {
+        locked(&self.0.registry).get(key).map(|instance| instance.registration.clone())
+    }
+}
+
+/// What a registration would do, and the Services it would stand behind if that was found out.
+type Judged = Result<(Step, Option<Arc<[ServiceName]>>), LeaseError>;
+
+/// Services that came after an instance leave it out; one that comes as somebody else is told.
+fn judge<'r>(
+    registry: &mut Registry,
+    alike: &mut Alike<'_, 'r>,
+    registration: &'r Registration,
+    now: Instant,
+) -> Judged {
+    let step = registry.step(registration, now)?;
+    let relabelled = || {
+        let known = registry.get(&registration.key());
+        known.is_some_and(|known| known.registration.labels != registration.labels)
+    };
+    let asked = step == Step::New || (step == Step::Changed && relabelled());
+    let services = asked.then(|| alike.services_of(registration)).transpose()?;
+    Ok((step, services))
+}
+
+/// The Services that select an instance, if they all list its account.
+type Services = Result<Arc<[ServiceName]>, NotListed>;
+
+/// The Services of each kind of instance: those that come together are mostly alike, and Services are many.
+struct Alike<'m, 'r> {
+    meaning: &'m Meaning,
+    known: HashMap<(&'r AccountName, &'r Labels), Services>,
+}
+
+impl<'m, 'r> Alike<'m, 'r> {
+    fn new(meaning: &'m Meaning) -> Self {
+        Self { meaning, known: HashMap::new() }
+    }
+
+    fn services_of(&mut self, registration: &'r Registration) -> Services {
+        let found = || view::services_of(self.meaning, &registration.workload()).map(Arc::from);
+        self.known.entry((&registration.account, &registration.labels)).or_insert_with(found).clone()
+    }
+}
+
+/// The Services an instance stands behind at an epoch, found out once for each.
+pub(super) fn memberships_in(registry: &mut Registry, truth: &Truth, key: &InstanceKey) -> Arc<[ServiceName]> {
+    let Some(instance) = registry.get(key) else { return Arc::default() };
+    if let Some(services) = instance.memberships_at(truth.epoch) {
+        return Arc::clone(services);
+    }
+    let known = &instance.registration;
+    let services: Arc<[ServiceName]> =
+        view::services_with(&truth.meaning, &known.account, &known.labels).cloned().collect();
+    registry.remember_memberships(key, truth.epoch, Arc::clone(&services));
+    services
+}
+
+fn columns(key: &InstanceKey) -> (String, String) {
+    (key.namespace.to_string(), key.id.to_string())
+}
+
+fn row_of(registration: &Registration) -> InstanceRow {
+    let (namespace, id) = columns(&registration.key());
+    let body = serde_json::to_string(registration).unwrap_or_default();
+    InstanceRow { namespace, id, body }
+}
