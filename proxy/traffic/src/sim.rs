@@ -13,7 +13,7 @@ use equerry_policies::policy::{Algorithm, Breaker as Settings, LoadBalancer};
 
 use crate::balance::hash::hash_of;
 use crate::balance::{Balancer, EndpointState, Member, Try, Verdict, Wanted, choose};
-use crate::breaker::Transition;
+use crate::breaker::{Cause, Transition};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -128,7 +128,10 @@ struct Seen {
     tries: Vec<Vec<Duration>>,
     /// The most that was in flight at each endpoint, of its fair share of all that was.
     most: Vec<f64>,
+    /// What breakers did: when, which, and the transition's word.
     history: Vec<String>,
+    /// The same with what it means.
+    told: Vec<String>,
 }
 
 impl Seen {
@@ -163,7 +166,7 @@ impl Seen {
             format!("endpoint {endpoint:2} |{}|", signs.collect::<String>())
         };
         let picture: Vec<String> = (0..self.tries.len()).map(line).collect();
-        format!("{}\n{}", self.history.join("\n"), picture.join("\n"))
+        format!("{}\n{}", self.told.join("\n"), picture.join("\n"))
     }
 }
 
@@ -187,7 +190,7 @@ struct Run<'p> {
 fn run(plan: &Plan, seed: u64) -> Seen {
     let endpoints: Vec<Endpoint> = plan.endpoints.iter().cloned().map(Endpoint::new).collect();
     let (tries, most) = (vec![Vec::new(); endpoints.len()], vec![0.0; endpoints.len()]);
-    let seen = Seen { latencies: Vec::new(), failed: 0, lasts: plan.lasts, tries, most, history: Vec::new() };
+    let seen = Seen { latencies: Vec::new(), failed: 0, lasts: plan.lasts, tries, most, history: Vec::new(), told: Vec::new() };
     let (mut rng, begin) = (fastrand::Rng::with_seed(seed), Instant::now());
     let present = endpoints.len() - plan.joins.len();
     let balancer = Balancer::new(&plan.balancer, plan.members(present), None, begin, &mut rng);
@@ -272,8 +275,26 @@ impl Run<'_> {
 
     fn tell(&mut self, now: Duration, endpoint: usize, transition: Option<Transition>) {
         if let Some(transition) = transition {
-            self.seen.history.push(format!("{:7.3}s endpoint {endpoint}: {}", now.as_secs_f64(), transition.as_str()));
+            let line = format!("{:7.3}s endpoint {endpoint}: {}", now.as_secs_f64(), transition.as_str());
+            self.seen.told.push(format!("{line}{}", meaning(transition)));
+            self.seen.history.push(line);
         }
+    }
+}
+
+/// What a transition means, behind its word.
+fn meaning(transition: Transition) -> String {
+    match transition {
+        Transition::Opened { cause: Cause::Consecutive(failures), penalty } => {
+            format!(" ({failures}), kept away for {penalty:?}")
+        }
+        Transition::Opened { cause: Cause::TooHigh(share), penalty } => {
+            format!(" ({} of {} calls failed), kept away for {penalty:?}", share.failures, share.requests)
+        }
+        Transition::Kept { .. } => ", so it stays in use".to_owned(),
+        Transition::Probing => ", one call goes there".to_owned(),
+        Transition::Reopened { penalty } => format!(", kept away for {penalty:?}"),
+        Transition::Closed => ", used again".to_owned(),
     }
 }
 
@@ -282,3 +303,6 @@ mod tests;
 
 #[path = "sim_outlier_tests.rs"]
 mod outlier_tests;
+
+#[path = "sim_stories_tests.rs"]
+mod stories_tests;
