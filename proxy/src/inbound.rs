@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use crate::accept::detect::{self, Speaks, Spoken};
 use crate::accept::tls;
 use crate::app::Shared;
-use crate::codec::{Early, Incoming, Link, Wire};
+use crate::codec::{Ahead, Early, Incoming, Link, Wire};
 use crate::codec::http1::Bad;
 use crate::codec::http1::serve::Respond;
 use crate::exchange::body::Answer;
@@ -99,7 +99,7 @@ impl Inbound {
             // The exchange with nobody's certificate would prove nothing to the caller.
             return observe.handshake_failed(Direction::Inbound, "identity_expired");
         };
-        match self.handshakes.secure(stream, &identity.server).await {
+        match self.handshakes.secure(Ahead::new(stream), &identity.server).await {
             Ok(secured) => {
                 let via = Via {
                     address,

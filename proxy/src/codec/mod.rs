@@ -3,6 +3,7 @@
 //! Nothing here knows why a message is sent. What is read of [`http1`] is pure; a [`link::Link`] is a connection with what
 //! was read and not yet understood; [`http1`] and [`http2`] each have a serving and a calling end.
 
+mod ahead;
 mod early;
 pub(crate) mod http1;
 pub(crate) mod http2;
@@ -12,6 +13,7 @@ mod outgoing;
 mod seldom;
 pub(crate) mod spare;
 
+pub(crate) use ahead::Ahead;
 pub(crate) use early::Early;
 pub(crate) use incoming::{BodyError, Incoming, in_words};
 pub(crate) use link::{Link, Wire};

@@ -9,6 +9,7 @@ use equerry_policies::compile::CompiledWorkload;
 use equerry_policies::names::ServiceName;
 use equerry_policies::policy::AppProtocol;
 use equerry_traffic::authorize::{self, Permit};
+use equerry_traffic::token::Caller;
 use equerry_traffic::{Reason, Refusal, token};
 use http::HeaderMap;
 use tokio::io::AsyncWriteExt;
@@ -16,8 +17,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
-use super::{Cut, Flow, ask_for_life, carry, ended, hold_the_process, not_tcp, open, reset};
+use super::{Cut, Flow, ask_for_life, carry, ended, not_tcp, open, reset};
 use crate::accept::detect::Spoken;
+use crate::codec::Ahead;
 use crate::exchange::facts::Record;
 use crate::exchange::serve;
 use crate::inbound::{self, Inbound};
@@ -29,14 +31,14 @@ const APPLICATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Leads a connection from the mesh to the application's port that it names.
-pub(crate) async fn inbound(at: &Inbound, via: &inbound::Via, mut near: TlsStream<Spoken<TcpStream>>) {
+pub(crate) async fn inbound(at: &Inbound, via: &inbound::Via, mut near: TlsStream<Ahead<Spoken<TcpStream>>>) {
     let mut record = open(Direction::Inbound, via.address, &at.shared);
     record.note(|exchange| {
         exchange.source = via.peer.clone();
         exchange.sni = via.server_name.clone();
         exchange.tls = true;
     });
-    ask_for_life(near.get_ref().0.inner());
+    ask_for_life(near.get_ref().0.inner().inner());
     // Listening begins before the first judgement: no change falls between the two.
     let changes = at.shared.live.publications();
     let mut far = match enter(at, via, &mut record).await {
@@ -59,17 +61,16 @@ pub(crate) async fn inbound(at: &Inbound, via: &inbound::Via, mut near: TlsStrea
         } => carried,
         refusal = no_longer_allowed(at, via, changes) => Err(refusal.into()),
         cut = expired(via.not_after) => Err(cut),
-        () = hold_the_process(&at.shared.drain, &flow) => Ok(()),
     };
     if end.is_err() {
-        reset(near.get_ref().0.inner());
+        reset(near.get_ref().0.inner().inner());
         reset(&far);
     }
     ended(&mut record, &flow, end);
 }
 
 /// The first line of a callee.
-async fn tell(near: &mut TlsStream<Spoken<TcpStream>>, reason: Reason) -> io::Result<()> {
+async fn tell(near: &mut TlsStream<Ahead<Spoken<TcpStream>>>, reason: Reason) -> io::Result<()> {
     near.write_all(format!("{reason}\n").as_bytes()).await?;
     near.flush().await
 }
@@ -80,7 +81,10 @@ async fn enter(at: &Inbound, via: &inbound::Via, record: &mut Record) -> Result<
     let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
     let door = door(at, workload, via)?;
     record.note(|exchange| exchange.destination = Some(door.service.clone()));
-    let permit = authorize(&door, workload, via)?;
+    let caller = caller(&door, workload, via)?;
+    let (connection, judged) = (via.connection(door.port), authorize(&door, workload, via));
+    record.note(|exchange| exchange.noted = authorize::note_connection(&caller, &connection, workload, &judged));
+    let permit = judged?;
     record.note(|exchange| (exchange.attempts, exchange.upstream_address) = (1, Some(door.local)));
     forward(&permit, &door).await
 }
@@ -116,10 +120,12 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result
 }
 
 /// A token that is required is missing: nobody looks for one in the bytes.
+fn caller(door: &Door, workload: &CompiledWorkload, via: &inbound::Via) -> Result<Caller, Refusal> {
+    token::verify(workload, door.port, &mut HeaderMap::new(), via.peer.as_ref(), SystemTime::now())
+}
+
 fn authorize(door: &Door, workload: &CompiledWorkload, via: &inbound::Via) -> Result<Permit, Refusal> {
-    let mut no_headers = HeaderMap::new();
-    let caller = token::verify(workload, door.port, &mut no_headers, via.peer.as_ref(), SystemTime::now())?;
-    authorize::authorize_connection(&caller, door.port, via.address.ip(), workload)
+    authorize::authorize_connection(&caller(door, workload, via)?, &via.connection(door.port), workload)
 }
 
 /// Connects a permitted connection to the application.
@@ -149,7 +155,7 @@ async fn no_longer_allowed(at: &Inbound, via: &inbound::Via, mut changes: watch:
 }
 
 /// The end of the certificate by which the peer is known.
-async fn expired(not_after: Option<SystemTime>) -> Cut {
+pub(super) async fn expired(not_after: Option<SystemTime>) -> Cut {
     let Some(end) = not_after else { return std::future::pending().await };
     tokio::time::sleep(end.duration_since(SystemTime::now()).unwrap_or_default()).await;
     let detail = "the certificate of the caller has ended; it connects again with its next one".to_owned();

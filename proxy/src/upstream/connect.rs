@@ -29,7 +29,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::codec::http1::call;
 use crate::codec::http2::call::Caller;
-use crate::codec::{self, Link};
+use crate::codec::{self, Ahead, Link};
 use crate::live::{Held, LimitState, TlsIdentity};
 
 /// What is spoken on a connection to an upstream.
@@ -361,7 +361,7 @@ async fn open(target: &Target<'_>, session: Option<&Session>) -> Result<(Wire, R
     };
     let (config, ticket) = TicketWatch::on(&session.config, &session.tickets);
     let name = ServerName::try_from(whom.server_name()).map_err(|error| ConnectFailure::Failed(error.to_string()))?;
-    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| tls_failure(&error))?;
+    let stream = TlsConnector::from(config).connect(name, Ahead::new(stream)).await.map_err(|error| tls_failure(&error))?;
     let (_, secured) = stream.get_ref();
     if secured.alpn_protocol() != Some(target.protocol.alpn()) {
         return Err(ConnectFailure::Failed("the peer does not speak the protocol asked for (ALPN)".to_owned()));
@@ -396,7 +396,7 @@ fn peer_failure(fault: &PeerFault) -> ConnectFailure {
 #[derive(Debug)]
 pub(crate) enum Wire {
     Plain(TcpStream),
-    Mesh { stream: Box<TlsStream<TcpStream>>, ticket: Arc<TicketWatch>, facts: Rc<Connected> },
+    Mesh { stream: Box<TlsStream<Ahead<TcpStream>>>, ticket: Arc<TicketWatch>, facts: Rc<Connected> },
 }
 
 impl Wire {
@@ -404,7 +404,7 @@ impl Wire {
     pub(crate) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
-            Self::Mesh { stream, .. } => stream.get_ref().0,
+            Self::Mesh { stream, .. } => stream.get_ref().0.inner(),
         }
     }
 }

@@ -287,7 +287,7 @@ impl State {
                 return Err(Bad::at(id, Code::PROTOCOL_ERROR, "the body is not as long as content-length says"));
             }
             stream.has_head = true;
-            stream.head = Some(Box::new(head));
+            stream.head = Some(head);
         }
         if end {
             self.heard_all(key);

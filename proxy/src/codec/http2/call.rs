@@ -245,7 +245,7 @@ impl State {
             }
         }
         if let Some(head) = stream.head.take() {
-            return Poll::Ready(Ok(*head));
+            return Poll::Ready(Ok(head));
         }
         let Some(over) = stream.over else {
             stream.wake_reader_of(cx);

@@ -207,6 +207,60 @@ async fn who_gives_up_waiting_for_a_stream_keeps_nobody_waiting() {
 }
 
 #[tokio::test]
+async fn heads_before_the_answer_arrive_before_it_and_not_without_end() {
+    local(async {
+        let responder: Rc<ByPath> = Rc::default();
+        let (stream, _serving) = our_server(&responder);
+        let (caller, _driving) = our_client(stream);
+        let (method, headers, early) = (Method::GET, HeaderMap::new(), Early::new());
+        let head = |target| Head { method: &method, authority: "orders.shop", target, headers: &headers, early: &early };
+        let (parts, _) = caller.send(head("/early?3"), Content::of(Bytes::new())).await.unwrap();
+        assert_eq!(parts.status, StatusCode::OK);
+        for at in 0..3 {
+            let (status, hint) = early.take().unwrap();
+            assert_eq!((status.as_u16(), &hint["link"]), (103, &HeaderValue::from(at)));
+        }
+        assert!(early.take().is_none());
+        // With those before there are more than anybody reads.
+        let failed = caller.send(head("/early?1000"), Content::of(Bytes::new())).await.unwrap_err();
+        assert_eq!(failed.detail, "no answer came: more than 32 interim responses");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_waits_for_a_word_gets_it_when_it_is_wanted() {
+    local(async {
+        for (path, words) in [("/collect", 1), ("/ignore", 0)] {
+            let responder: Rc<ByPath> = Rc::default();
+            let (stream, _serving) = our_server(&responder);
+            let (caller, _driving) = our_client(stream);
+            let (method, early) = (Method::POST, Early::new());
+            let headers = HeaderMap::from_iter([(http::header::EXPECT, HeaderValue::from_static("100-continue"))]);
+            let head = Head { method: &method, authority: "orders.shop", target: path, headers: &headers, early: &early };
+            // It has nothing to send before it heard the word; here it never will.
+            let silent = Content::Silent(Rc::default());
+            let asking = Box::pin(caller.send(head, silent));
+            let heard = async {
+                while responder.seen.borrow().is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                _ = asking => {}
+                () = heard => {}
+            }
+            let heard = std::iter::from_fn(|| early.take()).filter(|(status, _)| *status == StatusCode::CONTINUE).count();
+            assert_eq!(heard, words, "{path}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_call_that_is_dropped_ends_the_work_at_the_other_end() {
     local(async {
         let responder: Rc<ByPath> = Rc::default();

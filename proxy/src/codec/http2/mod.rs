@@ -15,6 +15,7 @@ pub(crate) mod frame;
 mod harness;
 pub(crate) mod hpack;
 pub(crate) mod message;
+mod room;
 mod send;
 pub(crate) mod serve;
 mod streams;

@@ -5,7 +5,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use super::conn::{Hold, Put};
+use super::conn::Hold;
+use super::room::Put;
 use crate::codec::Outgoing;
 
 /// What is still to be sent on a stream. Dropped before its end, the stream is reset.

@@ -52,7 +52,7 @@ pub(super) struct Stream {
     /// The head of the response was read, or it is a request.
     pub(super) has_head: bool,
     /// The head of the response, until somebody takes it.
-    pub(super) head: Option<Box<response::Parts>>,
+    pub(super) head: Option<response::Parts>,
     /// Interim heads, until somebody takes them.
     pub(super) early: Vec<(StatusCode, HeaderMap)>,
     /// Its response has no body whatever its head says: the request is HEAD.
