@@ -5,10 +5,13 @@
 //! is nobody's request: `tunnel::outbound` leads it on. CONNECT asks `tunnel::connect` for such a connection, and after an answer
 //! that changed the protocol it goes on in `tunnel::opened_outbound`.
 
+use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
-use http::{Method, Request, Response};
+use equerry_policies::names::{Authority, Namespace};
+use equerry_traffic::normalize::Normal;
+use http::{HeaderValue, Method, Request, Response};
 use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks};
@@ -21,9 +24,13 @@ use crate::exchange::body::Answer;
 use crate::exchange::connection;
 use crate::exchange::mirror::UnderWay;
 use crate::exchange::{overload, serve};
+use crate::live::Quick;
 use crate::observe::Direction;
 use crate::tunnel;
 use crate::upstream::Pool;
+
+/// Readings of authorities that are remembered; the keys are the application's own, so that it could only slow itself down.
+const NAMED_LATELY: usize = 64;
 
 /// Where the sidecar listens for connections to the Service of `port`.
 pub(crate) fn tcp_door(port: &TcpPort) -> SocketAddr {
@@ -35,6 +42,8 @@ pub struct Outbound {
     pub(crate) shared: Shared,
     pub(crate) pool: Rc<Pool>,
     pub(crate) mirrors: UnderWay,
+    /// What authorities named lately.
+    named: RefCell<Quick<HeaderValue, Authority>>,
 }
 
 /// How a request came out of the application.
@@ -47,7 +56,25 @@ pub(crate) struct Via {
 impl Outbound {
     /// The outbound side of the current thread, which must be inside a `LocalSet`.
     pub fn new(shared: Shared) -> Self {
-        Self { shared, pool: Pool::new(), mirrors: UnderWay::default() }
+        Self { shared, pool: Pool::new(), mirrors: UnderWay::default(), named: RefCell::default() }
+    }
+
+    /// The Service of this mesh that a request may mean, read once: applications name few, again and again. `own` is this
+    /// workload's namespace.
+    pub(crate) fn meant(&self, normal: &Normal, own: &Namespace) -> Option<Authority> {
+        let mut named = self.named.borrow_mut();
+        if let Some(known) = named.get(normal.host_header()) {
+            return Some(known.clone());
+        }
+        let authority = Authority::parse(normal.authority(), own).ok()?;
+        if named.len() >= NAMED_LATELY {
+            named.clear();
+        }
+        // A copy: the header's memory is shared with all of its request.
+        if let Ok(text) = HeaderValue::from_str(normal.authority()) {
+            named.insert(text, authority.clone());
+        }
+        Some(authority)
     }
 
     /// Serves one connection of the application until it ends.

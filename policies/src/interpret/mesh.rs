@@ -7,7 +7,7 @@ use super::{Claim, World, target};
 use crate::document::Document;
 use crate::document::shape::Notes;
 use crate::names::PolicyName;
-use crate::policy::{ErrorDetail, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Target, Verdict};
+use crate::policy::{ErrorDetail, Http10, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Target, Verdict};
 
 pub(super) fn mesh(document: &Document, root: &At<'_>, notes: &mut Notes<'_>) -> Option<Mesh> {
     if document.key().name.as_str() != "default"
@@ -28,6 +28,8 @@ pub(super) fn mesh(document: &Document, root: &At<'_>, notes: &mut Notes<'_>) ->
             Some("ALLOW_ANY") => OutboundTraffic::AllowAny,
             _ => OutboundTraffic::RegistryOnly,
         },
+        http10: if spec.text_of("http10") == Some("SERVE") { Http10::Serve } else { Http10::Refuse },
+        trusted_hops: spec.whole("trustedHops").unwrap_or(0),
         origin: root.origin(notes),
     })
 }

@@ -22,8 +22,20 @@ pub struct Mesh {
     pub error_detail: ErrorDetail,
     /// What outbound does with names the registry does not know. Default: `REGISTRY_ONLY`.
     pub outbound_traffic: OutboundTraffic,
+    /// Whether callers that speak HTTP/1.0 are served. Default: REFUSE, as Envoy.
+    #[serde(default, skip_serializing_if = "Http10::is_refuse")]
+    pub http10: Http10,
+    /// How many proxies in front of workloads write down in `X-Forwarded-For` whom they speak for. Default: 0, nobody is
+    /// believed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub trusted_hops: u8,
     /// Where it was written.
     pub origin: Origin,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "shaped for serde")]
+fn is_zero(hops: &u8) -> bool {
+    *hops == 0
 }
 
 /// Whether an inbound port asks for mutual TLS.
@@ -73,6 +85,26 @@ pub enum OutboundTraffic {
     /// business with.
     #[serde(rename = "ALLOW_ANY")]
     AllowAny,
+}
+
+/// Whether callers that speak HTTP/1.0 are served, by both listeners of a sidecar.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Http10 {
+    /// They are answered 426 and asked to speak HTTP/1.1.
+    #[default]
+    #[serde(rename = "REFUSE")]
+    Refuse,
+    /// They are served in their own version: no chunks, no interim responses, a connection for each request unless they ask
+    /// to keep it. `Host` they have to send, because it names what they call.
+    #[serde(rename = "SERVE")]
+    Serve,
+}
+
+impl Http10 {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "shaped for serde")]
+    fn is_refuse(&self) -> bool {
+        *self == Self::Refuse
+    }
 }
 
 /// Whether a workload accepts plain text, and on which of its ports (`PeerAuthentication`).

@@ -7,10 +7,12 @@
 mod authorize;
 mod balance;
 mod breaker;
+mod csrf;
 mod fault;
 mod filter;
 mod health;
 mod mesh;
+mod policy_test;
 mod route;
 mod service;
 mod tenant;
@@ -18,15 +20,20 @@ mod text;
 mod token;
 mod traffic;
 
-pub use authorize::{Action, AuthorizationPolicy, AuthorizationRule, Condition, Operation, Source, StringMatch};
+pub use authorize::{
+    Action, Attribute, AuthorizationPolicy, AuthorizationRule, Condition, IpBlock, Operation, PathTemplate, Source,
+    StringMatch,
+};
 pub use balance::{Algorithm, HashOn, LoadBalancer, MAX_WEIGHT, Maglev, RingHash, SlowStart, WEIGHT_LABEL, weight};
 pub use breaker::{Breaker, BreakerMode, FailurePercent, Limits, RetryBudget};
+pub use csrf::CsrfPolicy;
 pub use fault::{FaultAbort, FaultDelay, FaultInjection, FaultStatus};
 pub use filter::{
     CorsRules, HeaderEdits, OriginPattern, PathEdit, RequestMirror, RequestRedirect, RouteFilter, UrlRewrite,
 };
 pub use health::{Ask, HealthCheck, is_asked_path, statuses};
-pub use mesh::{ErrorDetail, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Verdict};
+pub use mesh::{ErrorDetail, Http10, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Verdict};
+pub use policy_test::{Expectation, PolicyTest, PolicyTestCase};
 pub use route::{
     Backend, GrpcMethod, HeaderMatch, HttpRoute, PathMatch, QueryMatch, Retry, RouteKind, RouteMatch, RouteRule,
     TcpRoute, TextMatch,
@@ -94,6 +101,10 @@ pub struct Meaning {
     pub tokens: BTreeMap<PolicyName, RequestAuthentication>,
     /// Who may do what.
     pub authorization: BTreeMap<PolicyName, AuthorizationPolicy>,
+    /// Which pages may change something.
+    pub csrf: BTreeMap<PolicyName, CsrfPolicy>,
+    /// What all of this is expected to decide.
+    pub tests: BTreeMap<PolicyName, PolicyTest>,
     /// How traffic to a Service is balanced, limited and protected.
     pub traffic: BTreeMap<PolicyName, TrafficPolicy>,
     /// Tenants and their quotas, by name.

@@ -52,6 +52,9 @@ const GLANCE: usize = 16 * 1024;
 const LARGEST_BUFFER: usize = 64 * 1024;
 /// Pieces up to this size are copied together rather than sent as separate slices.
 const SMALL: usize = 4 * 1024;
+/// Emptied outboxes that a thread keeps, and the largest: what many streams of a connection say at once.
+const SPARES: usize = 4;
+const LARGEST_SPARE: usize = 128 * 1024;
 /// Up to this size, what is read is copied to where messages before it are.
 const SHORT: usize = 2 * 1024;
 /// As many bytes of short messages are in one place.
@@ -62,8 +65,8 @@ const ENOUGH: usize = 32 * 1024;
 thread_local! {
     static GLANCED: RefCell<Box<[u8; GLANCE]>> = RefCell::new(Box::new([0; GLANCE]));
     static SHEET_IN_USE: RefCell<BytesMut> = RefCell::default();
-    /// The memory of an emptied outbox, for whoever writes next.
-    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The memory of emptied outboxes, for whoever writes next.
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A connection and what is on its way: in one place while it is handed from exchange to exchange.
@@ -187,9 +190,12 @@ impl Open {
         }
         self.inbox.reserve(self.flow);
         let polled = tokio_util::io::poll_read_buf(Pin::new(&mut self.wire), cx, &mut self.inbox);
-        if polled.is_pending() && self.inbox.is_empty() {
+        match &polled {
             // Nothing is held while waiting for a sender that is slower than we are.
-            self.rest();
+            Poll::Pending if self.inbox.is_empty() => self.inbox = BytesMut::new(),
+            // What only trickles needs no large buffer.
+            Poll::Ready(Ok(came)) if *came < SMALL => self.flow = GLANCE,
+            _ => {}
         }
         polled
     }
@@ -242,7 +248,7 @@ impl Open {
             return &mut self.after;
         }
         if self.outbox.capacity() == 0 {
-            self.outbox = SPARE.take();
+            self.outbox = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
         &mut self.outbox
     }
@@ -292,8 +298,12 @@ impl Open {
         self.outbox.clear();
         // Kept by the thread, not by a connection that may now rest for long.
         let emptied = std::mem::replace(&mut self.outbox, std::mem::take(&mut self.after));
-        if emptied.capacity() > 0 && emptied.capacity() <= LARGEST_BUFFER {
-            SPARE.set(emptied);
+        if emptied.capacity() > 0 && emptied.capacity() <= LARGEST_SPARE {
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < SPARES {
+                    spare.push(emptied);
+                }
+            });
         }
         if self.sent == self.outbox.len() {
             self.sent = 0;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use equerry_policies::policy::TrafficPolicy;
 use equerry_traffic::deadline::{self, Kind};
+use equerry_traffic::balance::Verdict;
 use equerry_traffic::retry::Stop;
 use equerry_traffic::{Reason, Refusal};
 use http::header::HeaderName;
@@ -304,6 +305,9 @@ impl Body for Answer {
                     Poll::Ready(None) => this.content = Content::Passed,
                     Poll::Ready(Some(Err(_))) => {
                         this.record.broke(Reason::UpstreamReset);
+                        if let Some(watch) = &mut this.watch {
+                            watch.ended(Verdict::Failure, &this.record);
+                        }
                         this.content = Content::Passed;
                     }
                     Poll::Ready(Some(Ok(frame))) => {
@@ -361,6 +365,8 @@ impl Drop for Answer {
         let whole = matches!(self.content, Content::Passed) || self.left == Some(0);
         if !whole {
             self.record.broke(Reason::ClientGone);
+        } else if let Some(watch) = &mut self.watch {
+            watch.ended(Verdict::Success, &self.record);
         }
     }
 }

@@ -149,7 +149,7 @@ fn request_id(headers: &mut HeaderMap) -> HeaderValue {
 
 /// Sets a header to a text, which header and record then share.
 fn set(headers: &mut HeaderMap, name: HeaderName, text: &[u8]) -> HeaderValue {
-    let value = HeaderValue::from_maybe_shared(written(text)).unwrap_or_else(|_| HeaderValue::from_static(""));
+    let value = HeaderValue::from_maybe_shared(written(text)).unwrap_or(HeaderValue::from_static(""));
     headers.insert(name, value.clone());
     value
 }

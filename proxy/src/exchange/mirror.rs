@@ -27,6 +27,7 @@ use super::facts::Record;
 use super::tries::{self, Errand};
 use super::{now, serve};
 use crate::app::Shared;
+use crate::codec::Early;
 use crate::live::{Destination, Live};
 use crate::observe::Copied;
 use crate::outbound::Outbound;
@@ -172,8 +173,10 @@ impl Copy {
             try_timeout: None,
             retry: None,
             method_named: false,
+            unjudged: Cell::new(None),
         };
-        let mut outgoing = Outgoing::new(&mut self.head, self.normal, ToSend::Held(self.body));
+        let early = Early::deaf();
+        let mut outgoing = Outgoing::new(&mut self.head, self.normal, ToSend::Held(self.body), &early);
         let mut record = Record::untold(&shared.observe);
         let answered = tries::until_answered(&errand, pool, &mut outgoing, &mut record).await?;
         attempt::discard(answered);

@@ -8,11 +8,15 @@ pub(crate) mod body;
 pub(crate) mod connection;
 pub(crate) mod facts;
 pub(crate) mod mirror;
+pub(crate) mod overload;
 pub(crate) mod reply;
 pub(crate) mod serve;
 pub(crate) mod tries;
+pub(crate) mod upgrade;
 pub(crate) mod watch;
 
+#[cfg(test)]
+mod authorize_tests;
 #[cfg(test)]
 mod door_tests;
 #[cfg(test)]
@@ -20,15 +24,23 @@ mod filters_tests;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod health_tests;
+#[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
 mod outside_tests;
+#[cfg(test)]
+mod slow_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tries_tests;
 #[cfg(test)]
 mod tunnel_tests;
+#[cfg(test)]
+mod upgrade_tests;
+#[cfg(test)]
+mod words_tests;
 
 /// Now, on the clock that tests pause.
 pub(crate) fn now() -> std::time::Instant {

@@ -14,7 +14,7 @@ use equerry_traffic::quota::Share;
 use equerry_traffic::{Reason, Refusal, filter};
 use http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    WWW_AUTHENTICATE,
+    UPGRADE, WWW_AUTHENTICATE,
 };
 use http::{Method, Response, StatusCode, Version};
 use serde::Serialize;
@@ -22,7 +22,7 @@ use serde::Serialize;
 use super::body::{Answer, Held};
 use super::facts::Record;
 use super::watch::Watch;
-use crate::upstream::ResponseBody;
+use crate::upstream::{ResponseBody, Switched};
 
 /// How this proxy names itself in `Proxy-Status`.
 const NAME: &str = "equerry";
@@ -74,14 +74,26 @@ pub(crate) fn answer(
     mut record: Record,
 ) -> Response<Answer> {
     let (mut head, body) = answered.into_parts();
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = if switched { head.headers.remove(UPGRADE) } else { None };
     strip(&mut head.headers, body.peer().is_none());
-    if style.close {
+    if let Some(upgrade) = upgrade {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        head.headers.insert(UPGRADE, upgrade.clone());
+        record.note(|exchange| exchange.upgrade = Some(upgrade));
+    } else if style.close {
         head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     head.version = Version::HTTP_11;
     head.extensions.clear();
     record.note(|exchange| exchange.status = head.status.as_u16());
     Response::from_parts(head, Answer::theirs(body, held, watch, record))
+}
+
+/// Says that a connection stands, over which bytes may pass now.
+pub(crate) fn connected(far: Switched, held: Held, watch: Watch, mut record: Record) -> Response<Answer> {
+    record.note(|exchange| exchange.status = StatusCode::OK.as_u16());
+    Response::new(Answer::connected(far, held, watch, record))
 }
 
 /// The answer that a route gives by itself.
@@ -98,7 +110,8 @@ pub(crate) fn by_rule(answer: filter::Answer, style: &Style, mut record: Record)
 
 /// Says that the request goes no further, and why.
 pub(crate) fn refuse(refusal: &Refusal, style: &Style, mut record: Record) -> Response<Answer> {
-    let status = if style.grpc { StatusCode::OK } else { refusal.status() };
+    let nobody_reads = matches!(refusal, Refusal::ClientGone);
+    let status = if style.grpc && !nobody_reads { StatusCode::OK } else { refusal.status() };
     record.note(|exchange| {
         exchange.policy_rule = refusal.cause().map(str::to_owned);
         exchange.detail = Some(refusal.to_string());
@@ -118,7 +131,11 @@ pub(crate) fn refuse(refusal: &Refusal, style: &Style, mut record: Record) -> Re
     if let Refusal::Quota(over) = refusal {
         rate_limit(headers, &over.tenant, &over.share);
     }
-    if style.close {
+    let old = *refusal == Refusal::OldVersion;
+    if old {
+        headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+    }
+    if style.close || old {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -260,7 +277,7 @@ fn strip(headers: &mut HeaderMap, stranger: bool) {
         HeaderName::from_static("proxy-connection"),
         http::header::TE,
         http::header::TRANSFER_ENCODING,
-        http::header::UPGRADE,
+        UPGRADE,
     ];
     // Most answers name none but those that always go.
     let named: Vec<HeaderName> =

@@ -1,16 +1,17 @@
 //! The two pipelines, read downwards. Each value is made only by the stage before it: no route without the proof that a
 //! request may leave, nothing forwarded without a permit.
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use equerry_policies::compile::{CompiledDestination, CompiledWorkload, Tenant};
 use equerry_policies::names::{Authority, ServiceName, TenantName};
-use equerry_policies::policy::{AppProtocol, ErrorDetail, MtlsMode, OutboundTraffic, ServicePort};
+use equerry_policies::policy::{AppProtocol, ErrorDetail, Http10, MtlsMode, OutboundTraffic, ServicePort};
 use equerry_traffic::authorize::{self, Permit};
 use equerry_traffic::balance::Source;
-use equerry_traffic::deadline::{Authors, Deadline, Kind, grpc_timeout};
+use equerry_traffic::deadline::{self, Authors, Deadline, Kind, grpc_timeout};
 use equerry_traffic::normalize::{self, Normal, normalize};
 use equerry_traffic::quota::Share;
 use equerry_traffic::refusal::{Limited, OverLimit};
@@ -20,19 +21,20 @@ use equerry_traffic::trace_state::{self, Carried, Other};
 use equerry_traffic::{Reason, Refusal, fault, filter, outside, tenant, token};
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 
-use super::attempt::{self, Outgoing};
+use super::attempt::{self, Outgoing, Time};
 use super::body::{Answer, ToSend};
 use super::facts::{self, Record};
 use super::mirror;
 use super::now;
 use super::reply::{self, Style};
 use super::tries::{self, Answered, Errand};
+use super::upgrade::{self, Asked};
 use super::watch::Watch;
 use crate::app::Shared;
 use crate::codec::http1::Bad;
-use crate::codec::{Incoming, MAX_HEADER_BYTES, spare};
+use crate::codec::{Early, Incoming, MAX_HEADER_BYTES, spare};
 use crate::config::MeshProtocol;
 use crate::inbound::{Inbound, Via};
 use crate::live::{self, Backend, Destination, Live, NotThere};
@@ -44,6 +46,8 @@ use crate::upstream::{Protocol, Target};
 const APPLICATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Shorter than the keep-alive of common application servers (Node's is 5 s), so that it is we who close.
 const APPLICATION_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A callee ends what its caller should have ended so long ago.
+const CALLER_FIRST: Duration = Duration::from_millis(50);
 /// W3C Trace Context.
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Who called, as the application's frameworks know it (Envoy's header).
@@ -58,6 +62,7 @@ pub(crate) fn unreadable(shared: &Shared, direction: Direction, from: SocketAddr
     shared.observe.handshake_failed(direction, bad.word());
     let refusal = match bad {
         Bad::TooLarge => Refusal::HeadTooLarge { limit: u64::from(MAX_HEADER_BYTES) },
+        Bad::Slow(after) => Refusal::HeadTimeout { after: *after },
         bad => Refusal::bad_request(format!("the head of the request cannot be read: {bad}")),
     };
     let style = Style::of(&Method::GET, &head.headers, head.version, ErrorDetail::Reason, true);
@@ -65,19 +70,24 @@ pub(crate) fn unreadable(shared: &Shared, direction: Direction, from: SocketAddr
 }
 
 /// An exchange that the application begins.
-pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Request<Incoming>) -> Response<Answer> {
-    let busy = from.quiet.begin();
+pub(crate) async fn outbound(
+    at: &Outbound,
+    from: &outbound::Via,
+    request: Request<Incoming>,
+    early: &Early,
+) -> Response<Answer> {
     let (mut head, body) = request.into_parts();
     let mut record = Record::open(facts::describe(Direction::Outbound, &mut head, from.address), &at.shared.observe);
     let live = at.shared.live.load();
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
     let mut filtered = None;
-    let left = leave(at, from.address.ip(), live, &mut head, body, &mut record, &mut filtered).await;
+    let asker = Asker { address: from.address.ip(), early };
+    let left = leave(at, asker, live, &mut head, body, &mut record, &mut filtered).await;
     spare::keep(head.headers);
     let mut response = match left {
         Ok(Left::Answered(answered, held, watch)) => {
-            reply::answer(answered, (Some(held), Some(busy)), Some(watch), &style, record)
+            reply::answer(answered, Some(held), Some(watch), &style, record)
         }
         Ok(Left::ByRule(answer)) => reply::by_rule(answer, &style, record),
         Err(refusal) => reply::refuse(&refusal, &style, record),
@@ -86,6 +96,13 @@ pub(crate) async fn outbound(at: &Outbound, from: &outbound::Via, request: Reque
         filter::apply_response(filtered.choice.filters(), filtered.origin.as_ref(), response.headers_mut());
     }
     response
+}
+
+/// Whoever asks: where they are, and what they hear before their answer.
+#[derive(Clone, Copy)]
+struct Asker<'a> {
+    address: IpAddr,
+    early: &'a Early,
 }
 
 /// How an exchange that nothing refused is answered.
@@ -109,20 +126,23 @@ struct Filtered {
 
 async fn leave(
     at: &Outbound,
-    from: IpAddr,
+    asker: Asker<'_>,
     live: Arc<Live>,
     head: &mut Parts,
     body: Incoming,
     record: &mut Record,
     filtered: &mut Option<Box<Filtered>>,
 ) -> Result<Left, Refusal> {
+    // Waiting for a name or a fault made on purpose takes of the caller's time.
+    let began = now();
+    version_served(head.version, &live)?;
     let normal = normalize(head, normalize::Direction::Outbound)?;
     record.note(|exchange| {
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });
     let (live, named) = resolve(at, live, &normal).await?;
     record.note(|exchange| exchange.epoch = live.epoch);
-    let (may_leave, destination) = may_leave(&live, &named)?;
+    let (may_leave, destination) = may_leave(&named)?;
     record.note(|exchange| exchange.destination = Some(may_leave.service().clone()));
     if !destination.compiled.faults.is_empty() {
         suffer(&destination.compiled, &head.headers, record).await?;
@@ -140,7 +160,7 @@ async fn leave(
         copies = tries::with_randomness(|rng| filter::mirrors(filters, rng));
         normal = filter::apply_request(filters, head, normal)?;
     }
-    let (began, kind) = (now(), Kind::of_request(&head.method, &head.headers));
+    let kind = Kind::of_request(&head.method, &head.headers);
     let carried = carried(&head.headers, Other::Application);
     let deadline = deadline(&choice, began, kind, carried, &head.headers);
     let backend = backend(&live, destination, &choice)?;
@@ -148,22 +168,27 @@ async fn leave(
     if port.app_protocol == AppProtocol::Tcp {
         return Err(not_http(port.port));
     }
+    upgrade::possible(kind, Protocol::of(port.app_protocol), port.port)?;
     let held = take_place(backend)?;
     let protocol = match at.shared.settings.mesh_protocol {
+        // HTTP/2 knows no upgrade.
+        _ if kind == Kind::Upgrade => Protocol::Http1,
         MeshProtocol::Http2 => Protocol::Http2,
         MeshProtocol::Auto if head.version == Version::HTTP_2 => Protocol::Http2,
         MeshProtocol::Auto | MeshProtocol::Http1 => Protocol::Http1,
     };
     let authors = Authors { rule: choice.rule.as_deref(), policy: Some(&backend.traffic) };
-    let body = ToSend::take(body, choice.retry().is_some() || !copies.is_empty(), &backend.traffic, record);
-    let body = in_time(deadline, body).await.map_err(|refusal| refusal.signed(&authors))?;
-    let source = Source { address: from, instance: at.shared.settings.instance.as_str(), identity: &live.own };
+    let body = ToSend::take(body, choice.retry().is_some() || !copies.is_empty(), &backend.traffic, kind, record);
+    let body = in_time(deadline, began, body).await.map_err(|refusal| refusal.signed(&authors))?;
+    let source = Source { address: asker.address, instance: at.shared.settings.instance.as_str(), identity: &live.own };
     let key = backend.balancer.key(head, &source);
-    if !copies.is_empty() {
+    // Nobody would speak the other protocol with those who get a copy.
+    if !copies.is_empty() && kind != Kind::Upgrade {
+        let from = asker.address;
         let original = mirror::Original { head, normal: &normal, body: &body, protocol, kind, carried, from };
         mirror::send(at, &live, &copies, &original);
     }
-    let mut outgoing = Outgoing::new(head, normal, body);
+    let mut outgoing = Outgoing::new(head, normal, body, asker.early);
     let errand = Errand {
         destination,
         backend,
@@ -179,13 +204,23 @@ async fn leave(
         try_timeout: choice.try_timeout(),
         retry: choice.retry(),
         method_named: choice.method_named,
+        unjudged: Cell::new(None),
     };
     let answered = tries::until_answered(&errand, &at.pool, &mut outgoing, record).await;
     let answered = answered.map_err(|refusal| refusal.signed(&authors))?;
-    let watch = Watch::over(&answered, &errand)?;
+    let watch = Watch::over(&answered, &errand, outgoing.told())?;
     let decided_there = tries::believed(&answered).unwrap_or(Reason::Ok);
     record.broke(decided_there);
     Ok(Left::Answered(answered, held, watch))
+}
+
+/// Whether callers of this version are served.
+pub(crate) fn version_served(version: Version, live: &Live) -> Result<(), Refusal> {
+    let serves = |workload: &Arc<CompiledWorkload>| workload.mesh.http10 == Http10::Serve;
+    if version >= Version::HTTP_11 || live.workload.as_ref().is_some_and(serves) {
+        return Ok(());
+    }
+    Err(Refusal::OldVersion)
 }
 
 /// Faults made on purpose: the request waits, is answered with an error, or both.
@@ -212,16 +247,23 @@ fn carried(headers: &HeaderMap, from: Other) -> Option<Carried> {
 }
 
 /// Which Service is meant, and the configuration that knows it: at most a second later, the first time it is named.
-async fn resolve(at: &Outbound, live: Arc<Live>, normal: &Normal) -> Result<(Arc<Live>, (Authority, Found)), Refusal> {
-    let Ok(authority) = Authority::parse(normal.authority(), &live.own.namespace) else {
+pub(crate) async fn resolve(
+    at: &Outbound,
+    live: Arc<Live>,
+    normal: &Normal,
+) -> Result<(Arc<Live>, (Authority, Found)), Refusal> {
+    let Some(authority) = at.meant(normal, &live.own.namespace) else {
         let named = Box::pin(outside(at, &live, normal, None)).await?;
         return Ok((live, named));
     };
-    if live.destination(&authority.service).is_some() {
-        return Ok((live, (authority, Found::Here)));
+    if let Some(here) = live.destination(&authority.service).cloned() {
+        return Ok((live, (authority, Found::Known(here))));
     }
     match at.shared.live.want(&authority.service).await {
-        Ok(live) => Ok((live, (authority, Found::Here))),
+        Ok(live) => {
+            let found = live.destination(&authority.service).cloned().map_or(Found::NotYet, Found::Known);
+            Ok((live, (authority, found)))
+        }
         Err(NotThere::Unknown { nearest }) if outbound_traffic(&live) == OutboundTraffic::AllowAny => {
             let named = Box::pin(outside(at, &live, normal, nearest)).await?;
             Ok((live, named))
@@ -245,7 +287,7 @@ async fn outside(
         other => other,
     })?;
     let named = Authority { service: destination.backend.name.clone(), port: Some(to.port()) };
-    Ok((named, Found::Outside(destination)))
+    Ok((named, Found::Known(destination)))
 }
 
 /// While this workload's policy is not known, nothing leaves the mesh.
@@ -255,27 +297,31 @@ fn outbound_traffic(live: &Live) -> OutboundTraffic {
 
 /// What asking for a Service found.
 #[derive(Debug)]
-enum Found {
-    Here,
-    Outside(Arc<Destination>),
-    Unknown { nearest: Option<String> },
+pub(crate) enum Found {
+    /// A Service, or somebody outside the mesh.
+    Known(Arc<Destination>),
+    /// Nobody.
+    Unknown {
+        /// The nearest name that is known.
+        nearest: Option<String>,
+    },
+    /// The control plane has not said.
     NotYet,
 }
 
-fn may_leave<'a>(live: &'a Live, named: &'a (Authority, Found)) -> Result<(MayLeave, &'a Destination), Refusal> {
+/// Whether it may be called, and what is known of it.
+pub(crate) fn may_leave(named: &(Authority, Found)) -> Result<(MayLeave, &Destination), Refusal> {
     let (authority, found) = named;
-    let destination = match found {
-        Found::Outside(destination) => Some(destination),
-        _ => live.destination(&authority.service),
-    };
-    let known = match (found, destination) {
-        (Found::Here | Found::Outside(_), Some(destination)) => Known::Service(&destination.compiled),
-        (Found::Unknown { nearest }, _) => Known::Nothing { nearest: nearest.as_deref() },
-        (Found::NotYet | Found::Here | Found::Outside(_), None) | (Found::NotYet, Some(_)) => Known::NotYet,
+    let known = match found {
+        Found::Known(destination) => Known::Service(&destination.compiled),
+        Found::Unknown { nearest } => Known::Nothing { nearest: nearest.as_deref() },
+        Found::NotYet => Known::NotYet,
     };
     let may_leave = route::may_leave(authority, known)?;
-    let destination = destination.ok_or_else(|| Refusal::ConfigUnavailable { service: authority.service.clone() })?;
-    Ok((may_leave, destination))
+    match found {
+        Found::Known(destination) => Ok((may_leave, destination)),
+        _ => Err(Refusal::ConfigUnavailable { service: authority.service.clone() }),
+    }
 }
 
 /// The destination itself, or another Service that its route chose. A backend need not be one that callers may name yet: its
@@ -322,8 +368,12 @@ pub(super) fn take_place(backend: &Backend) -> Result<live::Held, Refusal> {
 }
 
 /// Holding a body for retries is part of the exchange's time.
-async fn in_time(deadline: Deadline, taking: impl Future<Output = Result<ToSend, Refusal>>) -> Result<ToSend, Refusal> {
-    let until = deadline.for_try(now(), None);
+async fn in_time(
+    deadline: Deadline,
+    began: Instant,
+    taking: impl Future<Output = Result<ToSend, Refusal>>,
+) -> Result<ToSend, Refusal> {
+    let until = deadline.for_try(began, None);
     match until.at {
         Some(at) => tokio::time::timeout_at(at.into(), taking).await.map_err(|_| until.passed())?,
         None => taking.await,
@@ -331,7 +381,12 @@ async fn in_time(deadline: Deadline, taking: impl Future<Output = Result<ToSend,
 }
 
 /// An exchange that somebody begins with our application.
-pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>) -> Response<Answer> {
+pub(crate) async fn inbound(
+    at: &Inbound,
+    via: &Via,
+    request: Request<Incoming>,
+    early: &Early,
+) -> Response<Answer> {
     let (mut head, body) = request.into_parts();
     let mut record = Record::open(facts::describe(Direction::Inbound, &mut head, via.address), &at.shared.observe);
     let live = at.shared.live.load();
@@ -343,11 +398,12 @@ pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>)
         exchange.sni = via.server_name.clone();
     });
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), at.shared.drain.begun());
-    let entered = enter(at, &live, via, &mut head, body, &mut record).await;
+    let entered = enter(at, &live, via, &mut head, (body, early), &mut record).await;
     spare::keep(head.headers);
     match entered {
-        Ok((answered, counted)) => {
-            let mut response = reply::answer(answered, (None, None), None, &style, record);
+        Ok(Entered { answered, watch, counted, asked }) => {
+            let mut response = reply::answer(answered, None, watch, &style, record);
+            response.body_mut().asked_with(asked);
             if let Some((tenant, share)) = counted {
                 reply::rate_limit(response.headers_mut(), &tenant, &share);
             }
@@ -362,9 +418,10 @@ async fn enter(
     live: &Live,
     via: &Via,
     head: &mut Parts,
-    body: Incoming,
+    (body, early): (Incoming, &Early),
     record: &mut Record,
-) -> Result<(Answered, Counted), Refusal> {
+) -> Result<Entered, Refusal> {
+    version_served(head.version, live)?;
     let normal = normalize(head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some() })?;
     record.note(|exchange| {
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
@@ -372,26 +429,63 @@ async fn enter(
     let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
     let door = door(at, workload, via, &normal)?;
     record.note(|exchange| exchange.destination = door.service.clone());
+    // Of a connection that will speak another protocol, what it was judged by is kept, to be judged again.
+    let asked_for = normal.upgrade().map(|_| Box::new(Asked::of(head, &normal)));
     let caller = caller(at, workload, door.port, &mut head.headers, via)?;
     let asked = authorize::Facts {
         method: &head.method,
         authority: normal.authority(),
         path: normal.path(),
-        port: door.port,
-        peer_ip: via.address.ip(),
+        headers: &head.headers,
+        connection: via.connection(door.port),
     };
-    let permit = authorize::authorize(&caller, &asked, workload)?;
+    let judged = authorize::authorize(&caller, &asked, workload);
+    record.note(|exchange| exchange.noted = authorize::note(&caller, &asked, workload, &judged));
+    let permit = judged?;
     let tenant = tenant::which(workload, &caller, &head.headers);
     record.note(|exchange| exchange.tenant = tenant.map(|tenant| tenant.name.clone()));
     let counted = count(at, tenant, door.port)?;
     introduce(&mut head.headers, via, live);
-    if let Some(carried) = carried(&head.headers, Other::Peer) {
+    let (began, kind) = (now(), Kind::of_request(&head.method, &head.headers));
+    upgrade::possible(kind, door.protocol, door.port)?;
+    let carried = carried(&head.headers, Other::Peer);
+    let deadline = deadline_that_came(began, kind, carried, &head.headers)?;
+    if let Some(carried) = carried {
         trace_state::write(&mut head.headers, carried, Other::Application, SystemTime::now());
     }
     let body = ToSend::streaming(body, workload.tokens.claim_headers().into(), record);
-    let answered = forward(&permit, at, &door, &mut Outgoing::new(head, normal, body), record).await?;
+    let time = Time { until: deadline.for_try(began, None), kind, idle: deadline::usual_idle(kind) };
+    let mut outgoing = Outgoing::new(head, normal, body, early);
+    let answered = forward(&permit, at, &door, &mut outgoing, (time, began), record).await?;
     record.broke(Reason::Ok);
-    Ok((answered, counted))
+    let watch = deadline.at().map(|_| Watch::at_callee(&answered, &deadline, kind, began));
+    let asked = asked_for.filter(|_| answered.status() == StatusCode::SWITCHING_PROTOCOLS);
+    Ok(Entered { answered, watch, counted, asked })
+}
+
+/// What came of a request that nothing refused.
+struct Entered {
+    answered: Answered,
+    watch: Option<Watch>,
+    counted: Counted,
+    /// What it was judged by, when its connection goes on in another protocol.
+    asked: Option<Box<Asked>>,
+}
+
+/// When the caller stops waiting. The caller's own clock may be the first to say so, because it knows who set the limit: ours
+/// only ends what nobody stopped.
+fn deadline_that_came(
+    now: Instant,
+    kind: Kind,
+    carried: Option<Carried>,
+    headers: &HeaderMap,
+) -> Result<Deadline, Refusal> {
+    let asked = if kind == Kind::Grpc { grpc_timeout::read(headers) } else { None };
+    let inherited = carried.and_then(|carried| carried.remaining);
+    let none = Deadline::after(now, None);
+    none.asked(now, asked).inherited(now, inherited).still_wanted(now)?;
+    let later = |left: Option<Duration>| left.map(|left| left.saturating_add(CALLER_FIRST));
+    Ok(none.asked(now, later(asked)).inherited(now, later(inherited)))
 }
 
 /// What is left to a tenant, when the request was counted for one.
@@ -399,9 +493,9 @@ type Counted = Option<(TenantName, Share)>;
 
 /// The application's port that a request means.
 #[derive(Debug)]
-struct Door {
+pub(super) struct Door {
     /// As the mesh knows it.
-    port: u16,
+    pub(super) port: u16,
     /// Where the application listens.
     local: SocketAddr,
     protocol: Protocol,
@@ -410,7 +504,12 @@ struct Door {
 }
 
 /// Which port is meant, and whether it may be spoken to in this way.
-fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -> Result<Door, Refusal> {
+pub(super) fn door(
+    at: &Inbound,
+    workload: &CompiledWorkload,
+    via: &Via,
+    normal: &Normal,
+) -> Result<Door, Refusal> {
     let settings = &at.shared.settings;
     let ports = || settings.app_ports.iter().map(|known| known.port);
     let named = if via.peer.is_some() { via.port } else { normal.port() };
@@ -496,14 +595,14 @@ fn count(at: &Inbound, tenant: Option<&Tenant>, port: u16) -> Result<Counted, Re
     }
 }
 
-/// Tells the application who called, in place of whatever the caller said about that.
+/// Tells the application who called. Whatever the caller said about that is gone.
 fn introduce(headers: &mut HeaderMap, via: &Via, live: &Live) {
-    let introduction =
-        via.peer.as_ref().and_then(|peer| HeaderValue::from_str(&format!("By={};URI={peer}", live.own)).ok());
-    match introduction {
-        Some(introduction) => headers.insert(CLIENT_CERT, introduction),
-        None => headers.remove(CLIENT_CERT),
-    };
+    let Some(peer) = &via.peer else { return };
+    let introduction = via.introduction.get_or_init(|| {
+        // It is made of names, which are text.
+        HeaderValue::from_str(&format!("By={};URI={peer}", live.own)).unwrap_or(HeaderValue::from_static(""))
+    });
+    headers.insert(CLIENT_CERT, introduction.clone());
 }
 
 /// Sends a permitted request to the application.
@@ -512,6 +611,7 @@ async fn forward(
     at: &Inbound,
     door: &Door,
     outgoing: &mut Outgoing<'_>,
+    (time, began): (Time, Instant),
     record: &mut Record,
 ) -> Result<Answered, Refusal> {
     let target = Target {
@@ -522,13 +622,12 @@ async fn forward(
         idle_timeout: APPLICATION_IDLE_TIMEOUT,
         places: None,
     };
-    let began = now();
     record.note(|exchange| (exchange.attempts, exchange.upstream_address) = (1, Some(door.local)));
-    let answered = attempt::send(&at.pool, &target, outgoing, None).await;
+    let answered = attempt::send(&at.pool, &target, outgoing, time).await;
     record.note(|exchange| exchange.upstream_time = Some(now().saturating_duration_since(began)));
     answered.map_err(|failed| failed.refusal)
 }
 
-fn error_detail(live: &Live) -> ErrorDetail {
+pub(crate) fn error_detail(live: &Live) -> ErrorDetail {
     live.workload.as_ref().map_or(ErrorDetail::Reason, |workload| workload.mesh.error_detail)
 }

@@ -11,14 +11,16 @@ use std::time::Instant;
 
 use equerry_policies::compile::RouteRule;
 use equerry_traffic::Refusal;
+use equerry_traffic::balance::Verdict;
 use equerry_traffic::deadline::{Authors, Deadline, Kind, Rest};
 use equerry_traffic::retry;
 use http::HeaderMap;
 use http_body::Body;
 use tokio::time::Sleep;
 
+use super::facts::Record;
 use super::now;
-use super::tries::{Answered, Errand};
+use super::tries::{self, Answered, Errand};
 use crate::codec::Seldom;
 use crate::live::Backend;
 use crate::upstream::Told;
@@ -38,6 +40,8 @@ pub(crate) struct Watch {
     /// The request's body, which may still be coming: then nothing stands still.
     told: Option<Rc<Told>>,
     alarm: Option<Seldom<Pin<Box<Sleep>>>>,
+    /// The endpoint that is judged by how the response ends.
+    unjudged: Option<usize>,
     /// Who set the limits, where they are written down.
     rule: Option<Arc<RouteRule>>,
     backend: Option<Arc<Backend>>,
@@ -56,7 +60,8 @@ impl Watch {
         let says_something = |rule: &&Arc<RouteRule>| rule.request_timeout.is_some() || rule.retry.is_some();
         let rule = errand.rule.filter(says_something).cloned();
         let backend = traffic.name.is_some().then(|| Arc::clone(errand.backend));
-        let watch = Self { allowed, told, rule, backend, ..Self::with(rest, kind) };
+        let unjudged = errand.unjudged.get();
+        let watch = Self { allowed, told, unjudged, rule, backend, ..Self::with(rest, kind) };
         match answered.body().size_hint().exact() {
             Some(length) if length > allowed => Err(watch.too_large()),
             _ => Ok(watch),
@@ -85,8 +90,8 @@ impl Watch {
 
     fn with(rest: Rest, kind: Kind) -> Self {
         let (allowed, has_begun, told, alarm, rule, backend) = (u64::MAX, false, None, None, None, None);
-        let (waiting_since, blocked_since) = (None, None);
-        Self { rest, kind, allowed, has_begun, waiting_since, blocked_since, told, alarm, rule, backend }
+        let (waiting_since, blocked_since, unjudged) = (None, None, None);
+        Self { rest, kind, allowed, has_begun, waiting_since, blocked_since, told, alarm, unjudged, rule, backend }
     }
 
     /// When a connection that goes on without HTTP must end, and who says so.
@@ -112,6 +117,14 @@ impl Watch {
                 Ok(())
             }
             None => Err(self.too_large()),
+        }
+    }
+
+    /// The response has ended so, unless that was the caller's doing: for an endpoint that is judged by it.
+    pub(crate) fn ended(&mut self, verdict: Verdict, record: &Record) {
+        let own_fault = self.told.as_ref().is_none_or(|told| told.broke_off.get().is_none());
+        if let (Some(index), Some(backend), true) = (self.unjudged.take(), &self.backend, own_fault) {
+            tries::judge_end(backend, index, verdict, record);
         }
     }
 

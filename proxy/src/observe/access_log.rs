@@ -73,9 +73,9 @@ impl AccessLog {
     }
 
     /// Hands an exchange that ended just now to the writer; false when it was dropped.
-    pub(super) fn offer(&self, exchange: Exchange) -> bool {
+    pub(super) fn offer(&self, exchange: Box<Exchange>) -> bool {
         let Some(to_writer) = &self.to_writer else { return true };
-        to_writer.try_send(Message::Line(Box::new(exchange), SystemTime::now())).is_ok()
+        to_writer.try_send(Message::Line(exchange, SystemTime::now())).is_ok()
     }
 
     pub(super) fn reopen(&self) {
@@ -191,12 +191,18 @@ fn render(exchange: &Exchange, ended: SystemTime, out: &mut String) {
     line.text("method", of_http(exchange.method.as_str()));
     line.text("path", of_http(exchange.target.path()));
     line.text("protocol", of_http(reason::protocol(exchange.protocol)).or(Some("TCP")));
+    line.value("upgrade", exchange.upgrade.as_ref());
     line.value("authority", Some(&exchange.authority));
     line.number("response_code", u128::from(exchange.status));
     line.text("response_flags", Some(exchange.reason.flag()));
     line.text("response_code_details", Some(reason::details(exchange.reason)));
     line.text("reason", Some(exchange.reason.as_str()));
     line.text("policy", exchange.policy_rule.as_deref());
+    let noted = exchange.noted.as_deref();
+    let audited = noted.map(|noted| noted.audited.iter().map(|(_, rule)| rule.as_str()).collect::<Vec<_>>().join(", "));
+    line.text("audit", audited.as_deref().filter(|audited| !audited.is_empty()));
+    let instead = noted.and_then(|noted| noted.instead.as_ref());
+    line.text("shadow", instead.map(|(would, cause)| format!("{}: {cause}", would.as_str())).as_deref());
     line.text("upstream_transport_failure_reason", exchange.detail.as_deref());
     line.number("bytes_received", u128::from(exchange.bytes_in));
     line.number("bytes_sent", u128::from(exchange.bytes_out));
@@ -346,11 +352,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, moved) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
         let log = AccessLog::start(AccessLogTarget::File(path.clone())).unwrap();
-        assert!(log.offer(an_exchange()));
+        assert!(log.offer(an_exchange().into()));
         log.flush(Duration::from_secs(10));
         std::fs::rename(&path, &moved).unwrap();
         log.reopen();
-        assert!(log.offer(an_exchange()));
+        assert!(log.offer(an_exchange().into()));
         log.flush(Duration::from_secs(10));
         let lines = |p: &Path| std::fs::read_to_string(p).unwrap().lines().count();
         assert_eq!((lines(&moved), lines(&path)), (1, 1));

@@ -4,8 +4,13 @@
 //! Nobody looks at the bytes and nobody waits for the first of them, so whoever speaks first may. Only ports declared
 //! `appProtocol: tcp` are reached. Between sidecars (ALPN `eq-tcp`) the callee's first line is the reason for which it goes no
 //! further, or `ok`; then the application's bytes begin. What is cut later is reset: nobody takes half for all.
+//!
+//! A connection comes to a local port that names a Service, by CONNECT, or out of HTTP after 101.
 
+mod connect;
 mod inbound;
+mod limits;
+mod opened;
 mod outbound;
 
 use std::cell::Cell;
@@ -21,15 +26,14 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::app::Shared;
-use crate::drain::Drain;
 use crate::exchange::facts::{self, Record};
 use crate::observe::Direction;
 
+pub(crate) use connect::connect;
 pub(crate) use inbound::inbound;
+pub(crate) use opened::{opened_outbound, upgraded_inbound};
 pub(crate) use outbound::outbound;
 
-/// While the process leaves, a connection on which nothing passed for so long is taken to be done.
-const QUIET: Duration = Duration::from_secs(5);
 /// A peer that went silent is asked for a sign of life after this, and then this often.
 const SIGN_OF_LIFE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
 /// What one read takes.
@@ -142,15 +146,6 @@ async fn one_way(
     }
 }
 
-/// While the process leaves, a connection on which something passes is waited for.
-async fn hold_the_process(drain: &Drain, flow: &Flow) {
-    let working = drain.guard();
-    drain.wait_begun().await;
-    flow.stands_still(QUIET).await;
-    drop(working);
-    std::future::pending::<()>().await;
-}
-
 fn open(direction: Direction, from: SocketAddr, shared: &Shared) -> Record {
     let mut head = Request::new(()).into_parts().0;
     let mut about = facts::describe(direction, &mut head, from);
@@ -160,12 +155,13 @@ fn open(direction: Direction, from: SocketAddr, shared: &Shared) -> Record {
 }
 
 fn ended(record: &mut Record, flow: &Flow, end: Result<(), Cut>) {
-    record.received().set(flow.received.get());
+    let received = record.received();
+    received.set(received.get() + flow.received.get());
     record.sent(usize::try_from(flow.sent.get()).unwrap_or(usize::MAX));
     match end {
-        Ok(()) => record.ended(Reason::Ok, 0),
+        Ok(()) => record.broke(Reason::Ok),
         Err(Cut { reason, cause, detail }) => {
-            record.ended(reason, 0);
+            record.broke(reason);
             record.note(|exchange| (exchange.policy_rule, exchange.detail) = (cause, Some(detail)));
         }
     }

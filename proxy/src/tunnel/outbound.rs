@@ -3,30 +3,29 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use equerry_policies::names::Authority;
-use equerry_policies::policy::{AppProtocol, ServicePort, TrafficPolicy};
-use equerry_traffic::balance::{self, NoEndpoint, Source};
-use equerry_traffic::deadline::{Authors, Deadline, Kind, Rest};
-use equerry_traffic::route::{self, Known};
+use equerry_policies::policy::{AppProtocol, ServicePort};
+use equerry_traffic::balance::{self, Source};
+use equerry_traffic::deadline::Authors;
+use equerry_traffic::route::{self, Known, MayLeave};
 use equerry_traffic::{Reason, Refusal};
 use http::{HeaderValue, Request};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::{BUFFER, Cut, Flow, ask_for_life, carry, ended, hold_the_process, not_tcp, open, reset};
+use super::limits::Limits;
+use super::{BUFFER, Flow, ask_for_life, carry, ended, not_tcp, open, reset};
 use crate::exchange::facts::Record;
+use crate::exchange::watch::Watch;
 use crate::exchange::{attempt, now, serve, tries};
-use crate::live::{Backend, Live, NotThere, TlsIdentity};
+use crate::live::{Backend, Destination, Live, NotThere, TlsIdentity};
 use crate::observe::Direction;
 use crate::outbound::Outbound;
 use crate::upstream::{self, Chosen, ConnectFailure, Places, Protocol, Target, Tunnel, Whom};
 
 /// Endpoints tried until one takes the connection: nothing was said yet, so that nothing is said twice.
 const ENDPOINTS: usize = 3;
-/// A connection on which nothing passes for so long is cut where no policy says otherwise (Envoy's TCP proxy).
-const USUAL_IDLE: Duration = Duration::from_secs(3600);
 /// The longest first line of a callee: longer than any reason.
 const LONGEST_ANSWER: usize = 64;
 
@@ -36,19 +35,18 @@ pub(crate) async fn outbound(at: &Outbound, named: &str, mut near: TcpStream, fr
     let authority = HeaderValue::from_str(named).unwrap_or_else(|_| HeaderValue::from_static(""));
     record.note(|exchange| exchange.authority = authority);
     ask_for_life(&near);
-    let Reached { mut tunnel, early, limits } = match reach(at, named, from, &mut record).await {
+    let Reached { mut tunnel, early, watch } = match reach(at, named, from, &mut record).await {
         Ok(reached) => reached,
-        Err(cut) => {
-            ended(&mut record, &Flow::new(), Err(cut));
+        Err(refusal) => {
+            ended(&mut record, &Flow::new(), Err(refusal.into()));
             return reset(&near);
         }
     };
     ask_for_life(tunnel.wire.socket());
-    let flow = Flow::new();
+    let (flow, limits) = (Flow::new(), Limits::after(watch));
     let end = tokio::select! {
         carried = carry(&mut near, &mut tunnel.wire, &early, &flow) => carried,
         refusal = limits.reached(&flow) => Err(refusal.into()),
-        () = hold_the_process(&at.shared.drain, &flow) => Ok(()),
     };
     if end.is_err() {
         reset(&near);
@@ -58,13 +56,13 @@ pub(crate) async fn outbound(at: &Outbound, named: &str, mut near: TcpStream, fr
 }
 
 /// A connection to an endpoint, what it said before it was spoken to, and how long it may last.
-struct Reached {
-    tunnel: Tunnel,
-    early: Vec<u8>,
-    limits: Limits,
+pub(super) struct Reached {
+    pub(super) tunnel: Tunnel,
+    pub(super) early: Vec<u8>,
+    pub(super) watch: Watch,
 }
 
-async fn reach(at: &Outbound, named: &str, from: SocketAddr, record: &mut Record) -> Result<Reached, Cut> {
+async fn reach(at: &Outbound, named: &str, from: SocketAddr, record: &mut Record) -> Result<Reached, Refusal> {
     let live = at.shared.live.load();
     let named = Authority::parse(named, &live.own.namespace)
         .map_err(|_| Refusal::NoService { name: named.to_owned(), nearest: None })?;
@@ -77,16 +75,28 @@ async fn reach(at: &Outbound, named: &str, from: SocketAddr, record: &mut Record
         .destination(&named.service)
         .ok_or_else(|| Refusal::ConfigUnavailable { service: named.service.clone() })?;
     let leave = route::may_leave(&named, Known::Service(&destination.compiled))?;
+    lead(at, &live, (&leave, destination), from, record).await
+}
+
+/// Leads a connection that may leave to an endpoint of the backend that its routes choose.
+pub(super) async fn lead(
+    at: &Outbound,
+    live: &Live,
+    (leave, destination): (&MayLeave, &Destination),
+    from: SocketAddr,
+    record: &mut Record,
+) -> Result<Reached, Refusal> {
     record.note(|exchange| exchange.destination = Some(leave.service().clone()));
-    let choice = tries::with_randomness(|rng| route::connect(&leave, &destination.compiled, rng))?;
+    let choice = tries::with_randomness(|rng| route::connect(leave, &destination.compiled, rng))?;
     record.note(|exchange| exchange.route = choice.route().cloned());
-    let backend = serve::backend(&live, destination, &choice)?;
+    let backend = serve::backend(live, destination, &choice)?;
     let port = serve::service_port(backend, choice.port)?;
-    if port.app_protocol != AppProtocol::Tcp {
-        return Err(not_tcp(port.port, &backend.name).into());
+    // What is spoken outside the mesh is nobody's business.
+    if port.app_protocol != AppProtocol::Tcp && !upstream::outside::is(&backend.name) {
+        return Err(not_tcp(port.port, &backend.name));
     }
-    let (tunnel, early) = connect(at, &live, backend, port, from, record).await?;
-    Ok(Reached { tunnel, early, limits: Limits::of(&backend.traffic) })
+    let (tunnel, early) = connect(at, live, backend, port, from, record).await?;
+    Ok(Reached { tunnel, early, watch: Watch::over_connection(backend) })
 }
 
 /// Connects to one endpoint after the other until one takes us.
@@ -97,17 +107,15 @@ async fn connect(
     port: &ServicePort,
     from: SocketAddr,
     record: &mut Record,
-) -> Result<(Tunnel, Vec<u8>), Cut> {
+) -> Result<(Tunnel, Vec<u8>), Refusal> {
     let identity = at.shared.identity.current();
     let source = Source { address: from.ip(), instance: at.shared.settings.instance.as_str(), identity: &live.own };
     let key = backend.balancer.key(&Request::new(()).into_parts().0, &source);
     let mut tried = Vec::new();
     loop {
         let choose = |rng: &mut _| upstream::choose(backend, port.port, key, &mut tried, now(), rng);
-        let mut chosen = tries::with_randomness(choose).map_err(|none| match none {
-            NoEndpoint::None => Refusal::NoHealthyEndpoint { service: backend.name.clone() },
-            NoEndpoint::AllOpen => Refusal::BreakerOpen { service: backend.name.clone() },
-        })?;
+        let mut chosen =
+            tries::with_randomness(choose).map_err(|none| upstream::refusal(none, backend, port.port, now()))?;
         tries::report(chosen.this_try.transition, backend, &chosen.endpoint.instance, record);
         record.note(|exchange| {
             exchange.attempts += 1;
@@ -118,9 +126,16 @@ async fn connect(
         let outcome = over(at, &target).await;
         let verdict = match &outcome {
             Ok(_) => Some(balance::Verdict::Success),
-            Err(cut) if cut.reason.counts_against_endpoint() => Some(balance::Verdict::Failure),
+            Err(refusal) if refusal.reason().counts_against_endpoint() => Some(balance::Verdict::Failure),
             Err(_) => None,
         };
+        match &outcome {
+            Ok(_) => tries::met(&chosen, None, backend, record),
+            Err(refusal) if refusal.reason() == Reason::IdentityMismatch => {
+                tries::met(&chosen, Some(&refusal.to_string()), backend, record);
+            }
+            Err(_) => {}
+        }
         if let Some(verdict) = verdict {
             let breaker = backend.traffic.breaker.as_ref();
             let change =
@@ -132,8 +147,11 @@ async fn connect(
                 record.note(|exchange| exchange.destination_principal = tunnel.facts.peer.clone());
                 return Ok((tunnel, early));
             }
-            Err(cut) if !cut.reason.provably_unprocessed() || tried.len() >= ENDPOINTS.min(backend.endpoints.len()) => {
-                return Err(cut);
+            Err(refusal)
+                if !refusal.reason().provably_unprocessed()
+                    || tried.len() >= ENDPOINTS.min(backend.endpoints.len()) =>
+            {
+                return Err(refusal.signed(&Authors { rule: None, policy: Some(&backend.traffic) }));
             }
             Err(_) => {}
         }
@@ -141,21 +159,19 @@ async fn connect(
 }
 
 /// One connection, as soon as the other side lets us in.
-async fn over(at: &Outbound, target: &Target<'_>) -> Result<(Tunnel, Vec<u8>), Cut> {
+async fn over(at: &Outbound, target: &Target<'_>) -> Result<(Tunnel, Vec<u8>), Refusal> {
     let no_connection = |failure| attempt::no_connection(failure, target).refusal;
     let mut tunnel = at.pool.tunnel(target).await.map_err(no_connection)?;
     if target.whom.is_none() {
         return Ok((tunnel, Vec::new()));
     }
     let answer = tokio::time::timeout(target.connect_timeout, answer(&mut tunnel)).await;
-    let slow = || no_connection(ConnectFailure::Failed(format!("no answer within {:?}", target.connect_timeout)));
+    let slow = || no_connection(ConnectFailure::TooSlow(target.connect_timeout));
     let (word, early) = answer.map_err(|_| slow())?.map_err(no_connection)?;
     match word.parse() {
         Ok(Reason::Ok) => Ok((tunnel, early)),
-        Ok(reason) => {
-            Err(Cut { reason, cause: None, detail: format!("the sidecar of {} says {word}", target.address) })
-        }
-        Err(_) => Err(no_connection(ConnectFailure::Failed(format!("an answer not understood: {word:?}"))).into()),
+        Ok(reason) => Err(Refusal::Told { reason, detail: format!("the sidecar of {} says {word}", target.address) }),
+        Err(_) => Err(no_connection(ConnectFailure::Failed(format!("an answer not understood: {word:?}")))),
     }
 }
 
@@ -199,40 +215,4 @@ fn target<'a>(
         idle_timeout: traffic.idle_timeout,
         places: Some(Places { service: &backend.name, state: &backend.limits, traffic }),
     })
-}
-
-/// How long a connection may last, and stand still.
-struct Limits {
-    rest: Rest,
-    policy: TrafficPolicy,
-}
-
-impl Limits {
-    fn of(policy: &TrafficPolicy) -> Self {
-        let mut rest = Deadline::after(now(), None).after_head(Kind::Upgrade, now(), policy);
-        if policy.stream_idle_timeout.is_none() {
-            rest.idle = Some(USUAL_IDLE);
-        }
-        Self { rest, policy: policy.clone() }
-    }
-
-    async fn reached(&self, flow: &Flow) -> Refusal {
-        let over = async {
-            match self.rest.end.at {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        let still = async {
-            match self.rest.idle {
-                Some(idle) => flow.stands_still(idle).await,
-                None => std::future::pending().await,
-            }
-        };
-        let refusal = tokio::select! {
-            () = over => self.rest.end.passed(),
-            () = still => self.rest.stood_still(),
-        };
-        refusal.signed(&Authors { rule: None, policy: Some(&self.policy) })
-    }
 }

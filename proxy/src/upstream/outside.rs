@@ -50,6 +50,11 @@ pub(crate) fn name() -> ServiceName {
     NAME.clone()
 }
 
+/// Whether it is that name.
+pub(crate) fn is(service: &ServiceName) -> bool {
+    *service == name()
+}
+
 impl std::fmt::Debug for Outsiders {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outsiders").field("doors", &self.doors).finish_non_exhaustive()
@@ -162,6 +167,7 @@ fn destination(to: &Outside, addresses: &[IpAddr], before: Option<&Destination>,
         traffic,
         accounts: Arc::from([]),
         endpoints: told.into_iter().map(endpoint).collect(),
+        unwell: Vec::new(),
         ports: ports.clone(),
         limits: before.map(|before| Arc::clone(&before.backend.limits)).unwrap_or_default(),
     };

@@ -15,6 +15,7 @@ use http::uri::{PathAndQuery, Uri};
 use http::{Method, Version};
 
 use crate::refusal::Refusal;
+use headers::Wants;
 
 /// Longest authority read, in bytes: a DNS name and a port.
 const MAX_AUTHORITY: usize = 255 + 6;
@@ -36,6 +37,8 @@ pub enum Direction {
 pub struct Normal {
     authority: HeaderValue,
     target: PathAndQuery,
+    upgrade: Option<HeaderValue>,
+    expects: bool,
 }
 
 impl Normal {
@@ -69,27 +72,73 @@ impl Normal {
     pub fn target(&self) -> &PathAndQuery {
         &self.target
     }
+
+    /// The protocols that the connection should change to, as they are forwarded in `Upgrade`.
+    pub fn upgrade(&self) -> Option<&HeaderValue> {
+        self.upgrade.as_ref()
+    }
+
+    /// Whether `chosen`, the `Upgrade` of an answer with 101, is one of them.
+    pub fn asks_for(&self, chosen: &HeaderValue) -> bool {
+        let chosen = chosen.as_bytes().trim_ascii();
+        let asked = self.upgrade.as_ref().map(HeaderValue::as_bytes).unwrap_or_default();
+        !chosen.is_empty() && asked.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(chosen))
+    }
+
+    /// Whether the caller waits for `100 Continue` before it sends its body (`Expect`, forwarded over HTTP/1.1).
+    pub fn expects_continue(&self) -> bool {
+        self.expects
+    }
 }
 
 /// Brings a request into its normal form. Afterwards `parts.uri` is the path and query alone, `Host` is the authority, the
-/// hop-by-hop headers are gone (`te: trailers` stays), and headers that the sender may not set are gone.
+/// hop-by-hop headers are gone (`te: trailers` stays; an upgrade to anything but h2c is asked for in one form), and headers
+/// that the sender may not set are gone.
 ///
 /// # Errors
 /// [`Refusal::BadRequest`], saying what is wrong.
 pub fn normalize(parts: &mut Parts, direction: Direction) -> Result<Normal, Refusal> {
     if parts.method == Method::CONNECT {
-        return Err(Refusal::bad_request("CONNECT is not supported by this version"));
+        return Err(Refusal::bad_request("CONNECT asks for a connection, and this is a place for requests"));
     }
     headers::check(parts)?;
     let authority = authority(parts)?;
     let target = target(parts)?;
-    headers::strip_hop_by_hop(parts)?;
+    let Wants { upgrade, expects } = headers::strip_hop_by_hop(parts)?;
     headers::strip_reserved(&mut parts.headers, direction);
     if parts.headers.get(HOST) != Some(&authority) {
         parts.headers.insert(HOST, authority.clone());
     }
     parts.uri = Uri::from(target.clone());
-    Ok(Normal { authority, target })
+    Ok(Normal { authority, target, upgrade, expects })
+}
+
+/// The same for CONNECT, which asks for a connection and says nothing else: the host and port that it names.
+///
+/// # Errors
+/// [`Refusal::BadRequest`], saying what is wrong.
+pub fn normalize_connect(parts: &Parts) -> Result<Normal, Refusal> {
+    if parts.version >= Version::HTTP_2 {
+        return Err(Refusal::bad_request("CONNECT is served over HTTP/1.1 only by this version"));
+    }
+    headers::check(parts)?;
+    if parts.uri.scheme().is_some() || parts.uri.path_and_query().is_some() {
+        return Err(Refusal::bad_request("CONNECT names a host and a port, and nothing else"));
+    }
+    let named = parts.uri.authority().ok_or_else(|| Refusal::bad_request("CONNECT names no host and port"))?;
+    let named = normal_authority(named.as_str())?;
+    if split_port(&named).1.is_none() {
+        return Err(Refusal::bad_request("CONNECT names no port"));
+    }
+    // Clients say in Host what they like: with its port, without, or nothing at all.
+    if let Some(host) = parts.headers.get(HOST) {
+        let host = normal_authority(host.to_str().map_err(|_| Refusal::bad_request("Host is not text"))?)?;
+        if split_port(&host).0 != split_port(&named).0 || split_port(&host).1.is_some() && host != named {
+            return Err(Refusal::bad_request("Host and the target name different authorities"));
+        }
+    }
+    let authority = HeaderValue::from_str(&named).map_err(|_| Refusal::bad_request("the authority is not text"))?;
+    Ok(Normal { authority, target: PathAndQuery::from_static("/"), upgrade: None, expects: false })
 }
 
 /// The authority without its port.
@@ -121,7 +170,7 @@ pub(crate) fn changed(
         },
         None => normal.target,
     };
-    Ok(Normal { authority, target })
+    Ok(Normal { authority, target, ..normal })
 }
 
 /// Takes away the trailers of a request that could pass for headers that were judged or set before its body came, and

@@ -138,7 +138,8 @@ fn framing_that_two_readers_could_read_differently_is_refused() {
         &[("content-length", "3"), ("content-length", "4")],
         &[("authorization", "a"), ("authorization", "b")],
         &[("x_tenant", "acme")],
-        &[("upgrade", "websocket"), ("connection", "upgrade")],
+        &[("upgrade", "web socket"), ("connection", "upgrade")],
+        &[("upgrade", "a/b/c"), ("connection", "upgrade")],
         &[("expect", "the-unexpected")],
     ] {
         let mut all = vec![("host", "a")];
@@ -184,8 +185,43 @@ fn what_ends_at_this_hop_is_stripped() {
     let (_, parts) = outbound("/", &ends).unwrap();
     let mut left: Vec<&str> = parts.headers.keys().map(http::HeaderName::as_str).collect();
     left.sort_unstable();
-    assert_eq!(left, ["host", "te", "x-kept"]);
+    assert_eq!(left, ["expect", "host", "te", "x-kept"]);
     assert_eq!(parts.headers["te"], "trailers");
+}
+
+#[test]
+fn an_upgrade_is_asked_for_in_one_form_where_it_is_meant() {
+    for (given, connection, version, asked) in [
+        (&["websocket"][..], "keep-alive, Upgrade", Version::HTTP_11, Some("websocket")),
+        (&["WebSocket", "h2c , irc/6.9"], "upgrade, http2-settings", Version::HTTP_11, Some("WebSocket, irc/6.9")),
+        (&["h2c"], "upgrade, http2-settings", Version::HTTP_11, None),
+        (&["websocket"], "keep-alive", Version::HTTP_11, None),
+        (&["websocket"], "upgrade", Version::HTTP_10, None),
+    ] {
+        let mut parts = parts("GET", "/", &[("host", "a"), ("connection", connection)]);
+        parts.version = version;
+        for protocol in given {
+            parts.headers.append("upgrade", HeaderValue::from_static(protocol));
+        }
+        let normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true }).unwrap();
+        assert_eq!(normal.upgrade().map(|asked| asked.to_str().unwrap()), asked, "{given:?}");
+        let said = |name| parts.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!(said("upgrade"), Vec::from_iter(asked), "{given:?}");
+        assert_eq!(said("connection"), Vec::from_iter(asked.map(|_| "upgrade")), "{given:?}");
+        for (chosen, meant) in [("websocket", asked.is_some()), ("h2c", false), ("web", false), ("", false)] {
+            assert_eq!(normal.asks_for(&HeaderValue::from_static(chosen)), meant, "{given:?}: {chosen}");
+        }
+    }
+}
+
+#[test]
+fn only_a_caller_of_http_1_1_waits_for_a_word_before_its_body() {
+    for (version, expects) in [(Version::HTTP_11, true), (Version::HTTP_10, false), (Version::HTTP_2, false)] {
+        let mut parts = parts("POST", "/", &[("host", "a"), ("expect", "100-Continue")]);
+        parts.version = version;
+        assert_eq!(normalize(&mut parts, Direction::Outbound).unwrap().expects_continue(), expects);
+        assert_eq!(parts.headers.get("expect").map(|value| value == "100-continue"), expects.then_some(true));
+    }
 }
 
 #[test]
@@ -223,11 +259,28 @@ fn reserved_headers_are_stripped_from_whoever_may_not_set_them() {
 }
 
 #[test]
-fn connect_is_refused() {
-    let mut parts = parts("CONNECT", "a:80", &[("host", "a:80")]);
-    assert!(
-        matches!(normalize(&mut parts, Direction::Outbound), Err(Refusal::BadRequest { detail }) if detail.contains("not supported"))
-    );
+fn connect_names_a_host_and_a_port_and_is_no_request() {
+    let mut request = parts("CONNECT", "a:80", &[("host", "a:80")]);
+    assert!(matches!(normalize(&mut request, Direction::Outbound), Err(Refusal::BadRequest { .. })));
+    for (target, host, meant) in [
+        ("A.Shop:5432", None, Some("a.shop:5432")),
+        ("a:5432", Some("a:5432"), Some("a:5432")),
+        ("a:5432", Some("A"), Some("a:5432")),
+        ("[::1]:80", Some("[::1]"), Some("[::1]:80")),
+        ("a:5432", Some("b"), None),
+        ("a:5432", Some("a:80"), None),
+        ("a", None, None),
+        ("a:0", None, None),
+        ("http://a:80/", None, None),
+        ("/a", Some("a:80"), None),
+    ] {
+        let headers: Vec<(&str, &str)> = host.into_iter().map(|host| ("host", host)).collect();
+        let normal = normalize_connect(&parts("CONNECT", target, &headers));
+        assert_eq!(normal.as_ref().ok().map(Normal::authority), meant, "{target} {host:?}: {normal:?}");
+    }
+    let mut request = parts("CONNECT", "a:80", &[]);
+    request.version = Version::HTTP_2;
+    assert!(matches!(normalize_connect(&request), Err(Refusal::BadRequest { detail }) if detail.contains("HTTP/1.1 only")));
 }
 
 proptest! {

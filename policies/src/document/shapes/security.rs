@@ -31,6 +31,17 @@ static MESH_SPEC: Shape = Shape {
             "REGISTRY_ONLY: names that no Service has are refused. ALLOW_ANY: they are looked up in the DNS and called in plain \
              text.",
         ),
+        may(
+            "http10",
+            Form::Choice(&HTTP10),
+            "REFUSE: callers that speak HTTP/1.0 are answered 426. SERVE: they are served in their own version.",
+        ),
+        may(
+            "trustedHops",
+            Form::Whole(0, 16),
+            "How many proxies in front of a workload write down in X-Forwarded-For whom they speak for; 0 when nothing is written: \
+             nobody is believed. A Service's annotation equerry.dev/trusted-hops says it for that Service.",
+        ),
         unbuilt("accessLog"),
         unbuilt("locality"),
         unbuilt("telemetry"),
@@ -49,6 +60,7 @@ static AUTHORIZATION: Shape = Shape {
 static MTLS_MODE: Choice = Choice { built: &["STRICT", "PERMISSIVE"], unbuilt: &["DISABLE"], default: Some("STRICT") };
 static VERDICT: Choice = Choice { built: &["ALLOW", "DENY"], unbuilt: &[], default: Some("ALLOW") };
 static ERROR_DETAIL: Choice = Choice { built: &["reason", "full"], unbuilt: &["none"], default: Some("reason") };
+static HTTP10: Choice = Choice { built: &["REFUSE", "SERVE"], unbuilt: &[], default: Some("REFUSE") };
 static OUTBOUND: Choice =
     Choice { built: &["REGISTRY_ONLY", "ALLOW_ANY"], unbuilt: &[], default: Some("REGISTRY_ONLY") };
 static TRUST_DOMAIN: Text = Text {
@@ -147,7 +159,7 @@ static CLAIM_HEADER: Shape = Shape {
 
 pub(super) static AUTHORIZATION_POLICY: Shape = Shape {
     about: "Who may do what, with Istio's meaning: DENY policies are asked first; where an ALLOW policy selects the workload, a \
-            request must match a rule of one.",
+            request must match a rule of one. What an AUDIT policy matches is noted.",
     fields: &[
         API_VERSION,
         KIND,
@@ -163,6 +175,12 @@ static AUTHZ_SPEC: Shape = Shape {
         may("selector", Form::Object(&SELECTOR), "The workloads it holds for."),
         may("targetRefs", Form::List(&TARGET_REFS, 1, 16), "The Services it holds for, instead of a selector."),
         may("action", Form::Choice(&ACTION), "What a matching rule decides; ALLOW when nothing is written."),
+        may(
+            "mode",
+            Form::Choice(&AUTHZ_MODE),
+            "enforce, or shadow: nothing is enforced, and what the policy would change is counted and logged. \
+             The annotation istio.io/dry-run: \"true\" says shadow too.",
+        ),
         may(
             "rules",
             Form::List(&Form::Object(&AUTHZ_RULE), 0, 512),
@@ -192,16 +210,21 @@ static SOURCE: Shape = Shape {
         may("namespaces", STRINGS, "Namespaces of the peer's identity."),
         may("requestPrincipals", STRINGS, "ISSUER/SUBJECT of the verified token."),
         may("ipBlocks", STRINGS, "Addresses or networks of the direct peer."),
-        unbuilt("notPrincipals"),
-        unbuilt("notNamespaces"),
-        unbuilt("notRequestPrincipals"),
-        unbuilt("notIpBlocks"),
-        unbuilt("remoteIpBlocks"),
-        unbuilt("notRemoteIpBlocks"),
-        unbuilt("serviceAccounts"),
-        unbuilt("notServiceAccounts"),
-        unbuilt("trustDomains"),
-        unbuilt("notTrustDomains"),
+        may("serviceAccounts", ACCOUNTS, "Accounts of the peer's identity: ACCOUNT, or NAMESPACE/ACCOUNT."),
+        may("trustDomains", STRINGS, "Trust domains of the peer's identity."),
+        may(
+            "remoteIpBlocks",
+            STRINGS,
+            "Addresses or networks of whoever made the request: from X-Forwarded-For, as far as Mesh.trustedHops or the Service's \
+             annotation equerry.dev/trusted-hops believes it; else the direct peer's.",
+        ),
+        may("notPrincipals", STRINGS, "None of these identities."),
+        may("notNamespaces", STRINGS, "None of these namespaces."),
+        may("notRequestPrincipals", STRINGS, "None of these; a request without a token is none of them."),
+        may("notIpBlocks", STRINGS, "None of these addresses or networks."),
+        may("notServiceAccounts", ACCOUNTS, "None of these accounts."),
+        may("notTrustDomains", STRINGS, "None of these trust domains."),
+        may("notRemoteIpBlocks", STRINGS, "None of these addresses or networks."),
     ],
 };
 
@@ -214,28 +237,49 @@ static OPERATION: Shape = Shape {
     fields: &[
         may("hosts", STRINGS, "Hosts, in any case; matched with and without their port."),
         may("methods", STRINGS, "Methods, such as GET."),
-        may("paths", STRINGS, "Normalised paths, without the query."),
+        may(
+            "paths",
+            STRINGS,
+            "Normalised paths, without the query. In a template such as /a/{*}/{**} {*} is one segment, and {**} the rest.",
+        ),
         may("ports", Form::List(&Form::PortText, 1, 512), "The application's ports."),
-        unbuilt("notHosts"),
-        unbuilt("notMethods"),
-        unbuilt("notPaths"),
-        unbuilt("notPorts"),
+        may("notHosts", STRINGS, "None of these hosts."),
+        may("notMethods", STRINGS, "None of these methods."),
+        may("notPaths", STRINGS, "None of these paths."),
+        may("notPorts", Form::List(&Form::PortText, 1, 512), "None of these ports."),
     ],
 };
 
 static WHEN: Shape = Shape {
     about: "A condition.",
     fields: &[
-        must("key", Form::Text(&FILLED), "request.auth.claims[NAME], or request.auth.claims[OUTER][INNER]."),
-        must("values", STRINGS, "Any one of these; a claim that is a list matches when any member does."),
-        unbuilt("notValues"),
+        must(
+            "key",
+            Form::Text(&FILLED),
+            "Istio's: request.headers[NAME], request.auth.claims[NAME][INNER], request.auth.principal, request.auth.audiences, \
+             request.auth.presenter, source.ip, source.namespace, source.principal, source.serviceAccount, source.trustDomain, remote.ip, \
+             destination.ip, destination.port or connection.sni.",
+        ),
+        may(
+            "values",
+            STRINGS,
+            "Any one of these. Of a header that is there several times each is looked at, of a claim that is a list each member.",
+        ),
+        may("notValues", STRINGS, "None of these; what is not there is none of them."),
     ],
 };
 
 const STRINGS: Form = Form::List(&Form::Text(&STRING), 1, 512);
+const ACCOUNTS: Form = Form::List(&Form::Text(&ACCOUNT), 1, 512);
+static ACCOUNT: Text = Text {
+    expected: "an account: ACCOUNT, or NAMESPACE/ACCOUNT",
+    pattern: Some("^([-a-z0-9]+/)?[-a-z0-9.]+$"),
+    check: |t| names::AccountName::parse(t).is_ok() || names::AccountName::parse(&format!("a/{t}")).is_ok(),
+};
 static STRING: Text = Text {
     expected: "a text that is not empty: exact, or PREFIX*, *SUFFIX, or * for any that is there",
-    pattern: Some(r"^(\*|\*?[^*]+|[^*]+\*)$"),
+    pattern: Some(r"^(\*|\*?[^*]+|[^*]+\*|/.*\{\*.*)$"),
     check: |t| !t.is_empty(),
 };
-static ACTION: Choice = Choice { built: &["ALLOW", "DENY"], unbuilt: &["AUDIT", "CUSTOM"], default: Some("ALLOW") };
+static ACTION: Choice = Choice { built: &["ALLOW", "DENY", "AUDIT"], unbuilt: &["CUSTOM"], default: Some("ALLOW") };
+static AUTHZ_MODE: Choice = Choice { built: &["enforce", "shadow"], unbuilt: &[], default: Some("enforce") };

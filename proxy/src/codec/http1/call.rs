@@ -11,14 +11,14 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Method, StatusCode, response};
-use http_body::{Body, Frame};
+use http_body::Frame;
 
 use super::framing::Decoder;
 use super::head::{self, ResponseHead};
 use super::send::{Sending, Unsent};
 use super::serve::poll_body;
 use super::{Framing, write};
-use crate::codec::{BodyError, Link, spare};
+use crate::codec::{BodyError, Early, Link, Outgoing, spare};
 
 /// A request's head, borrowed: it may have to be sent again.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +29,8 @@ pub(crate) struct Head<'a> {
     pub(crate) target: &'a str,
     /// The headers, framing aside.
     pub(crate) headers: &'a HeaderMap,
+    /// Whoever is told of what comes before the answer.
+    pub(crate) early: &'a Early,
 }
 
 /// An exchange under way on a connection.
@@ -40,6 +42,8 @@ pub(crate) struct Call<B> {
     cut_off: bool,
     decoder: Decoder,
     keep_alive: bool,
+    /// The response was 101: what follows on the connection is no HTTP.
+    switched: bool,
 }
 
 /// A request that got no response head.
@@ -75,7 +79,7 @@ pub(crate) async fn heard(link: &mut Link, enough: impl Fn() -> bool) -> io::Res
 
 impl<B> Call<B>
 where
-    B: Body<Data = Bytes> + Unpin,
+    B: Outgoing,
     B::Error: std::fmt::Display,
 {
     /// Sends a request and waits for the head of its response.
@@ -99,12 +103,14 @@ where
             cut_off: false,
             decoder: Decoder::new(Framing::Empty),
             keep_alive: false,
+            switched: false,
         };
-        let head = poll_fn(|cx| call.poll_head(request.method, cx)).await;
+        let head = poll_fn(|cx| call.poll_head(&request, cx)).await;
         match head {
             Ok(head) => {
                 call.decoder = Decoder::new(head.framing);
-                call.keep_alive = head.keep_alive;
+                call.switched = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
+                call.keep_alive = head.keep_alive && !call.switched;
                 Ok((head.parts, call))
             }
             Err(detail) => {
@@ -132,16 +138,21 @@ where
         }
     }
 
-    fn poll_head(&mut self, method: &Method, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, String>> {
+    fn poll_head(&mut self, request: &Head<'_>, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, String>> {
         if let Err(broken) = self.send_on(cx) {
             return Poll::Ready(Err(broken));
         }
         let link = self.link.get_mut();
         loop {
             if !link.inbox.is_empty() {
-                match head::take_response(&mut link.inbox, method, spare::headers()) {
+                match head::take_response(&mut link.inbox, request.method, spare::headers()) {
                     // What an application says while it works (RFC 9110 section 15.2) is not its answer.
-                    Ok(Some(head)) if is_interim(head.parts.status) => continue,
+                    Ok(Some(head)) if is_interim(head.parts.status) => {
+                        if let Err(too_many) = request.early.tell(head.parts.status, head.parts.headers) {
+                            return Poll::Ready(Err(format!("no answer came: {too_many}")));
+                        }
+                        continue;
+                    }
                     Ok(Some(head)) => return Poll::Ready(Ok(head)),
                     Ok(None) => {}
                     Err(bad) => return Poll::Ready(Err(format!("the response cannot be read: {bad}"))),
@@ -165,14 +176,24 @@ where
         poll_body(self.link.get_mut(), &mut self.decoder, cx)
     }
 
+    /// Whether the response was 101 to a request that was sent whole: what follows is no HTTP.
+    pub(crate) fn is_switched(&self) -> bool {
+        self.switched && self.sending.is_whole() && !self.cut_off
+    }
+
     /// Whether all of the response has passed.
     pub(crate) fn is_end(&self) -> bool {
-        self.decoder.is_end()
+        self.decoder.is_end() && !self.switched
     }
 
     /// Data bytes of the response still to come, when that is known.
     pub(crate) fn left(&self) -> Option<u64> {
         self.decoder.left()
+    }
+
+    /// The connection, with what came over it after the head, when it [`Self::is_switched`].
+    pub(crate) fn into_switched(self) -> Option<Link> {
+        self.is_switched().then(|| self.link.into_inner())
     }
 
     /// The connection, when it can carry another exchange.

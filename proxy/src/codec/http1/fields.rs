@@ -67,6 +67,7 @@ pub(super) struct Said {
     pub(super) close: bool,
     pub(super) keep_alive: bool,
     pub(super) expects_continue: bool,
+    pub(super) upgrades: bool,
 }
 
 /// Reads the fields on the lines that end at `ends`, the first of which begins at `from`. Values are slices of `bytes`.
@@ -84,18 +85,26 @@ pub(super) fn read(bytes: &Bytes, mut from: usize, ends: &[u16], map: &mut Heade
         let value = from + colon + 1 + skipped;
         let value = HeaderValue::from_maybe_shared(bytes.slice(value..value + kept))
             .map_err(|_| Bad::Malformed("a control character in the value of a header"))?;
-        // Four names matter here; their lengths tell nearly all others apart.
-        if matches!(colon, 6 | 10 | 14 | 17) {
-            said.hear(&name, value.as_bytes())?;
+        // Five names matter here; their lengths tell nearly all others apart.
+        if !matches!(colon, 6 | 7 | 10 | 14 | 17) || said.hear(&name, value.as_bytes())? == Heard::Kept {
+            map.try_append(name, value).map_err(|_| Bad::TooLarge)?;
         }
-        map.try_append(name, value).map_err(|_| Bad::TooLarge)?;
         from = end + 2;
     }
     Ok(said)
 }
 
+/// What becomes of a field that was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    /// It stands in the map like any other.
+    Kept,
+    /// It said something about this connection alone: whoever reads the map would only take it away.
+    Done,
+}
+
 impl Said {
-    fn hear(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Bad> {
+    fn hear(&mut self, name: &HeaderName, value: &[u8]) -> Result<Heard, Bad> {
         if *name == header::CONTENT_LENGTH {
             if self.length.is_some() {
                 return Err(Bad::Malformed("more than one content-length"));
@@ -107,15 +116,23 @@ impl Said {
             }
             self.chunked = true;
         } else if *name == header::CONNECTION {
-            for token in value.split(|byte| *byte == b',') {
-                let token = token.trim_ascii();
-                self.close |= token.eq_ignore_ascii_case(b"close");
-                self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+            let mut heard = Heard::Done;
+            for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                if token.eq_ignore_ascii_case(b"close") {
+                    self.close = true;
+                } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                    self.keep_alive = true;
+                } else {
+                    heard = Heard::Kept;
+                }
             }
+            return Ok(heard);
         } else if *name == header::EXPECT {
             self.expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
+        } else if *name == header::UPGRADE {
+            self.upgrades = true;
         }
-        Ok(())
+        Ok(Heard::Kept)
     }
 }
 

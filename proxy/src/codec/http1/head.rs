@@ -23,6 +23,8 @@ pub(crate) struct RequestHead {
     pub(crate) keep_alive: bool,
     /// The caller waits for `100 Continue` before it sends the body, which is not empty.
     pub(crate) expects_continue: bool,
+    /// The caller asks for another protocol, or for a tunnel: it may begin to speak it before it was answered.
+    pub(crate) upgrades: bool,
 }
 
 /// A response's head.
@@ -96,6 +98,7 @@ fn read_request(bytes: &Bytes, start: usize, lines: &Lines, mut headers: HeaderM
     if framing != Framing::Empty && method == Method::CONNECT {
         return Err(Bad::Malformed("CONNECT with a body"));
     }
+    let upgrades = said.upgrades || method == Method::CONNECT;
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = method;
     parts.uri = uri;
@@ -106,6 +109,7 @@ fn read_request(bytes: &Bytes, start: usize, lines: &Lines, mut headers: HeaderM
         framing,
         keep_alive: stays(&said, version),
         expects_continue: said.expects_continue && framing != Framing::Empty && version == Version::HTTP_11,
+        upgrades,
     })
 }
 

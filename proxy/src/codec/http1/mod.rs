@@ -48,6 +48,9 @@ pub(crate) enum Bad {
     /// The stream ended in the middle of a body.
     #[error("it ended in the middle")]
     Cut,
+    /// A head that had begun was not whole after so long (408).
+    #[error("a head that was not whole after {0:?}")]
+    Slow(std::time::Duration),
 }
 
 impl Bad {
@@ -58,6 +61,7 @@ impl Bad {
             Self::Malformed(_) => "malformed",
             Self::Version => "http_version",
             Self::Cut => "cut_off",
+            Self::Slow(_) => "head_timeout",
         }
     }
 }

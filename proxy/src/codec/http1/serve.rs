@@ -21,7 +21,7 @@ use super::head::{self, RequestHead};
 use super::send::{Progress, Sending, Unsent};
 use super::{Bad, Framing, write};
 use crate::codec::link::LinkCell;
-use crate::codec::{BodyError, Incoming, Link, Seldom, spare};
+use crate::codec::{BodyError, Early, Incoming, Link, Outgoing, Seldom, spare};
 
 /// How long whoever was answered before they had sent everything is listened to, so that they read the answer first.
 const LINGER: Duration = Duration::from_millis(500);
@@ -40,13 +40,19 @@ pub(crate) struct Patience {
 /// Who answers requests.
 pub(crate) trait Respond {
     /// The body of an answer.
-    type Answer: HttpBody<Data = Bytes> + Unpin;
+    type Answer: Outgoing;
 
-    /// Answers a request.
-    fn respond(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Answer>>;
+    /// Answers a request; what its caller is told before goes through `early`.
+    fn respond(&self, request: Request<Incoming>, early: &Early) -> impl Future<Output = Response<Self::Answer>>;
 
     /// Answers what could not be read.
     fn refuse(&self, bad: Bad) -> Response<Self::Answer>;
+
+    /// Goes on with a connection after an `answer` (101, or 2xx to CONNECT) whose head was written and after which it speaks
+    /// something else than HTTP.
+    fn switch(&self, near: Link, answer: Self::Answer) -> impl Future<Output = ()> {
+        async move { drop((near, answer)) }
+    }
 }
 
 /// How a connection ended.
@@ -65,8 +71,19 @@ pub(crate) enum Ended {
 struct Shared {
     link: Link,
     decoder: Decoder,
-    /// The caller waits for a word before it sends its body.
-    expects_continue: bool,
+    /// Whether the caller waits for a word before it sends its body, and whose.
+    waits: Waits,
+}
+
+/// Whose `100 Continue` a caller waits for before it sends its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    /// Nobody's, or it has come.
+    No,
+    /// Ours: given when the body is first asked for.
+    ForUs,
+    /// That of whoever the request is passed on to.
+    ForThem,
 }
 
 impl LinkCell for RefCell<Shared> {
@@ -92,27 +109,53 @@ impl Body {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.0.borrow_mut().poll_frame(cx)
     }
+
+    /// Leaves it to whoever the request is passed on to to say that the body should come.
+    pub(crate) fn leave_the_word(&self) {
+        let waits = &mut self.0.borrow_mut().waits;
+        if *waits == Waits::ForUs {
+            *waits = Waits::ForThem;
+        }
+    }
 }
 
 impl Shared {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.expects_continue {
+        if self.waits == Waits::ForUs {
             if self.link.inbox.is_empty() && !self.decoder.is_end() {
-                self.link.outbox().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                write::interim_head(self.link.outbox(), StatusCode::CONTINUE, &HeaderMap::new());
             }
-            self.expects_continue = false;
+            self.waits = Waits::No;
         }
         if !self.link.is_flushed() {
             // Only the word above can wait here: an answer is not begun while its maker reads the request.
             let _ = self.link.poll_send(cx);
         }
-        poll_body(&mut self.link, &mut self.decoder, cx)
+        let polled = poll_body(&mut self.link, &mut self.decoder, cx);
+        if polled.is_ready() {
+            self.waits = Waits::No;
+        }
+        polled
+    }
+
+    /// Writes what the caller is told before its answer. Hints that find no room are dropped: they only spare time.
+    fn pass_on(&mut self, early: &Early) {
+        while let Some((status, headers)) = early.take() {
+            let awaited = status == StatusCode::CONTINUE;
+            if awaited {
+                self.waits = Waits::No;
+            }
+            if awaited || !self.link.is_full() {
+                write::interim_head(self.link.outbox(), status, &headers);
+            }
+            spare::keep(headers);
+        }
     }
 
     /// Reads past what is left of a body, as far as it is here.
     fn skip(&mut self, cx: &mut Context<'_>) {
         let mut skipped = 0;
-        while skipped < WORTH_SKIPPING && !self.expects_continue {
+        while skipped < WORTH_SKIPPING && self.waits == Waits::No {
             match poll_body(&mut self.link, &mut self.decoder, cx) {
                 Poll::Ready(Some(Ok(frame))) => skipped += frame.data_ref().map_or(1, |data| data.len().max(1)),
                 Poll::Ready(_) | Poll::Pending => return,
@@ -147,9 +190,20 @@ pub(super) fn poll_body(
     }
 }
 
+/// What of a request its answer depends on.
+struct Asked {
+    method: Method,
+    version: Version,
+    /// More requests may follow; otherwise a caller that sends no more may still wait for its answer.
+    keep_alive: bool,
+    /// It asked for another protocol, in which it may have begun to speak.
+    upgrades: bool,
+}
+
 /// What comes instead of a next request, or it.
+#[allow(clippy::large_enum_variant, reason = "the large one is what comes nearly always, and a box costs an allocation")]
 enum Next {
-    Head(Box<RequestHead>),
+    Head(RequestHead),
     Gone,
     TimedOut { begun: bool },
     Bad(Bad),
@@ -167,7 +221,7 @@ pub(crate) async fn serve<R: Respond>(
     let mut time_to_go = Seldom::new(time_to_go);
     let mut clock = Seldom::new(Box::pin(tokio::time::sleep(patience.head)));
     let decoder = Decoder::new(Framing::Empty);
-    let shared = Rc::new(RefCell::new(Shared { link, decoder, expects_continue: false }));
+    let shared = Rc::new(RefCell::new(Shared { link, decoder, waits: Waits::No }));
     let mut wait = patience.head;
     loop {
         let next = next_head(&shared, wait, patience.head, &mut clock, &mut time_to_go).await;
@@ -176,23 +230,29 @@ pub(crate) async fn serve<R: Respond>(
             Next::Head(head) => head,
             Next::Gone => return Ended::Well,
             Next::TimedOut { begun: false } => return Ended::Silent,
-            Next::TimedOut { begun: true } => return Ended::Broken("head_timeout"),
+            Next::TimedOut { begun: true } => return refused(&shared, responder, Bad::Slow(patience.head)).await,
             Next::Bad(bad) => return refused(&shared, responder, bad).await,
         };
-        let RequestHead { parts, framing, keep_alive, expects_continue, .. } = *head;
+        let RequestHead { parts, framing, keep_alive, expects_continue, upgrades, .. } = head;
         let (method, version) = (parts.method.clone(), parts.version);
         let body = {
             let mut open = shared.borrow_mut();
             open.decoder = Decoder::new(framing);
-            open.expects_continue = expects_continue;
+            open.waits = if expects_continue { Waits::ForUs } else { Waits::No };
             if framing == Framing::Empty { Incoming::Empty } else { Incoming::Http1(Body(Rc::clone(&shared))) }
         };
         let request = Request::from_parts(parts, body);
-        let Some(response) = unless_left(&shared, pin!(responder.respond(request))).await else {
+        let early = if version < Version::HTTP_11 { Early::deaf() } else { Early::new() };
+        let answering = pin!(responder.respond(request, &early));
+        let Some(response) = unless_left(&shared, answering, &early, keep_alive).await else {
             return Ended::Broken("client_gone");
         };
+        if is_switch(&method, response.status()) {
+            return switch(shared, responder, response, version).await;
+        }
+        let about = Asked { method, version, keep_alive, upgrades };
         let keep_alive = keep_alive && poll_fn(|cx| Poll::Ready(!time_to_go.is_over(cx))).await;
-        match answer(&shared, response, &method, version, keep_alive).await {
+        match answer(&shared, response, &about, keep_alive).await {
             Ok(true) => {}
             Ok(false) => return close(&shared).await,
             Err(how) => return Ended::Broken(how),
@@ -215,7 +275,7 @@ async fn next_head(
         loop {
             if !link.inbox.is_empty() {
                 match head::take_request(&mut link.inbox, spare::headers()) {
-                    Ok(Some(head)) => return Poll::Ready(Next::Head(Box::new(head))),
+                    Ok(Some(head)) => return Poll::Ready(Next::Head(head)),
                     Ok(None) => {}
                     Err(bad) => return Poll::Ready(Next::Bad(bad)),
                 }
@@ -251,15 +311,52 @@ async fn next_head(
     .await
 }
 
-/// Waits for the answer; `None`: the caller left first.
-async fn unless_left<T>(shared: &RefCell<Shared>, mut answer: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+/// Waits for the answer, passing on what comes `early`; `None`: the caller left first.
+///
+/// A caller that sends no more cannot be told from one that left. Whoever said that this is its last request (`Connection:
+/// close`, HTTP/1.0) has no more to send and gets its answer; anybody else is taken to have left, as nginx and Envoy do.
+async fn unless_left<T>(
+    shared: &RefCell<Shared>,
+    mut answer: Pin<&mut impl Future<Output = T>>,
+    early: &Early,
+    keep_alive: bool,
+) -> Option<T> {
     poll_fn(|cx| {
-        if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+        let answer = answer.as_mut().poll(cx);
+        let shared = &mut *shared.borrow_mut();
+        shared.pass_on(early);
+        if let Poll::Ready(answer) = answer {
             return Poll::Ready(Some(answer));
         }
-        if has_left(&mut shared.borrow_mut(), cx) { Poll::Ready(None) } else { Poll::Pending }
+        let lost = !shared.link.is_flushed() && matches!(shared.link.poll_send(cx), Poll::Ready(Err(_)));
+        if lost || keep_alive && has_left(shared, cx) { Poll::Ready(None) } else { Poll::Pending }
     })
     .await
+}
+
+/// After such an answer the connection speaks something else (RFC 9110 sections 7.8 and 9.3.6).
+fn is_switch(method: &Method, status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || *method == Method::CONNECT && status.is_success()
+}
+
+/// Hands the connection over, with everything that came over it after the request.
+async fn switch<R: Respond>(
+    shared: Rc<RefCell<Shared>>,
+    responder: &R,
+    response: Response<R::Answer>,
+    version: Version,
+) -> Ended {
+    let (head, body) = response.into_parts();
+    // Whoever still held the body of the request would read the other protocol for it.
+    let Some(Shared { mut link, decoder, .. }) = Rc::into_inner(shared).map(RefCell::into_inner) else {
+        return Ended::Broken("body_unread");
+    };
+    if !decoder.is_end() {
+        return Ended::Broken("body_unread");
+    }
+    write::response_head(link.outbox(), version, head.status, &head.headers, Framing::UntilClose, true, false);
+    Box::pin(responder.switch(link, body)).await;
+    Ended::Well
 }
 
 /// Whether the caller has gone. What it asks next, before it was answered, is kept.
@@ -272,27 +369,28 @@ fn has_left(shared: &mut Shared, cx: &mut Context<'_>) -> bool {
 async fn answer<A>(
     shared: &Rc<RefCell<Shared>>,
     response: Response<A>,
-    method: &Method,
-    version: Version,
+    asked: &Asked,
     keep_alive: bool,
 ) -> Result<bool, &'static str>
 where
-    A: HttpBody<Data = Bytes> + Unpin,
+    A: Outgoing,
 {
     let (head, body) = response.into_parts();
-    let framing = framing_of(&body, head.status, method, version);
+    let framing = framing_of(&body, head.status, &asked.method, asked.version);
     let mut keep_alive = keep_alive && framing != Framing::UntilClose && !says_close(&head.headers);
-    let to_head = *method == Method::HEAD;
+    let to_head = asked.method == Method::HEAD;
     poll_fn(|cx| {
         let open = &mut *shared.borrow_mut();
-        open.expects_continue = false;
+        open.waits = Waits::No;
+        // What was said in a protocol that was not agreed on is never taken for a request.
+        keep_alive &= !asked.upgrades || open.link.inbox.is_empty();
         // Of a request that was answered without being read, what still comes would be taken for the next one.
         if Rc::strong_count(shared) == 1 {
             open.skip(cx);
             keep_alive &= open.decoder.is_end();
         }
         let out = open.link.outbox();
-        write::response_head(out, version, head.status, &head.headers, framing, keep_alive, to_head);
+        write::response_head(out, asked.version, head.status, &head.headers, framing, keep_alive, to_head);
         Poll::Ready(())
     })
     .await;
@@ -300,7 +398,9 @@ where
     let mut sending = Sending::new(body, if to_head { Framing::Empty } else { framing });
     poll_fn(|cx| match sending.poll(&**shared, cx) {
         Poll::Ready(Ok(Progress::Done)) => Poll::Ready(Ok(())),
-        Poll::Ready(Ok(Progress::Waiting)) if has_left(&mut shared.borrow_mut(), cx) => Poll::Ready(Err("client_gone")),
+        Poll::Ready(Ok(Progress::Waiting)) if asked.keep_alive && has_left(&mut shared.borrow_mut(), cx) => {
+            Poll::Ready(Err("client_gone"))
+        }
         Poll::Ready(Ok(Progress::Waiting)) | Poll::Pending => Poll::Pending,
         Poll::Ready(Err(Unsent::Wire)) => Poll::Ready(Err("client_gone")),
         Poll::Ready(Err(Unsent::Body(_) | Unsent::Length)) => Poll::Ready(Err("body_broken")),
@@ -339,7 +439,8 @@ async fn refused<R: Respond>(shared: &Rc<RefCell<Shared>>, responder: &R, bad: B
     shared.borrow_mut().link.inbox.clear();
     let word = bad.word();
     let response = responder.refuse(bad);
-    let _ = answer(shared, response, &Method::GET, Version::HTTP_11, false).await;
+    let about = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false, upgrades: false };
+    let _ = answer(shared, response, &about, false).await;
     let _ = close(shared).await;
     Ended::Broken(word)
 }

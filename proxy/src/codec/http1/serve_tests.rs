@@ -19,7 +19,7 @@ struct Echo {
 impl Respond for Echo {
     type Answer = Full<Bytes>;
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(&self, request: Request<Incoming>, _: &Early) -> Response<Full<Bytes>> {
         self.seen.borrow_mut().push(format!("{} {}", request.method(), request.uri()));
         let path = request.uri().path().to_owned();
         if path == "/never" {

@@ -43,6 +43,8 @@ pub(crate) fn response_head(
     // The `Connection` of 101 names the protocol that follows.
     let connection: &[u8] = match (keep_alive, version) {
         _ if status == StatusCode::SWITCHING_PROTOCOLS => b"",
+        // What 426 asks to upgrade to stands in a field of this connection (RFC 9110 section 15.5.22).
+        (false, _) if status == StatusCode::UPGRADE_REQUIRED => b"connection: close, upgrade\r\n",
         (false, _) => b"connection: close\r\n",
         (true, Version::HTTP_10) => b"connection: keep-alive\r\n",
         (true, _) => b"",
@@ -63,6 +65,13 @@ pub(crate) fn response_head(
             Framing::Empty | Framing::Chunked | Framing::UntilClose => {}
         }
     }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes a head that comes before the response; never to a caller of version 1.0.
+pub(crate) fn interim_head(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+    status_line(out, status);
+    fields(out, headers, is_framing);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -70,8 +70,8 @@ fn is_trailers(value: &HeaderValue) -> bool {
     value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"trailers")
 }
 
-/// Headers that end at each hop (RFC 9110 section 7.6.1), whether `Connection` names them or not. `Expect` is answered
-/// here, when the body is first read.
+/// Headers that end at each hop (RFC 9110 section 7.6.1), whether `Connection` names them or not. An upgrade and `Expect` are
+/// said anew to the next.
 static ENDS_HERE: [HeaderName; 11] = [
     CONNECTION,
     KEEP_ALIVE,
@@ -86,32 +86,78 @@ static ENDS_HERE: [HeaderName; 11] = [
     HeaderName::from_static("proxy-authentication-info"),
 ];
 
-/// Takes away what ends here; `te: trailers` is kept, because gRPC asks for it end to end.
-pub(super) fn strip_hop_by_hop(parts: &mut Parts) -> Result<(), Refusal> {
-    let headers = &mut parts.headers;
+/// What a request wants of the connection that carries it.
+#[derive(Debug, Default)]
+pub(super) struct Wants {
+    /// Another protocol.
+    pub(super) upgrade: Option<HeaderValue>,
+    /// A word before its body is sent.
+    pub(super) expects: bool,
+}
+
+/// Takes away what ends here; `te: trailers` is kept, because gRPC asks for it end to end, and what the request `Wants` is
+/// asked of the next.
+pub(super) fn strip_hop_by_hop(parts: &mut Parts) -> Result<Wants, Refusal> {
+    let (headers, version) = (&mut parts.headers, parts.version);
     if !headers.keys().any(|name| ENDS_HERE.contains(name)) {
-        return Ok(());
+        return Ok(Wants::default());
     }
-    if let Some(protocol) = headers.get(UPGRADE) {
-        // Answering h2c with HTTP/1.1 is allowed; any other protocol is what the caller wants to speak.
-        if !protocol.as_bytes().eq_ignore_ascii_case(b"h2c") {
-            return Err(Refusal::bad_request("upgrading the connection is not supported by this version"));
-        }
-    }
+    let upgrade = if headers.contains_key(UPGRADE) { upgrade(headers, version)? } else { None };
     if headers.contains_key(CONNECTION) {
         check_connection(headers)?;
     }
-    if let Some(expected) = headers.get(EXPECT)
-        && !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
-    {
-        return Err(Refusal::bad_request("Expect is not 100-continue"));
+    let mut expects = false;
+    if let Some(expected) = headers.get(EXPECT) {
+        if !expected.as_bytes().eq_ignore_ascii_case(b"100-continue") {
+            return Err(Refusal::bad_request("Expect is not 100-continue"));
+        }
+        expects = version == Version::HTTP_11;
     }
     let trailers = headers.get_all(TE).iter().any(te_has_trailers);
     take_away(headers, |name| ENDS_HERE.contains(name));
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    Ok(())
+    if let Some(protocols) = &upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocols.clone());
+    }
+    if expects {
+        headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
+    }
+    Ok(Wants { upgrade, expects })
+}
+
+/// The protocols that a request asks to change to, without `h2c`: answering that with HTTP/1.1 is allowed, and callers of
+/// HTTP/2 need not ask. Of HTTP/1.0, and where `Connection` does not name it, it asks for nothing (RFC 9110 section 7.8).
+fn upgrade(headers: &HeaderMap, version: Version) -> Result<Option<HeaderValue>, Refusal> {
+    let is_meant = |value: &HeaderValue| members(value).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    if version != Version::HTTP_11 || !headers.get_all(CONNECTION).iter().any(is_meant) {
+        return Ok(None);
+    }
+    let mut asked = Vec::new();
+    for protocol in headers.get_all(UPGRADE).iter().flat_map(members).filter(|protocol| !protocol.is_empty()) {
+        // A token, and perhaps the token of a version.
+        let mut parts = protocol.split(|byte| *byte == b'/');
+        let tokens = parts.by_ref().take(2).all(|part| HeaderName::from_bytes(part).is_ok());
+        if !tokens || parts.next().is_some() {
+            return Err(Refusal::bad_request("Upgrade names something that is no protocol"));
+        }
+        if !protocol.eq_ignore_ascii_case(b"h2c") {
+            asked.push(protocol);
+        }
+    }
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    HeaderValue::from_bytes(&asked.join(&b", "[..]))
+        .map(Some)
+        .map_err(|_| Refusal::bad_request("Upgrade names something that is no protocol"))
+}
+
+/// The members of a list.
+fn members(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// In HTTP/1.1 `TE` may list codings beside `trailers`.
