@@ -6,17 +6,26 @@ mod authorization;
 mod bad_days;
 mod breaker;
 mod demo_story;
+mod drain;
+mod faults;
 mod filters;
+mod flow;
+mod grpc;
+mod health;
 mod identity;
 mod jwt;
 mod metrics;
 mod mtls;
 mod outage;
 mod outside;
+mod overload;
 mod peers;
+mod programs;
 mod quota;
 mod retries;
+mod spread;
 mod tcp;
+mod websocket;
 
 use std::path::Path;
 
