@@ -8,6 +8,7 @@ mod body;
 pub(crate) mod bad;
 pub(crate) mod call;
 mod conn;
+mod crew;
 mod drive;
 pub(crate) mod flood;
 pub(crate) mod frame;

@@ -1,4 +1,4 @@
-//! The serving end of an HTTP/2 connection: each request is answered by a task of its own.
+//! The serving end of an HTTP/2 connection: its requests are answered side by side, by its own task.
 //!
 //! Once it is time to go the caller is told, what it has asked until it knows is answered, and the connection ends: nothing
 //! is lost on the way.
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::arrive::Arrived;
 use super::body::Body;
 use super::conn::{Half, Hold, Role, Shared, State};
+use super::crew::Crew;
 use super::drive::{self, Driver};
 use super::message::{self, Unread};
 use super::send::{Sending, Unsent};
@@ -41,14 +42,19 @@ where
     let serving = Serving(Rc::new(RefCell::new(state)));
     let patience = drive::Patience { head: patience.head, idle: Some(patience.idle) };
     let mut driver = Driver::new(Role::Serving, patience);
+    let mut crew = Crew::new();
     poll_fn(|cx| {
         if time_to_go.is_over(cx) {
             driver.leave(&mut serving.0.borrow_mut());
         }
+        // What those say who were woken goes out in this turn.
+        serving.0.borrow_mut().is_about_to_be_driven();
+        crew.poll(cx);
         let over = driver.poll(&mut serving.0.borrow_mut(), cx);
         for arrived in driver.arrived() {
-            drop(tokio::task::spawn_local(exchange(Asked::of(&serving.0, arrived), Rc::clone(&responder))));
+            crew.add(exchange(Asked::of(&serving.0, arrived), Rc::clone(&responder)));
         }
+        crew.poll(cx);
         over
     })
     .await;

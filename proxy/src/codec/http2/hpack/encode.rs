@@ -14,8 +14,10 @@ use super::TABLE_SIZE;
 use super::field::Field;
 use super::table::{OVERHEAD, STATIC, STATIC_ENTRIES};
 
-/// Chains of entries, and of what was met once. A table of 4096 bytes has at most 128 entries.
+/// Chains of entries. A table of 4096 bytes has at most 128 entries.
 const CHAINS: usize = 64;
+/// Fields that were met once and are remembered: more than a head has.
+const MET: usize = 64;
 /// A field larger than this is never put into the table: it would push out too many.
 const LARGEST: usize = 1024;
 /// A cookie shorter than this could be guessed letter by letter from what the table says about it (RFC 7541 section 7.1.3).
@@ -44,8 +46,9 @@ struct Index {
     fields: [u32; CHAINS],
     /// By hash of the name.
     names: [u32; CHAINS],
-    /// Hashes of fields that were met once.
-    met: [u32; CHAINS],
+    /// Hashes of fields that were met once, the oldest at `oldest`.
+    met: [u32; MET],
+    oldest: usize,
 }
 
 /// A field in the table. Of each chain the next older entry's number.
@@ -211,7 +214,13 @@ impl Encoder {
     /// Whether such a field was met lately. From now on it was.
     fn has_met(&mut self, hash: u64) -> bool {
         let index = self.index.get_or_insert_with(Index::new);
-        std::mem::replace(&mut index.met[chain(hash)], hash as u32) == hash as u32
+        let hash = hash as u32;
+        if index.met.contains(&hash) {
+            return true;
+        }
+        index.met[index.oldest] = hash;
+        index.oldest = (index.oldest + 1) % MET;
+        false
     }
 
     fn add(&mut self, hash: u64, name_hash: u64, name: &str, value: &[u8]) {
@@ -246,7 +255,7 @@ impl Encoder {
 
 impl Index {
     fn new() -> Box<Self> {
-        Box::new(Self { fields: [0; CHAINS], names: [0; CHAINS], met: [0; CHAINS] })
+        Box::new(Self { fields: [0; CHAINS], names: [0; CHAINS], met: [0; MET], oldest: 0 })
     }
 }
 

@@ -406,6 +406,15 @@ fn what_comes_again_becomes_one_byte_and_what_changes_enters_no_table() {
 }
 
 #[test]
+fn every_field_of_a_large_head_enters_the_table_when_it_comes_again() {
+    let mut encoder = Encoder::new();
+    let head: Vec<_> = (0..50).map(|at| header("accept", &format!("text/{at}"))).collect();
+    let lengths: Vec<_> = (0..3).map(|_| encode(&mut encoder, &head).len()).collect();
+    assert!(lengths[0] > 400 && lengths[1] > 400, "{lengths:?}");
+    assert_eq!(lengths[2], 50);
+}
+
+#[test]
 fn what_is_secret_never_enters_a_table() {
     let mut encoder = Encoder::new();
     let mut marked = header("x-key", "k");
