@@ -24,8 +24,9 @@ pub struct TrafficPolicy {
     /// A connection this old gets no further exchange, up to a tenth earlier at random; `None`: however old. Default 1 h.
     #[serde(default = "an_hour")]
     pub max_connection_age: Option<Duration>,
-    /// An exchange in which nothing passes for so long, after its response head, is cut. `None`: nothing is written, so that it
-    /// is 5 min, but no limit for a streaming call; zero: no limit.
+    /// An exchange in which nothing passes for so long, while its request's body comes or after its response head, is cut, and
+    /// so is one whose caller takes nothing. `None`: nothing is written, so that it is 5 min, but silence never ends a streaming
+    /// call; zero: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_idle_timeout: Option<Duration>,
     /// A streaming call that lasts longer is cut. `None`: no limit.

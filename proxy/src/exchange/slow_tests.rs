@@ -10,6 +10,7 @@ use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,6 +18,7 @@ use super::harness::*;
 use super::overload;
 use super::tries_tests::{SERVICE, caller, route, traffic};
 use crate::observe::Direction;
+use crate::upstream::OnThisThread;
 
 const PERMISSIVE: &str = "
 ---
@@ -57,6 +59,40 @@ fn a_caller_that_takes_nothing_of_its_answer_is_cut_and_the_log_names_the_timer(
         );
         // The sidecar lives on, and the application is no longer asked for more.
         until("the application's connection to end", || application.connections.borrow()[0].is_finished()).await;
+    });
+}
+
+#[test]
+fn a_stream_of_which_the_caller_takes_nothing_is_reset_and_its_neighbours_go_on() {
+    on_one_thread(async {
+        let application = application(|_, request: Request<Incoming>| async move {
+            if request.uri().path() == "/endless" {
+                return endless();
+            }
+            says(200, "here").map(|body| body.map_err(|never| match never {}).boxed_unsync())
+        })
+        .await;
+        let sidecar = caller(&traffic(SERVICE, "timeouts: {streamIdle: 150ms}"), &[application.address]).await;
+        let io = TokioIo::new(TcpStream::connect(sidecar.outbound).await.unwrap());
+        let mut builder = hyper::client::conn::http2::Builder::new(OnThisThread);
+        builder.initial_stream_window_size(65_535).initial_connection_window_size(1 << 20);
+        let (mut send, connection) = builder.handshake(io).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let ask = |path: &str| {
+            let mut asked = Request::new(Full::new(Bytes::new()));
+            *asked.uri_mut() = format!("http://orders{path}").parse().unwrap();
+            asked
+        };
+        let unread = send.send_request(ask("/endless")).await.unwrap();
+        assert_eq!(send.send_request(ask("/")).await.unwrap().status(), 200, "beside it");
+        let lines = sidecar.log(2).await;
+        let cut = lines.iter().find(|line| line["reason"] == "stream_idle").unwrap_or_else(|| panic!("{lines:?}"));
+        assert!(
+            cut.to_string().contains("the caller took nothing for 150ms: timeouts.streamIdle of shop/orders"),
+            "{cut}"
+        );
+        assert_eq!(send.send_request(ask("/")).await.unwrap().status(), 200, "after it");
+        assert!(unread.into_body().collect().await.is_err(), "it is not taken for whole");
     });
 }
 
@@ -245,8 +281,7 @@ fn a_process_that_leaves_waits_for_the_last_connection_of_its_application() {
         let sidecar = caller(SERVICE, &[application.address]).await;
         let drain = &sidecar.shared.drain;
         let kept = TcpStream::connect(sidecar.outbound).await.unwrap();
-        let (mut send, connection) =
-            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(kept)).await.unwrap();
+        let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(kept)).await.unwrap();
         tokio::task::spawn_local(connection);
         let mut ask = async || send.send_request(request("GET", "orders", "/", "")).await.unwrap().status();
         assert_eq!(ask().await, 200);

@@ -10,6 +10,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::harness::*;
 
@@ -288,7 +289,8 @@ fn connecting_ends_in_time_tls_included_and_only_so_many_requests_wait_for_it() 
             let refused = |reason| one.contains(reason) || other.contains(reason);
             assert!(refused("limit_pending") && refused("connect_failed"), "{one} {other}");
             let details: Vec<String> = sidecar.log(2).await.iter().map(ToString::to_string).collect();
-            assert!(details.iter().any(|line| line.contains("no connection within 300ms")), "{details:?}");
+            let expected = "no connection within 300ms: timeouts.connect of shop/orders";
+            assert!(details.iter().any(|line| line.contains(expected)), "{details:?}");
         }
     });
 }
@@ -328,6 +330,43 @@ fn a_request_that_meets_a_closing_connection_goes_out_once_more_whatever_its_met
             sidecar.metrics("equerry_retries_total{outcome=\"sent\"}").iter().all(|line| line.ends_with(" 0")),
             "no retry of policy"
         );
+    });
+}
+
+#[test]
+fn an_endpoint_whose_answers_begin_well_and_break_off_is_left_alone() {
+    on_one_thread(async {
+        let broken: Rc<Cell<bool>> = Rc::default();
+        let is_broken = Rc::clone(&broken);
+        let (address, _) = listen(move |mut stream, _| {
+            let broken = is_broken.get();
+            async move {
+                let mut head = [0_u8; 4096];
+                let _ = stream.read(&mut head).await;
+                let body: &[u8] = if broken { b"half" } else { b"whole" };
+                let answer = [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", body].concat();
+                stream.write_all(&answer).await.unwrap();
+            }
+        })
+        .await;
+        let spec = "breaker: {consecutiveFailures: 3, penalty: {min: 9s, max: 9s}}";
+        let sidecar = caller(&traffic(SERVICE, spec), &[address]).await;
+        let ask = async |is: bool| {
+            broken.set(is);
+            let mut stream = TcpStream::connect(sidecar.outbound).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        // A whole answer between them, and they are not in a row.
+        for is in [true, true, false, true, true, false, true, true, true] {
+            let answer = ask(is).await;
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("whole") != is, "{answer}");
+        }
+        until("the breaker to open", || sidecar.metrics("equerry_breaker_state{").iter().any(|line| line.ends_with(" 2"))).await;
+        let answer = ask(false).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("breaker_open"), "{answer}");
     });
 }
 

@@ -355,7 +355,7 @@ impl Town {
         self.start_sidecar_with(home, &[]).await
     }
 
-    /// The same, with these settings too.
+    /// The same, with these settings (flag, value, flag, ...) too, or instead of the usual ones.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -363,7 +363,12 @@ impl Town {
         for port in [&home.outbound, &home.inbound, &home.admin, &home.telemetry] {
             port.release();
         }
-        let args = self.sidecar_args(home);
+        let mut args = self.sidecar_args(home);
+        for flag in more {
+            if let Some(usual) = args.iter().position(|arg| arg == flag).filter(|_| *flag != "--label") {
+                args.drain(usual..usual + 2);
+            }
+        }
         let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
         self.spawn(&sidecar_name(home), &args).await
     }
@@ -447,6 +452,11 @@ impl Town {
         if let Some(process) = self.running.lock().await.get(&sidecar_name(home)) {
             process.signal(signal);
         }
+    }
+
+    /// The operating system's number for a sidecar, while it runs.
+    pub async fn sidecar_id(&self, home: &Home) -> Option<u32> {
+        self.running.lock().await.get(&sidecar_name(home)).and_then(Process::id)
     }
 
     /// What a sidecar wrote to its log.

@@ -58,8 +58,9 @@ static TIMEOUTS: Shape = Shape {
         may(
             "streamIdle",
             Form::Text(&DURATION),
-            "A response whose body stands still for so long is cut. When nothing is written 5m, but never for a streaming call \
-             (gRPC, server-sent events, an upgraded connection); 0s for no limit.",
+            "A response of which nothing comes for so long, or nothing is taken by its caller, is cut, and so is a request whose \
+             body stands still. When nothing is written 5m, but silence never ends a streaming call (gRPC, server-sent events, an \
+             upgraded connection); 0s for no limit.",
         ),
         may(
             "stream",
