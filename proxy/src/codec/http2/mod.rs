@@ -43,4 +43,6 @@ mod conformance_tests;
 #[cfg(test)]
 mod frame_tests;
 #[cfg(test)]
+mod interop_tests;
+#[cfg(test)]
 mod message_tests;
