@@ -6,8 +6,13 @@
 
 pub mod api;
 pub mod dns;
+pub mod faulty;
 pub mod grpc;
+pub mod load;
+pub mod nginx;
 pub mod peers;
+pub mod storm;
+pub mod workshop;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -59,6 +64,32 @@ impl Mesh {
         mesh.town.bring_up().await?;
         mesh.settle().await?;
         Ok(mesh)
+    }
+
+    /// A control plane with these documents. Applications are the test's own business; sidecars start when they stand.
+    ///
+    /// # Errors
+    /// When it does not come up, or refuses the documents.
+    pub async fn found(program: &Path, residents: &[Resident], documents: &str) -> Result<Self> {
+        let mesh = Self::plan(program, residents).await?;
+        mesh.town.start_control_plane(&[]).await?;
+        mesh.apply(documents).await?;
+        Ok(mesh)
+    }
+
+    /// Starts everybody's sidecar, with these settings too, and waits until all are ready.
+    ///
+    /// # Errors
+    /// When one does not become ready.
+    pub async fn start_sidecars(&self, more: &[&str]) -> Result<()> {
+        for home in &self.town.homes {
+            self.town.join(home).await?;
+            self.town.start_sidecar_with(home, more).await?;
+        }
+        for home in &self.town.homes {
+            self.town.wait_ready(home).await?;
+        }
+        Ok(())
     }
 
     /// Waits until every application that calls a Service reaches it: a sidecar is ready before others know of it.

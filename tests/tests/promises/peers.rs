@@ -1,10 +1,7 @@
 //! The mesh speaks with programs that others wrote.
 
-use std::process::Stdio;
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use equerry_tests::{Mesh, eventually, peers};
+use equerry_tests::{Mesh, peers};
 
 use crate::{PAIR, program};
 
@@ -67,52 +64,5 @@ async fn promtool_finds_no_fault_with_a_sidecars_metrics() -> Result<()> {
     let file = mesh.file("metrics.txt", &orders.scrape().await?.text)?;
     let command = format!("promtool check metrics < {}", file.display());
     peers::run("sh", &["-c", &command]).await?.succeeded()?;
-    Ok(())
-}
-
-const GRPC_SERVICE: &str = "\
-apiVersion: v1
-kind: Service
-metadata: {name: inventory, namespace: shop, annotations: {equerry.dev/accounts: inventory}}
-spec:
-  selector: {app: inventory}
-  ports: [{name: grpc, port: 80, targetPort: 8080, appProtocol: grpc}]
-";
-
-#[tokio::test]
-async fn grpcio_calls_a_grpcio_server_through_two_sidecars() -> Result<()> {
-    if !peers::python_has("grpc", "pip install grpcio")? {
-        return Ok(());
-    }
-    let mesh = Mesh::plan(program(), &PAIR[..2]).await?;
-    let town = &mesh.town;
-    let (orders, inventory) = (town.home("orders")?, town.home("inventory-v1")?);
-    town.start_control_plane(&[]).await?;
-    town.equerry(&["apply", "-f", &town.policies().display().to_string()]).await?.succeeded()?;
-    mesh.apply(GRPC_SERVICE).await?;
-    // No route: all of inventory is this one instance.
-    town.equerry(&["delete", "httproute", "inventory", "-n", "shop"]).await?.succeeded()?;
-    let script = mesh.file("grpc_echo.py", include_str!("../../src/grpc_echo.py"))?.display().to_string();
-    inventory.app.release();
-    let mut server = tokio::process::Command::new("python3");
-    server.args([&script, "serve", &inventory.app.number().to_string()]).stdin(Stdio::piped()).kill_on_drop(true);
-    let _server = server.spawn()?;
-    town.start_app(orders).await?;
-    for home in &town.homes {
-        town.join(home).await?;
-        town.start_sidecar(home).await?;
-    }
-    for home in &town.homes {
-        town.wait_ready(home).await?;
-    }
-    let target = orders.outbound.address();
-    let good = eventually(Duration::from_secs(20), "a call that comes back", async || {
-        let said = peers::run("python3", &[&script, "call", &target, "inventory"]).await?.succeeded()?.out;
-        if said.contains("Say OK") { Ok(Some(said)) } else { anyhow::bail!("{said}") }
-    })
-    .await?;
-    ensure!(good == "Say OK echo hello\nCount OK 0 1 2\nFail RESOURCE_EXHAUSTED nothing left\n", "grpcio got {good:?}");
-    let unknown = peers::run("python3", &[&script, "call", &target, "inventry"]).await?.succeeded()?.out;
-    ensure!(unknown.contains("Say UNIMPLEMENTED") && unknown.contains("inventory"), "an unknown name: {unknown:?}");
     Ok(())
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use equerry::demo::ports::HeldPort;
 use equerry_tests::{Mesh, eventually, peers};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::{PAIR, program};
@@ -130,6 +131,10 @@ async fn psql_queries_postgresql_through_two_sidecars_until_policy_says_no() -> 
     let said = psql("select * from stock order by n").await?.succeeded()?;
     ensure!(said.out.lines().count() == 50_000 && said.out.contains("\n49999|"), "{} bytes", said.out.len());
 
+    copies_both_ways(&mesh, &local, &psql).await?;
+    hears_what_others_say(&local, &psql).await?;
+    sees_a_server_that_was_killed(&psql).await?;
+
     // Requests go nowhere there, and say why.
     let refused = orders.through_sidecar().get("db:5432", "/", &[]).await?;
     ensure!(refused.status == 400 && refused.shown().contains("speaks TCP"), "HTTP was answered {}", refused.shown());
@@ -160,6 +165,80 @@ async fn psql_queries_postgresql_through_two_sidecars_until_policy_says_no() -> 
     .await
 }
 
+/// Twenty megabytes out of PostgreSQL, and into it again.
+async fn copies_both_ways(
+    mesh: &Mesh,
+    local: &str,
+    psql: &impl AsyncFn(&str) -> Result<equerry::demo::process::Said>,
+) -> Result<()> {
+    const ROWS: usize = 500_000;
+    let out = psql(&format!("copy (select n, md5(n::text) from generate_series(1, {ROWS}) n) to stdout")).await?;
+    let rows = out.succeeded()?.out;
+    ensure!(rows.lines().count() == ROWS && rows.ends_with("\n"), "{} bytes came", rows.len());
+    let file = mesh.file("rows", &rows)?;
+    psql("create table copied (n integer, text text)").await?.succeeded()?;
+    let copy = format!("\\copy copied from '{}'", file.display());
+    let to = ["-h", "127.0.0.1", "-p", local, "-U", "postgres", "-X", "-c", &copy];
+    peers::run("psql", &to).await?.succeeded()?;
+    let said = psql("select count(*), count(distinct text), bool_and(md5(n::text) = text) from copied").await?;
+    ensure!(said.succeeded()?.out.trim() == format!("{ROWS}|{ROWS}|t"), "what was copied is not what came");
+    Ok(())
+}
+
+/// A connection that asked for nothing is told something.
+async fn hears_what_others_say(
+    local: &str,
+    psql: &impl AsyncFn(&str) -> Result<equerry::demo::process::Said>,
+) -> Result<()> {
+    let mut listener = Command::new("psql");
+    listener.args(["-h", "127.0.0.1", "-p", local, "-U", "postgres", "-X", "-A", "-t"]).stdin(Stdio::piped());
+    let mut listener = listener.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut says = listener.stdin.take().context("psql's input")?;
+    let mut hears = BufReader::new(listener.stdout.take().context("psql's output")?).lines();
+    let heard = async {
+        says.write_all(b"listen news;\n\\echo listens\n").await?;
+        while hears.next_line().await?.context("psql has ended")? != "listens" {}
+        psql("notify news, 'it rains'").await?.succeeded()?;
+        loop {
+            // psql looks for what came whenever it has run a command.
+            says.write_all(b"select 'nothing';\n").await?;
+            let line = hears.next_line().await?.context("psql has ended")?;
+            if line != "nothing" && line != "LISTEN" {
+                return anyhow::Ok(line);
+            }
+        }
+    };
+    let heard = tokio::time::timeout(Duration::from_secs(10), heard).await.context("nothing was heard")??;
+    ensure!(heard.contains("\"news\"") && heard.contains("it rains"), "psql heard {heard}");
+    Ok(())
+}
+
+/// A query whose server process dies ends at once, and PostgreSQL is reached again when it is back.
+async fn sees_a_server_that_was_killed(
+    psql: &impl AsyncFn(&str) -> Result<equerry::demo::process::Said>,
+) -> Result<()> {
+    let sleeping = psql("select pg_sleep(60), 'to be killed'");
+    let killed = async {
+        let find = "select pid from pg_stat_activity where query like 'select pg_sleep%to be killed%'";
+        let pid = eventually(Duration::from_secs(10), "the query to run", async || {
+            Ok(psql(find).await?.succeeded()?.out.trim().parse().ok().and_then(rustix::process::Pid::from_raw))
+        })
+        .await?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        anyhow::Ok(std::time::Instant::now())
+    };
+    let (ended, killed) = tokio::join!(sleeping, killed);
+    let (ended, after) = (ended?, killed?.elapsed());
+    ensure!(ended.code == Some(2) && ended.err.contains("server closed the connection"), "{}", ended.everything());
+    ensure!(after < Duration::from_secs(5), "noticed after {after:?}");
+    eventually(Duration::from_secs(20), "PostgreSQL to be back", async || {
+        let said = psql("select count(*) from stock").await?.succeeded()?;
+        ensure!(said.out.trim() == "50000", "psql said {}", said.out);
+        Ok(Some(()))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn redis_cli_speaks_to_redis_through_two_sidecars() -> Result<()> {
     const INSTALL: &str = "apt-get install redis-server redis-tools";
@@ -184,9 +263,38 @@ async fn redis_cli_speaks_to_redis_through_two_sidecars() -> Result<()> {
     ensure!(cli(&["get", "much"]).await?.succeeded()?.out.trim() == much, "a large value came back changed");
     let said = cli(&["-r", "200", "incr", "counted"]).await?.succeeded()?.out;
     ensure!(said.lines().last() == Some("200"), "200 commands on one connection: {said}");
+    pipelines(&mesh, &local).await?;
+    subscribes(&local, &cli).await?;
     let orders = mesh.town.home("orders")?;
     let counted = orders.scrape().await?.text;
     let mut lines = counted.lines().filter(|line| line.starts_with("equerry_tcp_connections_total{"));
     ensure!(lines.any(|line| line.contains("shop/db") && line.contains("reason=\"ok\"")), "counted: {counted}");
     Ok(())
+}
+
+/// A hundred thousand commands are sent without waiting for their answers.
+async fn pipelines(mesh: &Mesh, local: &str) -> Result<()> {
+    let commands: String = (0..100_000).map(|number| format!("SET key:{number} {number}\r\n")).collect();
+    let file = mesh.file("commands", &commands)?;
+    let command = format!("redis-cli -h 127.0.0.1 -p {local} --pipe < {}", file.display());
+    let said = peers::run("sh", &["-c", &command]).await?.succeeded()?.out;
+    ensure!(said.contains("errors: 0, replies: 100000"), "{said}");
+    Ok(())
+}
+
+/// A connection that asks for nothing more is told what others publish.
+async fn subscribes(local: &str, cli: &impl AsyncFn(&[&str]) -> Result<equerry::demo::process::Said>) -> Result<()> {
+    let mut subscriber = Command::new("redis-cli");
+    subscriber.args(["-h", "127.0.0.1", "-p", local, "subscribe", "news"]).stdin(Stdio::null());
+    let mut subscriber = subscriber.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut hears = BufReader::new(subscriber.stdout.take().context("its output")?).lines();
+    eventually(Duration::from_secs(10), "somebody to hear", async || {
+        Ok((cli(&["publish", "news", "it rains"]).await?.succeeded()?.out.trim() == "1").then_some(()))
+    })
+    .await?;
+    let heard = async {
+        while hears.next_line().await?.context("redis-cli has ended")? != "it rains" {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(10), heard).await.context("nothing was heard")?
 }
