@@ -27,10 +27,7 @@ pub fn route(
     }
     let mut steps = match (destination.routes(leave.port()), destination.tcp_route(leave.port())) {
         (Some(routes), _) => rules(routes, parts, &outcome),
-        (None, Some(rule)) => {
-            let because = format!("connections go by it, whatever they say{}", destinations(rule));
-            vec![Step::new(format!("{} rules[0]", rule.route), Outcome::Decided, because, &rule.origin)]
-        }
+        (None, Some(rule)) => vec![by_tcp_route(rule)],
         (None, None) => {
             let because = "it has no routes: requests go to the Service itself";
             vec![Step::new(leave.service().to_string(), Outcome::Decided, because, &destination.origin)]
@@ -38,6 +35,32 @@ pub fn route(
     };
     steps.extend(faults(destination, &parts.headers));
     (steps, outcome)
+}
+
+/// The same of a connection in whose bytes nobody looks for requests.
+pub fn connect(
+    leave: &MayLeave,
+    destination: &CompiledDestination,
+    rng: &mut fastrand::Rng,
+) -> (Vec<Step>, Result<Decision, Refusal>) {
+    let outcome = route::connect(leave, destination, rng);
+    let step = match (&outcome, destination.tcp_route(leave.port())) {
+        (Err(refusal), rule) => {
+            let origin = rule.map_or(&destination.origin, |rule| &rule.origin);
+            Step::new(leave.service().to_string(), Outcome::Decided, refusal.to_string(), origin)
+        }
+        (Ok(_), Some(rule)) => by_tcp_route(rule),
+        (Ok(_), None) => {
+            let because = "it has no TCPRoute: connections go to the Service itself";
+            Step::new(leave.service().to_string(), Outcome::Decided, because, &destination.origin)
+        }
+    };
+    (vec![step], outcome.map(Decision::Forward))
+}
+
+fn by_tcp_route(rule: &RouteRule) -> Step {
+    let because = format!("connections go by it, whatever they say{}", destinations(rule));
+    Step::new(format!("{} rules[0]", rule.route), Outcome::Decided, because, &rule.origin)
 }
 
 fn rules(routes: &PortRoutes, parts: &Parts, outcome: &Result<Decision, Refusal>) -> Vec<Step> {
