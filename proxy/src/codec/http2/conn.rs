@@ -151,6 +151,11 @@ impl State {
         }
     }
 
+    /// The driver looks next: nobody need wake it.
+    pub(super) fn is_about_to_be_driven(&mut self) {
+        self.woken = true;
+    }
+
     /// Makes the driver look again.
     pub(super) fn wake_driver(&mut self) {
         if !self.woken {
