@@ -79,6 +79,8 @@ pub(crate) struct Open {
     pub(super) inbox: BytesMut,
     /// The size of the next read of a body in flow.
     flow: usize,
+    /// The wire gives no more than a TLS record at a time: several go into one buffer.
+    sips: bool,
     /// Small pieces to be sent, the first `sent` bytes of which were.
     pub(super) outbox: Vec<u8>,
     sent: usize,
@@ -141,6 +143,7 @@ impl Link {
             wire: Box::new(wire),
             inbox: BytesMut::from(read),
             flow: GLANCE,
+            sips: false,
             outbox: Vec::new(),
             sent: 0,
             large: Bytes::new(),
@@ -188,13 +191,17 @@ impl Open {
             }
             return Poll::Ready(Ok(came));
         }
-        self.inbox.reserve(self.flow);
+        let needed = if self.sips { GLANCE } else { self.flow };
+        if self.inbox.capacity() - self.inbox.len() < needed {
+            self.inbox.reserve(self.flow);
+        }
         let polled = tokio_util::io::poll_read_buf(Pin::new(&mut self.wire), cx, &mut self.inbox);
         match &polled {
             // Nothing is held while waiting for a sender that is slower than we are.
             Poll::Pending if self.inbox.is_empty() => self.inbox = BytesMut::new(),
             // What only trickles needs no large buffer.
             Poll::Ready(Ok(came)) if *came < SMALL => self.flow = GLANCE,
+            Poll::Ready(Ok(came)) => self.sips = *came <= GLANCE,
             _ => {}
         }
         polled
@@ -230,6 +237,11 @@ impl Open {
 
     fn is_empty(&self) -> bool {
         self.outbox.is_empty() && self.large.is_empty()
+    }
+
+    /// Whether a large piece waits: another would be copied.
+    pub(super) fn holds_large(&self) -> bool {
+        !self.large.is_empty()
     }
 
     /// Bytes that wait to be sent.

@@ -7,11 +7,11 @@ use http::{Method, StatusCode, request};
 
 use super::bad::{Bad, Code};
 use super::conn::{Role, State};
-use super::frame::{self, Frame, Settings};
+use super::frame::{self, Frame, Rest, Settings};
 use super::message::{self, Unread};
 use super::streams::{Ended, Key, Over};
 use super::window::ReceiveWindow;
-use super::{STREAMS, window};
+use super::{MAX_FRAME, STREAMS, window};
 use crate::codec::{MAX_HEADER_BYTES, spare};
 
 /// Interim heads that wait until somebody takes them.
@@ -36,6 +36,14 @@ pub(super) struct Arrived {
     pub(super) head: Result<request::Parts, Unread>,
 }
 
+/// What can be taken of what was read.
+enum Next {
+    Frame(Frame),
+    /// More of DATA whose beginning was taken.
+    More(Frame),
+    Nothing,
+}
+
 /// What a frame did beside what the connection now knows.
 #[derive(Debug, Default)]
 pub(super) struct News {
@@ -43,6 +51,8 @@ pub(super) struct News {
     pub(super) arrived: Vec<Arrived>,
     /// The header block that is not whole.
     pub(super) begun: Option<Begun>,
+    /// DATA of which the beginning was taken.
+    pub(super) rest: Option<Rest>,
     /// SETTINGS came: what must be first has been.
     pub(super) introduced: bool,
     /// An answer to our PING of this content.
@@ -56,10 +66,10 @@ impl State {
     /// What the peer did that ends the connection.
     pub(super) fn take_frames(&mut self, news: &mut News, now: Instant) -> Result<(), Bad> {
         loop {
-            let taken = frame::take(&mut self.link.inbox, frame::SMALLEST_MAX_FRAME);
-            let heeded = match taken {
-                Ok(None) => return Ok(()),
-                Ok(Some(frame)) => self.flood.frame(&frame, now).and_then(|()| self.heed(frame, news, now)),
+            let heeded = match self.next_frame(news) {
+                Ok(Next::Nothing) => return Ok(()),
+                Ok(Next::More(data)) => self.heed(data, news, now),
+                Ok(Next::Frame(frame)) => self.flood.frame(&frame, now).and_then(|()| self.heed(frame, news, now)),
                 // Where only one frame can be the next, any other ends the connection.
                 Err(Bad::Stream { why, .. }) if news.begun.is_some() || !news.introduced => Err(Bad::protocol(why)),
                 Err(bad) => Err(bad),
@@ -73,6 +83,23 @@ impl State {
                 Err(bad) => return Err(bad),
             }
         }
+    }
+
+    fn next_frame(&mut self, news: &mut News) -> Result<Next, Bad> {
+        let inbox = &mut self.link.inbox;
+        if let Some(rest) = &mut news.rest {
+            let Some(more) = rest.take(inbox) else { return Ok(Next::Nothing) };
+            if rest.is_over() {
+                news.rest = None;
+            }
+            return Ok(Next::More(more));
+        }
+        if let Some(frame) = frame::take(inbox, MAX_FRAME)? {
+            return Ok(Next::Frame(frame));
+        }
+        let Some((frame, rest)) = frame::take_begun(inbox) else { return Ok(Next::Nothing) };
+        news.rest = Some(rest);
+        Ok(Next::Frame(frame))
     }
 
     /// Resets a stream on which the peer did something wrong.

@@ -48,8 +48,11 @@ async fn section_4_2_frames_have_a_largest_size() {
         client.send(&headers(END_HEADERS, 1, &post_with(&[]))).await;
         client.send(&data(END_STREAM, 1, &pattern(16_384))).await;
         assert_eq!(client.answer(1).await, (200, pattern(16_384)));
-        client.ends(&data(END_STREAM, 3, &[0; 16_385]), Code::FRAME_SIZE_ERROR).await;
-        Raw::new().await.ends(&headers(BOTH, 1, &[0; 16_385]), Code::FRAME_SIZE_ERROR).await;
+        client.send(&headers(END_HEADERS, 3, &post_with(&[]))).await;
+        client.send(&data(END_STREAM, 3, &pattern(40_000))).await;
+        assert_eq!(client.answer(3).await, (200, pattern(40_000)));
+        client.ends(&data(END_STREAM, 5, &[0; 65_537]), Code::FRAME_SIZE_ERROR).await;
+        Raw::new().await.ends(&headers(BOTH, 1, &[0; 65_537]), Code::FRAME_SIZE_ERROR).await;
     })
     .await;
 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use bytes::Bytes;
 use http::HeaderMap;
 
 use super::bad::Code;
@@ -18,7 +19,7 @@ use super::hpack::{Decoder, Encoder};
 use super::message;
 use super::streams::{Key, Over, Streams};
 use super::window::{self, ReceiveWindow, SendWindow};
-use super::{CONNECTION_WINDOW, STREAMS};
+use super::{CONNECTION_WINDOW, MAX_FRAME, STREAMS};
 use crate::codec::{Link, MAX_HEADER_BYTES};
 
 /// An outbox that holds as much, though no DATA was added, belongs to a peer who asks and does not listen.
@@ -97,7 +98,7 @@ impl State {
         let out = link.outbox();
         let mut settings = Settings {
             max_header_list_size: Some(MAX_HEADER_BYTES),
-            max_frame_size: None,
+            max_frame_size: Some(MAX_FRAME),
             ..Settings::default()
         };
         match role {
@@ -172,6 +173,12 @@ impl State {
         self.added += (out.len() - before) as u64;
         self.wake_driver();
         done
+    }
+
+    /// Adds a large piece, which is sent from where it is.
+    pub(super) fn say_large(&mut self, data: Bytes) {
+        self.added += data.len() as u64;
+        self.link.add(data);
     }
 
     /// Bytes that wait to be sent.

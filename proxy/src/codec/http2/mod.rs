@@ -26,6 +26,8 @@ pub(crate) use body::Body;
 
 /// Exchanges at once on one connection (Envoy's 1,024).
 const STREAMS: u32 = 1024;
+/// The largest payload of a frame we take: a large body costs less in large frames, and no other stream waits for long.
+const MAX_FRAME: u32 = 64 * 1024;
 /// What a peer may send in all before it hears from us: much more than is ever on the way.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// The window of a stream whose reader keeps up grows to this.

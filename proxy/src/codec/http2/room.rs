@@ -15,6 +15,8 @@ use super::{LARGEST_STREAM_WINDOW, UNREAD};
 
 /// DATA is not added to an outbox that holds as much: four TLS records.
 const ENOUGH: usize = 64 * 1024;
+/// DATA from this size on is not copied to the outbox.
+const LARGE: usize = 32 * 1024;
 /// So many of those that wait to send are woken at a time.
 const WOKEN: usize = 16;
 
@@ -69,7 +71,9 @@ impl State {
                 return Put::Blocked;
             }
             let allowed = allowed.min(self.send_window.available()).min(self.max_frame as usize);
-            if !self.has_room() || !piece.is_empty() && allowed == 0 {
+            // Of large ones one at a time is sent from where it is.
+            let room = self.has_room() && !(piece.len() >= LARGE && self.link.holds_large());
+            if !room || !piece.is_empty() && allowed == 0 {
                 self.queue_up(key, cx);
                 return Put::Blocked;
             }
@@ -78,8 +82,13 @@ impl State {
             let data = piece.split_to(length);
             self.say(|out, _| {
                 frame::put_data_head(out, id, length, ends);
-                out.extend_from_slice(&data);
+                if length < LARGE {
+                    out.extend_from_slice(&data);
+                }
             });
+            if length >= LARGE {
+                self.say_large(data);
+            }
             self.flood.sent_data(1);
             self.send_window.sent(length);
             self.streams.at(key).send_window.sent(length);
@@ -100,7 +109,7 @@ impl State {
     /// Tells those who wait to send that they can. What each of them adds wakes the driver, who comes here again.
     pub(super) fn offer_room(&mut self) {
         let mut woken = 0;
-        while woken < WOKEN && self.has_room() && self.send_window.available() > 0 {
+        while woken < WOKEN && self.has_room() && !self.link.holds_large() && self.send_window.available() > 0 {
             let Some(key) = self.queue.pop_front() else { break };
             let stream = self.streams.at(key);
             // Not so: it was let go meanwhile, and its slot may have another stream.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::bad::Code;
 
-pub(crate) use read::take;
+pub(crate) use read::{Rest, take, take_begun};
 pub(crate) use write::{
     finish_headers, put_data_head, put_go_away, put_ping, put_reset, put_settings, put_settings_ack, put_window_update,
     start_headers,

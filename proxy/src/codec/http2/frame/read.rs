@@ -9,6 +9,9 @@ use super::{
 use crate::codec::http2::bad::{Bad, Code};
 use crate::codec::http2::window;
 
+/// A part of DATA that is worth being looked at by itself.
+const WORTH_TAKING: usize = 4 * 1024;
+
 /// A frame's type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -97,6 +100,45 @@ pub(crate) fn take(inbox: &mut BytesMut, max_frame_size: u32) -> Result<Option<F
     };
     inbox.advance(head.length);
     read.map(Some)
+}
+
+/// What is still to come of DATA whose beginning was taken.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    stream: u32,
+    left: usize,
+    end: bool,
+}
+
+/// Takes the beginning of a large DATA that is not whole yet, so that nobody waits for the rest of it, and nothing has to hold
+/// it together. `None`: there is none, or not enough of it.
+pub(crate) fn take_begun(inbox: &mut BytesMut) -> Option<(Frame, Rest)> {
+    let head = Head::read(inbox.first_chunk::<HEAD>()?);
+    let here = inbox.len() - HEAD;
+    if head.kind != Kind::Data || head.stream == 0 || head.has(PADDED) || here < WORTH_TAKING || here >= head.length {
+        return None;
+    }
+    inbox.advance(HEAD);
+    let frame = Frame::Data { stream: head.stream, data: inbox.split().freeze(), padded: 0, end: false };
+    Some((frame, Rest { stream: head.stream, left: head.length - here, end: head.has(END_STREAM) }))
+}
+
+impl Rest {
+    /// Takes more of it; `None`: not enough has come.
+    pub(crate) fn take(&mut self, inbox: &mut BytesMut) -> Option<Frame> {
+        let here = inbox.len().min(self.left);
+        if here < self.left.min(WORTH_TAKING) {
+            return None;
+        }
+        self.left -= here;
+        let data = inbox.split_to(here).freeze();
+        Some(Frame::Data { stream: self.stream, data, padded: 0, end: self.end && self.left == 0 })
+    }
+
+    /// Whether all of it was taken.
+    pub(crate) fn is_over(&self) -> bool {
+        self.left == 0
+    }
 }
 
 /// Cuts padding off both ends; how many bytes that were.
