@@ -10,6 +10,7 @@ pub mod join;
 pub mod leaf;
 pub mod pem;
 pub mod request;
+pub mod signing;
 pub mod skew;
 #[cfg(feature = "tls")]
 pub mod tls;
@@ -20,6 +21,7 @@ pub use identity::{Identity, IdentityFault};
 pub use join::{AdminToken, BadToken, JoinToken, SecretHash};
 pub use leaf::{Leaf, PeerFault};
 pub use request::{KeyFault, Request};
+pub use signing::{SigningKey, VerifyingKey};
 pub use skew::{MAX_SKEW, Skew, rfc3339};
 
 /// DER of one certificate.

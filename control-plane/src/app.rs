@@ -20,6 +20,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::access::{Limits, Role};
+use crate::audit::By;
 use crate::authority::{Authority, CA_FILE};
 use crate::config::{Command, CommandLine, Settings};
 use crate::control::ControlPlane;
@@ -31,6 +32,8 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// Quota windows are looked after this often.
 const SETTLE_EVERY: Duration = Duration::from_millis(50);
 /// Old grants are removed from the store this often.
+/// How much of the audit log may be without a signature.
+const SIGN_AUDIT_EVERY: Duration = Duration::from_secs(60);
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// A certificate that could not be renewed is tried again after this.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
@@ -139,6 +142,7 @@ async fn start_and_serve(settings: &Settings) -> Result<()> {
     say_ready(settings, &token, grpc.local_addr()?, admin.local_addr()?, control.epoch());
     tokio::spawn(keep_leases(control.clone()));
     tokio::spawn(keep_quotas(control.clone()));
+    tokio::spawn(keep_audit(control.clone(), settings.audit_retention));
     tokio::spawn(keep_face(control.clone(), Arc::clone(&face), settings.advertise.clone(), renew_at));
     let grpc = tokio::spawn(serve::serve_grpc(control.clone(), Arc::clone(&face), grpc));
     let admin = tokio::spawn(serve::serve_admin(control.clone(), face, admin));
@@ -149,6 +153,7 @@ async fn start_and_serve(settings: &Settings) -> Result<()> {
     }
     tracing::info!("stopping; sidecars go on with what they know");
     control.stop();
+    control.sign_audit().await;
     let _ = tokio::join!(grpc, admin);
     Ok(())
 }
@@ -160,7 +165,7 @@ async fn first_admin_token(control: &ControlPlane, dir: &Path) -> Result<PathBuf
     if path.try_exists().with_context(said)? {
         return Ok(path);
     }
-    let token = control.create_admin_token("first", Role::Admin, Limits::default()).await?;
+    let token = control.create_admin_token("first", Role::Admin, Limits::default(), By::name("first start")).await?;
     let new = dir.join(format!(".{ADMIN_TOKEN}.new"));
     let _ = fs::remove_file(&new);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).with_context(said)?;
@@ -211,6 +216,21 @@ async fn keep_quotas(control: ControlPlane) {
         } else {
             control.settle_quotas(&mut followed).await;
         }
+    }
+}
+
+/// Signs the audit log every minute, and lets go of what was kept long enough.
+async fn keep_audit(control: ControlPlane, kept: Duration) {
+    let mut every = tokio::time::interval(SIGN_AUDIT_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut retain_at = Instant::now();
+    loop {
+        every.tick().await;
+        if Instant::now() >= retain_at {
+            retain_at = Instant::now() + FORGET_EVERY;
+            control.retain_audit(kept).await;
+        }
+        control.sign_audit().await;
     }
 }
 

@@ -7,18 +7,21 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use equerry_certs::pem::BadPem;
 use equerry_certs::{
     AuthorityFault, AuthorityPem, BundleFault, HostName, Identity, IdentityFault, Issued, KeyFault, Pin, Request,
-    SignFault, TrustBundle, Zeroizing,
+    SignFault, SigningKey, TrustBundle, Zeroizing,
 };
 use equerry_policies::names::{BadName, SpiffeId, TrustDomain, control_plane_id};
 
 const ROOT_KEY: &str = "root.key";
 const ROOT: &str = "root.pem";
 const ISSUING_KEY: &str = "issuing.key";
+/// Signs the audit log.
+const AUDIT_KEY: &str = "audit.key";
 const ISSUING: &str = "issuing.pem";
 /// What people and programs outside are given, to believe the admin API.
 pub const CA_FILE: &str = "ca.pem";
@@ -35,6 +38,7 @@ pub struct Authority {
     bundle: TrustBundle,
     pin: Pin,
     lifetime: Duration,
+    audit_key: Arc<SigningKey>,
     inner: RwLock<equerry_certs::Authority>,
 }
 
@@ -64,8 +68,8 @@ impl Authority {
         if changed || !dir.join(CA_FILE).exists() {
             keep(dir, &inner.to_pem(), &bundle)?;
         }
-        let authority =
-            Self { dir: dir.to_owned(), trust_domain: found, bundle, pin, lifetime, inner: RwLock::new(inner) };
+        let (audit_key, inner) = (Arc::new(audit_key(dir)?), RwLock::new(inner));
+        let authority = Self { dir: dir.to_owned(), trust_domain: found, bundle, pin, lifetime, audit_key, inner };
         authority.renew_issuing_if_due(now)?;
         Ok(authority)
     }
@@ -88,6 +92,11 @@ impl Authority {
     /// How long the certificates it issues hold.
     pub fn lifetime(&self) -> Duration {
         self.lifetime
+    }
+
+    /// Signs the audit log.
+    pub fn audit_key(&self) -> &Arc<SigningKey> {
+        &self.audit_key
     }
 
     /// Issues a workload's certificate for the key of a request.
@@ -128,6 +137,19 @@ impl Authority {
         }
         Ok(())
     }
+}
+
+/// The key kept in `dir`, or a new one. One that was lost is replaced, which the log's readers see: its checkpoints are
+/// signed by another key from then on.
+fn audit_key(dir: &Path) -> Result<SigningKey, AuthorityError> {
+    let path = dir.join(AUDIT_KEY);
+    if path.try_exists().map_err(|error| io_error("look at", &path, error))? {
+        let broken = |bad| AuthorityError::AuditKey { path: path.clone(), bad };
+        return SigningKey::read(&read_private(&path)?).map_err(broken);
+    }
+    let (key, kept) = SigningKey::create()?;
+    write_whole(dir, AUDIT_KEY, kept.as_bytes())?;
+    Ok(key)
 }
 
 /// Whether there is no authority in the directory yet; what an interrupted first start left is removed.
@@ -246,6 +268,14 @@ pub enum AuthorityError {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+    },
+    /// The audit log's key is none.
+    #[error("{} cannot be read: {bad}; restore it from a backup, or remove it: a new one is made, and readers of the log see that the key changed", .path.display())]
+    AuditKey {
+        /// Which file.
+        path: PathBuf,
+        /// What the reader said.
+        bad: BadPem,
     },
     /// Files are missing beside others.
     #[error("the certificate authority in {} is incomplete, missing: {missing}; restore it from a backup (a new one would be believed by no workload that has joined)", .dir.display())]

@@ -17,6 +17,8 @@ const MAX_FILE: u64 = 1 << 20;
 /// Certificates live no shorter: a sidecar renews at two thirds and must have time to try again ...
 const SHORTEST_LIFE: Duration = Duration::from_secs(60);
 /// ... and no longer: nothing revokes them but their end.
+/// Nobody should lose today's entries by a slip of the pen.
+const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The control plane of the Equerry mesh.
@@ -70,6 +72,9 @@ pub struct Given {
     /// How long workload certificates live, 1m to 30d; they are renewed at two thirds [default: 24h].
     #[arg(long, env = "EQUERRY_CERTIFICATE_LIFETIME", value_name = "DURATION")]
     certificate_lifetime: Option<String>,
+    /// How long entries of the audit log are kept, 1d at least [default: 400d].
+    #[arg(long, env = "EQUERRY_AUDIT_RETENTION", value_name = "DURATION")]
+    audit_retention: Option<String>,
     /// What to log to standard error: error, warn, info, debug, trace, or a filter [default: info].
     #[arg(long, env = "EQUERRY_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -101,6 +106,8 @@ pub struct Settings {
     pub trust_domain: TrustDomain,
     /// How long workload certificates live.
     pub certificate_lifetime: Duration,
+    /// How long entries of the audit log are kept.
+    pub audit_retention: Duration,
     /// `tracing` filter.
     pub log: String,
     /// End when standard input closes.
@@ -143,6 +150,7 @@ impl Given {
             advertise: self.advertise.or(file.advertise).unwrap_or_default(),
             trust_domain: TrustDomain::parse(&trust_domain).map_err(|error| bad(format!("--trust-domain: {error}")))?,
             certificate_lifetime: lifetime_of(&lifetime)?,
+            audit_retention: retention_of(self.audit_retention.or(file.audit_retention).as_deref())?,
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
             exit_with_stdin: self.exit_with_stdin,
         })
@@ -169,6 +177,13 @@ fn lifetime_of(text: &str) -> Result<Duration, BadSettings> {
         return Err(bad(format!("--certificate-lifetime {text:?}: expected 1m to 30d")));
     }
     Ok(lifetime)
+}
+
+fn retention_of(text: Option<&str>) -> Result<Duration, BadSettings> {
+    let text = text.unwrap_or("400d");
+    duration(text)
+        .filter(|kept| *kept >= SHORTEST_RETENTION)
+        .ok_or_else(|| bad(format!("--audit-retention {text:?}: expected a duration of 1d at least, such as 90d")))
 }
 
 /// Reads a duration such as `24h`, `90m`, `30s` or `1h30m`.
@@ -231,6 +246,7 @@ mod tests {
             ("--trust-domain", "Shop!", "trust domain"),
             ("--certificate-lifetime", "10s", "1m to 30d"),
             ("--certificate-lifetime", "soon", "expected a duration"),
+            ("--audit-retention", "1h", "1d at least"),
         ] {
             let error = complete(&[flag, value]).unwrap_err().to_string();
             assert!(error.starts_with(flag) && error.contains(word), "{error}");

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use equerry_control_plane::access::{Limits, Role};
+use equerry_control_plane::audit::By;
 use equerry_control_plane::authority::Authority;
 use equerry_control_plane::control::ControlPlane;
 use equerry_control_plane::serve::{Face, serve_admin};
@@ -41,7 +42,7 @@ impl Mesh {
         tokio::spawn(serve_admin(control.clone(), Arc::new(face), listener));
         let ca_path = folder.path().join("ca.pem");
         let ca_pem = std::fs::read(&ca_path).unwrap();
-        let token = Some(control.create_admin_token("test", Role::Admin, Limits::default()).await.unwrap());
+        let token = Some(control.create_admin_token("test", Role::Admin, Limits::default(), By::name("test")).await.unwrap());
         Self { control, connection: Connection { host: "127.0.0.1".to_owned(), port, ca_pem, ca_path, token }, folder }
     }
 
@@ -144,4 +145,30 @@ async fn without_a_token_the_command_says_where_one_is_found() {
     assert!(failure.hint.unwrap().contains("admin.token"));
     let stranger = Connection { token: Some("eqa1.0.0".to_owned()), ..mesh.connection.clone() };
     assert_eq!(run(stranger, &["status"]).await.unwrap_err().code, Code::Refused);
+}
+
+#[tokio::test]
+async fn what_would_make_a_test_fail_is_not_applied() {
+    let mesh = Mesh::new().await;
+    let policy = |methods: &str| {
+        format!(
+            "apiVersion: equerry.dev/v1\nkind: AuthorizationPolicy\nmetadata: {{name: readers, namespace: shop}}\nspec: {{rules: [{{to: \
+             [{{operation: {{methods: [{methods}]}}}}]}}]}}\n"
+        )
+    };
+    let test = "---\napiVersion: equerry.dev/v1\nkind: PolicyTest\nmetadata: {name: readers, namespace: shop}\nspec:\n  cases:\n  - {name: \
+                nobody writes, from: shop/frontend, request: {method: POST, url: 'http://orders/'}, expect: {decision: DENY}}\n";
+    let wrong = mesh.file("wrong.yaml", &format!("{SHOP}---\n{}{test}", policy("GET, POST")));
+    let failure = mesh.run(&["apply", "-f", &wrong]).await.unwrap_err();
+    assert_eq!((failure.code, failure.message.as_str()), (Code::Refused, "1 test would fail; nothing was changed"));
+    assert_eq!(mesh.control.epoch(), 0);
+    let right = mesh.file("right.yaml", &format!("{SHOP}---\n{}{test}", policy("GET")));
+    mesh.run(&["apply", "-f", &right]).await.unwrap();
+    assert_eq!(mesh.control.epoch(), 1);
+    let later = mesh.file("later.yaml", &policy("GET, POST"));
+    mesh.run(&["apply", "-f", &later, "--dry-run"]).await.unwrap_err();
+    mesh.run(&["apply", "-f", &later]).await.unwrap_err();
+    assert_eq!(mesh.control.epoch(), 1, "the test that is stored holds for later changes too");
+    mesh.run(&["apply", "-f", &later, "--skip-tests"]).await.unwrap();
+    assert_eq!(mesh.control.epoch(), 2);
 }

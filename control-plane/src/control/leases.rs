@@ -11,21 +11,25 @@ use equerry_policies::policy::{Labels, Meaning};
 use equerry_policies::view::{self, NotListed};
 
 use super::{ControlPlane, LeaseError, Truth, locked};
+use crate::audit::{By, Note};
 use crate::registry::{InstanceKey, Registration, Registry, Step};
 use crate::store::instances::InstanceRow;
 use crate::store::{StoreError, instances};
+
+/// Instances that an entry of the audit log names one by one.
+const NAMED: usize = 20;
 
 /// What became of one of several registrations.
 pub type Registered = Result<Arc<[ServiceName]>, LeaseError>;
 
 impl ControlPlane {
-    /// Registers an instance or extends its lease; what changed is on disk when this returns. Returns the Services it now
+    /// Registers an instance or extends its lease, asked `by` somebody or (`None`) by its own sidecar; what changed is on disk when this returns. Returns the Services it now
     /// stands behind.
     ///
     /// # Errors
     /// When another start or account holds it, a Service that selects it does not list its account, or the store refuses.
-    pub async fn put_instance(&self, registration: Registration) -> Registered {
-        let mut outcomes = self.put_instances(vec![registration]).await?;
+    pub async fn put_instance(&self, registration: Registration, by: Option<By>) -> Registered {
+        let mut outcomes = self.put_instances(vec![registration], by).await?;
         outcomes.pop().unwrap_or_else(|| Err(StoreError::Closed.into()))
     }
 
@@ -33,7 +37,11 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When the store refuses; then none was registered.
-    pub async fn put_instances(&self, registrations: Vec<Registration>) -> Result<Vec<Registered>, StoreError> {
+    pub async fn put_instances(
+        &self,
+        registrations: Vec<Registration>,
+        by: Option<By>,
+    ) -> Result<Vec<Registered>, StoreError> {
         let truth = self.truth();
         let mut judged = Vec::with_capacity(registrations.len());
         {
@@ -52,7 +60,8 @@ impl ControlPlane {
             .map(|(one, _)| row_of(one))
             .collect();
         if !rows.is_empty() {
-            instances::write(&self.0.store, rows).await?;
+            let note = by.map(|by| Note::done(by, "instance.register", about(&rows)));
+            instances::write(&self.0.store, rows, note).await?;
         }
         let (mut outcomes, mut worth_telling) = (Vec::with_capacity(judged.len()), false);
         let mut registry = locked(&self.0.registry);
@@ -93,12 +102,18 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When the store refuses.
-    pub async fn delete_instance(&self, key: &InstanceKey, generation: Option<u64>) -> Result<bool, StoreError> {
+    pub async fn delete_instance(
+        &self,
+        key: &InstanceKey,
+        generation: Option<u64>,
+        by: Option<By>,
+    ) -> Result<bool, StoreError> {
         let removed = locked(&self.0.registry).remove(key, generation);
         if removed {
             self.0.metrics.lease("released");
             self.tell();
-            self.forget(std::slice::from_ref(key)).await?;
+            let note = by.map(|by| Note::done(by, "instance.remove", vec![format!("instance {key}")]));
+            self.forget(std::slice::from_ref(key), note).await?;
         }
         Ok(removed)
     }
@@ -112,7 +127,7 @@ impl ControlPlane {
                 self.0.metrics.lease("expired");
             }
             self.tell();
-            if let Err(error) = self.forget(&gone).await {
+            if let Err(error) = self.forget(&gone, None).await {
                 tracing::error!(%error, "expired instances stay in the store until the next start");
             }
         }
@@ -121,11 +136,11 @@ impl ControlPlane {
     }
 
     /// Deletes instances from the store, and writes again those that registered anew meanwhile.
-    async fn forget(&self, keys: &[InstanceKey]) -> Result<(), StoreError> {
-        instances::delete(&self.0.store, keys.iter().map(columns).collect()).await?;
+    async fn forget(&self, keys: &[InstanceKey], note: Option<Note>) -> Result<(), StoreError> {
+        instances::delete(&self.0.store, keys.iter().map(columns).collect(), note).await?;
         let back: Vec<InstanceRow> =
             keys.iter().filter_map(|key| self.instance(key)).map(|again| row_of(&again)).collect();
-        if back.is_empty() { Ok(()) } else { instances::write(&self.0.store, back).await }
+        if back.is_empty() { Ok(()) } else { instances::write(&self.0.store, back, None).await }
     }
 
     /// The start of a registered instance that holds its lease.
@@ -190,6 +205,17 @@ pub(super) fn memberships_in(registry: &mut Registry, truth: &Truth, key: &Insta
         view::services_with(&truth.meaning, &known.account, &known.labels).cloned().collect();
     registry.remember_memberships(key, truth.epoch, Arc::clone(&services));
     services
+}
+
+/// Each of a few, or how many they are and the first.
+fn about(rows: &[InstanceRow]) -> Vec<String> {
+    let name = |row: &InstanceRow| format!("instance {}/{}", row.namespace, row.id);
+    match rows {
+        [first, .., last] if rows.len() > NAMED => {
+            vec![format!("{} instances, from {} to {}", rows.len(), name(first), name(last))]
+        }
+        few => few.iter().map(name).collect(),
+    }
 }
 
 fn columns(key: &InstanceKey) -> (String, String) {

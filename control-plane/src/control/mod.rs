@@ -4,6 +4,7 @@
 //! Every change is on disk before it is true, and true before anybody is told. Nothing here blocks a thread: what waits for the
 //! disk is `async`.
 
+mod audit;
 mod leases;
 mod proxies;
 mod quotas;
@@ -22,6 +23,7 @@ use equerry_policies::policy::Meaning;
 use equerry_policies::view::{self, NotListed};
 use tokio::sync::watch;
 
+use crate::audit::{By, Note};
 use crate::authority::Authority;
 use crate::metrics::Metrics;
 use crate::quota::Books;
@@ -50,6 +52,7 @@ struct Inner {
     registry: Mutex<Registry>,
     proxies: Mutex<Proxies>,
     cache: Mutex<Cache>,
+    refusals: Mutex<audit::Refusals>,
     books: Mutex<Books>,
     admins: RwLock<Vec<AdminRow>>,
     /// Counts changes of truth and registry, so that whoever waits for one is woken.
@@ -66,6 +69,8 @@ pub struct ApplyOptions {
     pub dry_run: bool,
     /// What the caller believes of one of the documents.
     pub if_match: Option<(DocumentKey, Precondition)>,
+    /// Who asks.
+    pub by: By,
 }
 
 /// What became of a change.
@@ -171,6 +176,7 @@ impl ControlPlane {
             registry: Mutex::new(registry),
             proxies: Mutex::default(),
             cache: Mutex::default(),
+            refusals: Mutex::default(),
             books: Mutex::new(books),
             admins: RwLock::new(admins),
             changed: watch::Sender::new(0),
@@ -251,7 +257,10 @@ impl ControlPlane {
             }
             return Ok(Applied { epoch: truth.epoch, changes: plan.changes });
         };
-        documents::write_epoch(&self.0.store, rows, SystemTime::now()).await?;
+        let about = plan.changes.iter().filter(|change| change.action != Action::Unchanged);
+        let about = about.map(|change| format!("{} {}", change.key, change.action.as_str())).collect();
+        let note = Note { epoch: Some(next.epoch), ..Note::done(options.by.clone(), "apply", about) };
+        documents::write_epoch(&self.0.store, rows, note, SystemTime::now()).await?;
         let epoch = next.epoch;
         self.publish(next);
         tracing::info!(epoch, changes = plan.changes.len(), "documents changed");

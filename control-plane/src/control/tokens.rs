@@ -8,6 +8,7 @@ use equerry_policies::names::AccountName;
 
 use super::ControlPlane;
 use crate::access::{Actor, Limits, Role};
+use crate::audit::By;
 use crate::store::StoreError;
 use crate::store::tokens::{self, AdminRow, JoinTokenStatus, TokenError};
 
@@ -16,8 +17,8 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When randomness or the store fails.
-    pub async fn create_join_token(&self, account: AccountName, ttl: Duration) -> Result<String, TokenError> {
-        tokens::create_join(&self.0.store, self.0.authority.pin(), &account, ttl, SystemTime::now()).await
+    pub async fn create_join_token(&self, account: AccountName, ttl: Duration, by: By) -> Result<String, TokenError> {
+        tokens::create_join(&self.0.store, self.0.authority.pin(), &account, ttl, by, SystemTime::now()).await
     }
 
     /// Every join token that is kept, without its secret.
@@ -32,16 +33,22 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn revoke_join_token(&self, id: &str) -> Result<Option<bool>, StoreError> {
-        tokens::revoke_join(&self.0.store, id, SystemTime::now()).await
+    pub async fn revoke_join_token(&self, id: &str, by: By) -> Result<Option<bool>, StoreError> {
+        tokens::revoke_join(&self.0.store, id, by, SystemTime::now()).await
     }
 
     /// Makes a token for a person or program that operates the mesh. The text is shown once and not kept.
     ///
     /// # Errors
     /// When randomness or the store fails.
-    pub async fn create_admin_token(&self, name: &str, role: Role, limits: Limits) -> Result<String, TokenError> {
-        let (row, text) = tokens::create_admin(&self.0.store, name, role, limits, SystemTime::now()).await?;
+    pub async fn create_admin_token(
+        &self,
+        name: &str,
+        role: Role,
+        limits: Limits,
+        by: By,
+    ) -> Result<String, TokenError> {
+        let (row, text) = tokens::create_admin(&self.0.store, name, role, limits, by, SystemTime::now()).await?;
         self.0.admins.write().unwrap_or_else(PoisonError::into_inner).push(row);
         Ok(text)
     }
@@ -55,9 +62,9 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When the store fails; the token is good for nothing until the next start all the same.
-    pub async fn revoke_admin_token(&self, id: &str) -> Result<bool, StoreError> {
+    pub async fn revoke_admin_token(&self, id: &str, by: By) -> Result<bool, StoreError> {
         self.0.admins.write().unwrap_or_else(PoisonError::into_inner).retain(|row| row.actor.id != id);
-        tokens::revoke_admin(&self.0.store, id).await
+        tokens::revoke_admin(&self.0.store, id, by, SystemTime::now()).await
     }
 
     /// Who bears an admin token. Touches no disk, and takes as long for a wrong token as for a right one.

@@ -40,7 +40,7 @@ impl Registry for Leases {
         if self.control.instance(&registration.key()).is_none() {
             check_clock(now_unix_ms)?;
         }
-        let services = self.control.put_instance(registration).await.map_err(|error| refusal(&error))?;
+        let services = self.control.put_instance(registration, None).await.map_err(|error| refusal(&error))?;
         Ok(Response::new(LeaseResponse {
             lease_ms: milliseconds(LEASE),
             beat_ms: milliseconds(BEAT),
@@ -55,7 +55,7 @@ impl Registry for Leases {
         if self.control.instance(&key).is_some_and(|known| known.account != account) {
             return Err(Status::permission_denied(format!("instance {key} is held by another account than {account}")));
         }
-        let released = self.control.delete_instance(&key, Some(asked.generation)).await;
+        let released = self.control.delete_instance(&key, Some(asked.generation), None).await;
         released.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(ReleaseResponse {}))
     }

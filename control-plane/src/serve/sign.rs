@@ -13,6 +13,7 @@ use equerry_wire::proto::{SignRequest, SignResponse};
 use tonic::{Request, Response, Status};
 
 use super::Peer;
+use crate::audit::{By, Note};
 use crate::authority::Authority;
 use crate::control::ControlPlane;
 use crate::store::tokens::{self, JoinRefusal};
@@ -55,7 +56,11 @@ impl Identity for Signer {
             }
             Err(refusal) => {
                 self.control.metrics().signed("refused");
-                tracing::warn!(%from, spiffe_id = known.map(|id| id.to_string()), %refusal, "certificate refused");
+                tracing::warn!(%from, spiffe_id = known.as_ref().map(ToString::to_string), %refusal, "certificate refused");
+                let who = known.map_or_else(|| format!("somebody at {from}"), |id| id.to_string());
+                let about = vec!["a certificate".to_owned()];
+                let note = Note::refused(By::name(who), "identity.sign", about, "refused", &refusal.to_string());
+                self.control.refused(note).await;
                 Err(refusal.into())
             }
         }
@@ -186,7 +191,9 @@ mod tests {
     impl House {
         async fn token(&self, account: &str) -> String {
             let account = AccountName::parse(account).unwrap();
-            let whole = tokens::create_join(&self.store, self.authority.pin(), &account, TTL, now()).await.unwrap();
+            let whole = tokens::create_join(&self.store, self.authority.pin(), &account, TTL, By::name("test"), now())
+                .await
+                .unwrap();
             JoinToken::parse(&whole).unwrap().credential().to_string()
         }
 

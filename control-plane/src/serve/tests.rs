@@ -21,6 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 
 use super::*;
+use crate::audit::By;
 use crate::control::{ApplyError, ApplyOptions, EpochState};
 use crate::registry::InstanceKey;
 use crate::store::{Store, StoreOptions, unix_ms};
@@ -108,7 +109,8 @@ impl House {
     /// Joins as a stranger does: token, pin, Sign.
     async fn join(&self, account: &str) -> Sidecar {
         let account = AccountName::parse(account).unwrap();
-        let token = self.control.create_join_token(account.clone(), Duration::from_secs(60)).await.unwrap();
+        let token =
+            self.control.create_join_token(account.clone(), Duration::from_secs(60), By::name("test")).await.unwrap();
         let token = JoinToken::parse(&token).unwrap();
         let request = equerry_certs::Request::new().unwrap();
         let stranger = self.channel(pinned_client_config(token.pin()).unwrap());

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 
 use rusqlite::Connection;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, audit};
+use crate::audit::Note;
 
 /// Tables of this file.
 pub(super) const SCHEMA: &str = "
@@ -51,11 +52,11 @@ pub struct EpochRows {
     pub deleted: Vec<(String, String, String)>,
 }
 
-/// Writes one epoch.
+/// Writes one epoch, and the entry of the audit log that tells of it.
 ///
 /// # Errors
 /// When the store is full or failed; then nothing of it was written.
-pub async fn write_epoch(store: &Store, rows: EpochRows, at: SystemTime) -> Result<(), StoreError> {
+pub async fn write_epoch(store: &Store, rows: EpochRows, note: Note, at: SystemTime) -> Result<(), StoreError> {
     let at_unix_ms = super::unix_ms(at);
     store
         .transact(move |db| {
@@ -72,7 +73,7 @@ pub async fn write_epoch(store: &Store, rows: EpochRows, at: SystemTime) -> Resu
                 delete.execute((kind, namespace, name))?;
             }
             db.execute("INSERT INTO epochs (epoch, at_unix_ms) VALUES (?1, ?2)", (rows.epoch, at_unix_ms))?;
-            Ok(())
+            audit::append(db, &note, at)
         })
         .await
 }

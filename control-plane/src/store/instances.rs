@@ -2,7 +2,10 @@
 //!
 //! Only what changes is written (a new instance, a newer generation, another verdict), never a beat.
 
-use super::{Store, StoreError};
+use std::time::SystemTime;
+
+use super::{Store, StoreError, audit};
+use crate::audit::Note;
 
 /// Tables of this file.
 pub(super) const SCHEMA: &str = "
@@ -25,11 +28,11 @@ pub struct InstanceRow {
     pub body: String,
 }
 
-/// Writes instances, replacing what was known of them.
+/// Writes instances, replacing what was known of them, and the entry of the audit log that tells of it, if any.
 ///
 /// # Errors
 /// When the store is full or failed; then nothing was written.
-pub async fn write(store: &Store, rows: Vec<InstanceRow>) -> Result<(), StoreError> {
+pub async fn write(store: &Store, rows: Vec<InstanceRow>, note: Option<Note>) -> Result<(), StoreError> {
     store
         .transact(move |db| {
             let mut write = db.prepare_cached(
@@ -38,23 +41,23 @@ pub async fn write(store: &Store, rows: Vec<InstanceRow>) -> Result<(), StoreErr
             for row in &rows {
                 write.execute((&row.namespace, &row.id, &row.body))?;
             }
-            Ok(())
+            note.iter().try_for_each(|note| audit::append(db, note, SystemTime::now()))
         })
         .await
 }
 
-/// Forgets instances, each a namespace and an id.
+/// Forgets instances, each a namespace and an id; with the entry of the audit log that tells of it, if any.
 ///
 /// # Errors
 /// When the store failed.
-pub async fn delete(store: &Store, keys: Vec<(String, String)>) -> Result<(), StoreError> {
+pub async fn delete(store: &Store, keys: Vec<(String, String)>, note: Option<Note>) -> Result<(), StoreError> {
     store
         .transact(move |db| {
             let mut delete = db.prepare_cached("DELETE FROM instances WHERE namespace = ?1 AND id = ?2")?;
             for (namespace, id) in &keys {
                 delete.execute((namespace, id))?;
             }
-            Ok(())
+            note.iter().try_for_each(|note| audit::append(db, note, SystemTime::now()))
         })
         .await
 }

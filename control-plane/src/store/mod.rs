@@ -3,6 +3,7 @@
 //! A transaction is acknowledged only after it is on disk (`synchronous=FULL`). Transactions that wait at the same time share
 //! one fsync, each in a savepoint of its own, so one that fails takes no other with it. A full disk changes nothing.
 
+pub mod audit;
 pub mod documents;
 pub mod grants;
 pub mod instances;
@@ -18,8 +19,10 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 /// How the database's tables came to be, oldest first. Never edited, only appended to: `user_version` counts them.
-const MIGRATIONS: &[&[&str]] =
-    &[&[documents::SCHEMA, instances::SCHEMA, grants::SCHEMA, tokens::TOKENS_SCHEMA], &[tokens::ROLES_SCHEMA]];
+const MIGRATIONS: &[&[&str]] = &[
+    &[documents::SCHEMA, instances::SCHEMA, grants::SCHEMA, tokens::TOKENS_SCHEMA],
+    &[tokens::ROLES_SCHEMA, audit::SCHEMA],
+];
 /// Transactions that may wait for the writer before callers have to wait in line.
 const QUEUE: usize = 4096;
 /// Transactions that share one fsync at most.

@@ -11,8 +11,9 @@ use equerry_policies::names::{AccountName, SYSTEM_NAMESPACE};
 use rusqlite::{Connection, OptionalExtension as _};
 use serde::Serialize;
 
-use super::{Store, StoreError, unix_ms};
+use super::{Store, StoreError, audit, unix_ms};
 use crate::access::{Actor, Limits, Role};
+use crate::audit::{By, Note};
 
 /// Tables of this file. Times are milliseconds since 1970.
 pub const TOKENS_SCHEMA: &str = "
@@ -174,6 +175,7 @@ pub async fn create_join(
     pin: &Pin,
     account: &AccountName,
     ttl: Duration,
+    by: By,
     now: SystemTime,
 ) -> Result<String, TokenError> {
     if ttl < Duration::from_secs(1) || ttl > MAX_JOIN_TTL {
@@ -185,6 +187,7 @@ pub async fn create_join(
     let token = JoinToken::create(pin.clone())?;
     let (id, hash, account) = (token.id().to_owned(), token.secret_hash(), account.to_string());
     let (created, expires) = (unix_ms(now), unix_ms(now + ttl));
+    let note = Note::done(by, "token.create", vec![format!("join token {id} for {account}")]);
     store
         .transact(move |db| -> Result<(), TokenError> {
             db.execute("DELETE FROM join_tokens WHERE expires < ?1", (unix_ms(now - REMEMBERED),))?;
@@ -192,7 +195,7 @@ pub async fn create_join(
                 "INSERT INTO join_tokens (id, secret_sha256, account, created, expires) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
             .execute((&id, hash.as_bytes(), &account, created, expires))?;
-            Ok(())
+            Ok(audit::append(db, &note, now)?)
         })
         .await?;
     Ok(token.reveal().to_string())
@@ -253,6 +256,8 @@ pub async fn spend_join(store: &Store, credential: &str, now: SystemTime) -> Res
         .transact(move |db| {
             let account = find_unused(db, &id, &hash, now)?;
             db.prepare_cached("UPDATE join_tokens SET used = ?2 WHERE id = ?1")?.execute((&id, unix_ms(now)))?;
+            let about = vec![format!("first certificate of {account}, by join token {id}")];
+            audit::append(db, &Note::done(By::name(account.to_string()), "identity.join", about), now)?;
             Ok(account)
         })
         .await
@@ -262,8 +267,9 @@ pub async fn spend_join(store: &Store, credential: &str, now: SystemTime) -> Res
 ///
 /// # Errors
 /// When the store is full or failed.
-pub async fn revoke_join(store: &Store, id: &str, now: SystemTime) -> Result<Option<bool>, StoreError> {
+pub async fn revoke_join(store: &Store, id: &str, by: By, now: SystemTime) -> Result<Option<bool>, StoreError> {
     let id = id.to_owned();
+    let note = Note::done(by, "token.revoke", vec![format!("join token {id}")]);
     store
         .transact(move |db| -> Result<_, StoreError> {
             let known: Option<bool> = db
@@ -272,6 +278,7 @@ pub async fn revoke_join(store: &Store, id: &str, now: SystemTime) -> Result<Opt
                 .optional()?;
             if known == Some(true) {
                 db.execute("UPDATE join_tokens SET revoked = ?2 WHERE id = ?1", (&id, unix_ms(now)))?;
+                audit::append(db, &note, now)?;
             }
             Ok(known)
         })
@@ -298,11 +305,13 @@ pub async fn create_admin(
     name: &str,
     role: Role,
     limits: Limits,
+    by: By,
     now: SystemTime,
 ) -> Result<(AdminRow, String), TokenError> {
     let token = AdminToken::create()?;
     let actor = Actor { id: token.id().to_owned(), name: name.to_owned(), role, limits };
     let row = AdminRow { actor, hash: token.secret_hash(), created: now };
+    let note = Note::done(by, "token.create", vec![format!("admin token {} of {name}, role {role}", row.actor.id)]);
     let (kept, limits) = (row.clone(), serde_json::to_string(&row.actor.limits).unwrap_or_default());
     store
         .transact(move |db| -> Result<(), TokenError> {
@@ -311,7 +320,7 @@ pub async fn create_admin(
                 "INSERT INTO admin_tokens (id, token_sha256, name, created, role, limits) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute((&actor.id, hash.as_bytes(), &actor.name, unix_ms(*created), actor.role.to_string(), &limits))?;
-            Ok(())
+            Ok(audit::append(db, &note, now)?)
         })
         .await?;
     Ok((row, token.reveal().to_string()))
@@ -346,11 +355,16 @@ pub async fn admins(store: &Store) -> Result<Vec<AdminRow>, StoreError> {
 ///
 /// # Errors
 /// When the store failed.
-pub async fn revoke_admin(store: &Store, id: &str) -> Result<bool, StoreError> {
+pub async fn revoke_admin(store: &Store, id: &str, by: By, now: SystemTime) -> Result<bool, StoreError> {
     let id = id.to_owned();
+    let note = Note::done(by, "token.revoke", vec![format!("admin token {id}")]);
     store
         .transact(move |db| -> Result<_, StoreError> {
-            Ok(db.execute("DELETE FROM admin_tokens WHERE id = ?1", (&id,))? > 0)
+            let there = db.execute("DELETE FROM admin_tokens WHERE id = ?1", (&id,))? > 0;
+            if there {
+                audit::append(db, &note, now)?;
+            }
+            Ok(there)
         })
         .await
 }
@@ -411,6 +425,10 @@ mod tests {
         NOW + Duration::from_secs(1_800_000_000)
     }
 
+    fn by() -> By {
+        By::name("test")
+    }
+
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions::default()).unwrap();
@@ -420,7 +438,7 @@ mod tests {
     async fn token(store: &Store) -> JoinToken {
         let pin = Pin::parse(&"0f".repeat(32)).unwrap();
         let account = AccountName::parse("shop/orders").unwrap();
-        JoinToken::parse(&create_join(store, &pin, &account, TTL, now()).await.unwrap()).unwrap()
+        JoinToken::parse(&create_join(store, &pin, &account, TTL, by(), now()).await.unwrap()).unwrap()
     }
 
     #[tokio::test]
@@ -480,7 +498,10 @@ mod tests {
         let pin = Pin::parse(&"0f".repeat(32)).unwrap();
         let account = AccountName::parse("shop/orders").unwrap();
         for ttl in [Duration::ZERO, MAX_JOIN_TTL + Duration::from_secs(1)] {
-            assert_eq!(create_join(&store, &pin, &account, ttl, now()).await, Err(TokenError::BadTtl { asked: ttl }));
+            assert_eq!(
+                create_join(&store, &pin, &account, ttl, by(), now()).await,
+                Err(TokenError::BadTtl { asked: ttl })
+            );
         }
     }
 
@@ -488,7 +509,7 @@ mod tests {
     async fn nobody_gets_a_token_to_join_as_the_control_plane() {
         let (_dir, store) = store();
         let account = control_plane_id(TrustDomain::parse("equerry.local").unwrap()).account_name();
-        let refused = create_join(&store, &Pin::parse(&"0f".repeat(32)).unwrap(), &account, TTL, now()).await;
+        let refused = create_join(&store, &Pin::parse(&"0f".repeat(32)).unwrap(), &account, TTL, by(), now()).await;
         assert_eq!(refused, Err(TokenError::Reserved { account }));
     }
 
@@ -496,13 +517,13 @@ mod tests {
     async fn an_admin_token_is_known_by_its_hash() {
         let (_dir, store) = store();
         let limits = Limits { namespaces: vec![Namespace::parse("shop").unwrap()], tenants: Vec::new() };
-        let (made, token) = create_admin(&store, "first start", Role::Operator, limits, now()).await.unwrap();
+        let (made, token) = create_admin(&store, "first start", Role::Operator, limits, by(), now()).await.unwrap();
         let kept = admins(&store).await.unwrap();
         assert_eq!(kept[0].actor, made.actor);
         assert!(kept[0].hash.matches(&SecretHash::of(&token)));
         assert!(!kept[0].hash.matches(&SecretHash::of(&token[1..])));
-        assert!(revoke_admin(&store, &made.actor.id).await.unwrap());
-        assert!(!revoke_admin(&store, &made.actor.id).await.unwrap());
+        assert!(revoke_admin(&store, &made.actor.id, by(), now()).await.unwrap());
+        assert!(!revoke_admin(&store, &made.actor.id, by(), now()).await.unwrap());
         assert!(admins(&store).await.unwrap().is_empty());
     }
 
@@ -510,9 +531,9 @@ mod tests {
     async fn a_revoked_join_token_lets_nobody_in_and_says_so() {
         let (_dir, store) = store();
         let token = token(&store).await;
-        assert_eq!(revoke_join(&store, token.id(), now()).await.unwrap(), Some(true));
-        assert_eq!(revoke_join(&store, token.id(), now()).await.unwrap(), Some(false), "again: nothing to do");
-        assert_eq!(revoke_join(&store, "00000000", now()).await.unwrap(), None);
+        assert_eq!(revoke_join(&store, token.id(), by(), now()).await.unwrap(), Some(true));
+        assert_eq!(revoke_join(&store, token.id(), by(), now()).await.unwrap(), Some(false), "again: nothing to do");
+        assert_eq!(revoke_join(&store, "00000000", by(), now()).await.unwrap(), None);
         let refused = spend_join(&store, &token.credential(), now()).await.unwrap_err();
         assert!(matches!(&refused, JoinRefusal::Revoked { .. }), "{refused}");
         assert_eq!(list_join(&store, now()).await.unwrap()[0].state, JoinTokenState::Revoked);

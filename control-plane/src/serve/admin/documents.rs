@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use super::problem::PROBLEM_JSON;
 use super::shapes::{ApplyReply, ApplyRequest, ChangeReply, DeleteRequest, DocumentList, DocumentName, Problem};
 use crate::access::{Actor, Denied, Permission, Place};
+use crate::audit::By;
 use crate::control::{
     Action, Applied, ApplyError, ApplyOptions, ControlPlane, DocumentFilter, Precondition, StoredDocument,
 };
@@ -90,7 +91,7 @@ pub(super) async fn apply(
     }
     let permission = if query.dry_run { Permission::Read } else { Permission::WriteDocuments };
     documents.iter().try_for_each(|document| may(&actor, permission, document.key()))?;
-    let applied = control.apply(documents, ApplyOptions { dry_run: query.dry_run, ..ApplyOptions::default() }).await?;
+    let applied = control.apply(documents, ApplyOptions { dry_run: query.dry_run, ..asked_by(&actor) }).await?;
     Ok(Json(reply(applied, query.dry_run)))
 }
 
@@ -262,7 +263,7 @@ async fn put(
         }
     };
     let options =
-        ApplyOptions { dry_run: false, if_match: precondition(headers)?.map(|precondition| (key, precondition)) };
+        ApplyOptions { if_match: precondition(headers)?.map(|precondition| (key, precondition)), ..asked_by(actor) };
     let applied = control.apply(vec![document], options).await?;
     let created = applied.changes.iter().any(|change| change.action == Action::Created);
     let tag = etag(applied.changes.first().map_or("", |change| &change.version))?;
@@ -307,7 +308,7 @@ async fn delete(
     may(actor, Permission::WriteDocuments, &key)?;
     stored(control, &key)?;
     let if_match = precondition(headers)?.map(|precondition| (key.clone(), precondition));
-    let applied = control.delete(vec![key], ApplyOptions { dry_run: false, if_match }).await?;
+    let applied = control.delete(vec![key], ApplyOptions { if_match, ..asked_by(actor) }).await?;
     Ok(Json(reply(applied, false)))
 }
 
@@ -332,8 +333,12 @@ pub(super) async fn delete_many(
         let truth = control.truth();
         keys.retain(|key| truth.documents.contains_key(key));
     }
-    let applied = control.delete(keys, ApplyOptions::default()).await?;
+    let applied = control.delete(keys, asked_by(&actor)).await?;
     Ok(Json(reply(applied, false)))
+}
+
+fn asked_by(actor: &Actor) -> ApplyOptions {
+    ApplyOptions { by: By::token(actor), ..ApplyOptions::default() }
 }
 
 /// Whether the bearer may do this to a document.

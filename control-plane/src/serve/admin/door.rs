@@ -9,8 +9,10 @@ use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 
+use super::problem::Said;
 use super::shapes::Problem;
 use crate::access::{Actor, Denied};
+use crate::audit::{By, Note};
 use crate::control::ControlPlane;
 
 /// Longest bearer token that is looked at.
@@ -27,10 +29,18 @@ pub(super) async fn only_with_a_token(
     mut request: Request,
     next: Next,
 ) -> Response {
+    let about = vec![format!("{} {}", request.method(), request.uri().path())];
+    let reads = request.method().is_safe();
     let refused = match bearer(request.headers()).map(|token| control.bearer(token)) {
         Some(Some(actor)) => {
+            let by = By::token(&actor);
             request.extensions_mut().insert(actor);
-            return next.run(request).await;
+            let response = next.run(request).await;
+            let refused = response.status() == StatusCode::FORBIDDEN || !reads && response.status().is_client_error();
+            if let Some(said) = response.extensions().get::<Said>().filter(|_| refused) {
+                control.refused(Note::refused(by, "admin", about, &said.reason, &said.detail)).await;
+            }
+            return response;
         }
         Some(None) => Problem::new(StatusCode::UNAUTHORIZED, "token_invalid", "this admin token is not known here"),
         None => Problem::new(
@@ -40,6 +50,8 @@ pub(super) async fn only_with_a_token(
         ),
     };
     control.metrics().admin_refused("token");
+    let by = By::name("somebody without a token that is known here");
+    control.refused(Note::refused(by, "admin", about, &refused.reason, &refused.detail)).await;
     refused.into_response()
 }
 

@@ -18,6 +18,7 @@ use super::problem::PROBLEM_JSON;
 use super::shapes::{InstanceReply, InstanceRequest, InstancesReply, InstancesRequest, Problem};
 use super::views::store_refused;
 use crate::access::{Actor, Permission, Place};
+use crate::audit::By;
 use crate::control::{ControlPlane, LeaseError, Registered};
 use crate::registry::{InstanceKey, Registration};
 
@@ -73,7 +74,7 @@ pub(super) async fn put(
     let registration = registration(&control, &id, request).map_err(|mistake| Problem::bad_request(mistake.line()))?;
     let key = registration.key();
     actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
-    let services = control.put_instance(registration).await?;
+    let services = control.put_instance(registration, Some(By::token(&actor))).await?;
     Ok(Json(reply(&key, Ok(services))))
 }
 
@@ -96,7 +97,8 @@ pub(super) async fn bulk(
     for key in &keys {
         actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
     }
-    let outcomes = control.put_instances(registrations).await.map_err(|error| store_refused(&error))?;
+    let outcomes =
+        control.put_instances(registrations, Some(By::token(&actor))).await.map_err(|error| store_refused(&error))?;
     let items = keys.iter().zip(outcomes).map(|(key, outcome)| reply(key, outcome));
     if !lines {
         return Ok(Json(InstancesReply { items: items.collect() }).into_response());
@@ -183,7 +185,7 @@ pub(super) async fn delete(
     let id = InstanceId::parse(&id).map_err(|bad| Problem::bad_request(format_args!("id: {bad}")))?;
     let key = InstanceKey { namespace, id };
     actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
-    match control.delete_instance(&key, None).await {
+    match control.delete_instance(&key, None, Some(By::token(&actor))).await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),
         Ok(false) => Err(Problem::not_found(format_args!("instance {key}"))),
         Err(error) => Err(store_refused(&error)),

@@ -3,6 +3,7 @@
 //! A request passes from the outside in: counted, every error a problem, body limit, token, overload, time limit, handler. Only
 //! `/healthz`, `/metrics` and `/openapi.json` need no token.
 
+mod audit;
 mod description;
 mod documents;
 mod door;
@@ -81,6 +82,8 @@ fn api() -> OpenApiRouter<ControlPlane> {
         .routes(routes!(views::services))
         .routes(routes!(views::service))
         .routes(routes!(views::usage))
+        .routes(routes!(audit::lines))
+        .routes(routes!(audit::head))
         .routes(routes!(tokens::create, tokens::list))
         .routes(routes!(tokens::revoke))
         .routes(routes!(tokens::list_admins))

@@ -57,6 +57,7 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self).unwrap_or_default();
+        let said = Said { reason: self.reason, detail: self.detail };
         let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         if status == StatusCode::UNAUTHORIZED {
             response
@@ -66,8 +67,18 @@ impl IntoResponse for Problem {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        response.extensions_mut().insert(said);
         response
     }
+}
+
+/// What a refusal said, for the audit log.
+#[derive(Debug, Clone)]
+pub(super) struct Said {
+    /// For programs.
+    pub(super) reason: Box<str>,
+    /// For people.
+    pub(super) detail: String,
 }
 
 /// Turns the errors that axum and tower-http write themselves (no such route, wrong method, too large, panic) into

@@ -8,6 +8,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::access::{Limits, Role};
+use crate::audit::Head;
 
 /// Files with documents, to be made true together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -267,6 +268,17 @@ pub struct InstanceReply {
 pub struct InstancesRequest {
     /// At most 10,000.
     pub instances: Vec<InstanceRequest>,
+}
+
+/// Where the audit log ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditHead {
+    /// The last entry and the hash of its line.
+    #[serde(flatten)]
+    pub head: Head,
+    /// The public key (Ed25519, hexadecimal) that proves its checkpoints.
+    pub key: String,
 }
 
 /// A token to be made.

@@ -13,6 +13,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::access::{Limits, Role};
+use crate::audit::By;
 use crate::authority::Authority;
 use crate::store::{Store, StoreOptions};
 
@@ -66,7 +67,7 @@ impl Place {
         let domain = TrustDomain::parse("equerry.local").unwrap();
         let authority = Authority::open(dir.path(), &domain, Duration::from_secs(3600), SystemTime::now()).unwrap();
         let control = ControlPlane::restore(store, Arc::new(authority)).await.unwrap();
-        let token = control.create_admin_token("test", Role::Admin, Limits::default()).await.unwrap();
+        let token = control.create_admin_token("test", Role::Admin, Limits::default(), By::name("test")).await.unwrap();
         Self { router: router(control.clone()), control, token, _dir: dir }
     }
 
@@ -515,7 +516,7 @@ async fn whoever_comes_when_all_hands_are_busy_is_told_to_come_back() {
 async fn as_someone(place: &mut Place, role: Role, namespaces: &[&str]) -> String {
     let namespaces = namespaces.iter().map(|name| Namespace::parse(name).unwrap()).collect();
     let limits = Limits { namespaces, tenants: Vec::new() };
-    let token = place.control.create_admin_token("someone", role, limits).await.unwrap();
+    let token = place.control.create_admin_token("someone", role, limits, By::name("test")).await.unwrap();
     std::mem::replace(&mut place.token, token)
 }
 
@@ -594,4 +595,58 @@ async fn a_join_token_can_be_taken_back_until_it_is_used() {
     assert_eq!(place.ask(Method::DELETE, &path, &[], Body::empty()).await.status, StatusCode::NO_CONTENT);
     assert_eq!(place.get("/api/v1/tokens").await.json()["items"][0]["state"], "revoked");
     place.ask(Method::DELETE, &path, &[], Body::empty()).await.is_a_problem(StatusCode::CONFLICT, "over");
+}
+
+#[tokio::test]
+async fn every_change_and_every_refusal_is_in_a_log_that_proves_itself() {
+    let mut place = Place::new().await;
+    place.apply(&[SERVICE], "").await;
+    place.apply(&["kind: Nonsense"], "").await;
+    let admin = as_someone(&mut place, Role::Viewer, &[]).await;
+    place.apply(&[ROUTE], "").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    place.get("/api/v1/audit").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    place.token = "eqa1.00.nobody".to_owned();
+    place.get("/api/v1/documents").await.is_a_problem(StatusCode::UNAUTHORIZED, "token_invalid");
+    place.token = admin;
+    place.control.sign_audit().await;
+
+    let head = place.get("/api/v1/audit/head").await.json();
+    let log = place.get("/api/v1/audit").await;
+    let key = equerry_certs::VerifyingKey::parse(head["key"].as_str().unwrap());
+    let known = crate::audit::Head { seq: head["seq"].as_u64().unwrap(), hash: head["hash"].as_str().unwrap().into() };
+    let mut verifier = crate::audit::Verifier::new(key.as_ref(), Some(known));
+    log.text().lines().try_for_each(|line| verifier.line(line)).unwrap();
+    assert_eq!(verifier.finish().unwrap().signed, head["seq"].as_u64().unwrap() - 1);
+
+    let entries: Vec<Value> = log.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            format!(
+                "{} {} {}",
+                entry["by"]["name"].as_str().unwrap(),
+                entry["action"].as_str().unwrap(),
+                entry["outcome"].as_str().unwrap()
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "test token.create done",
+            "test apply done",
+            "test admin refused",
+            "test token.create done",
+            "someone admin refused",
+            "someone admin refused",
+            "somebody without a token that is known here admin refused",
+            "control plane checkpoint done",
+        ]
+    );
+    assert_eq!(entries[1]["about"], json!(["Service shop/orders created"]));
+    assert_eq!(entries[1]["epoch"], 1);
+    assert_eq!((&entries[4]["reason"], &entries[4]["by"]["role"]), (&json!("permission_missing"), &json!("viewer")));
+    let after = place.get("/api/v1/audit?after=7&limit=1").await;
+    assert_eq!(after.text().lines().count(), 1);
+    place.get("/api/v1/audit?limit=0").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
 }

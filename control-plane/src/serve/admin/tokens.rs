@@ -14,6 +14,7 @@ use super::problem::PROBLEM_JSON;
 use super::shapes::{AdminTokenList, AdminTokenReply, JoinTokenReply, Problem, TokenList, TokenReply, TokenRequest};
 use super::views::{store_refused, unix};
 use crate::access::{Actor, Permission, Place};
+use crate::audit::By;
 use crate::control::ControlPlane;
 use crate::store::tokens::{JoinTokenState, MAX_JOIN_TTL, TokenError};
 
@@ -41,7 +42,13 @@ pub(super) async fn create(
                 )));
             }
             actor.may(Permission::AdmitWorkloads, Place::Namespace(&namespace))?;
-            control.create_join_token(AccountName::new(namespace, account), Duration::from_secs(ttl_seconds)).await
+            control
+                .create_join_token(
+                    AccountName::new(namespace, account),
+                    Duration::from_secs(ttl_seconds),
+                    By::token(&actor),
+                )
+                .await
         }
         TokenRequest::Admin { name, role, limits } => {
             actor.may(Permission::AdmitPeople, Place::Mesh)?;
@@ -50,7 +57,7 @@ pub(super) async fn create(
                     "name: expected 1 to {MAX_TOKEN_NAME} printable characters"
                 )));
             }
-            control.create_admin_token(&name, role, limits).await
+            control.create_admin_token(&name, role, limits, By::token(&actor)).await
         }
     };
     let token = token.map_err(|error| match error {
@@ -95,7 +102,7 @@ pub(super) async fn revoke(
     let token = tokens.into_iter().find(|token| token.id == id);
     let token = token.ok_or_else(|| Problem::not_found(format_args!("join token {id:?}")))?;
     actor.may(Permission::AdmitWorkloads, Place::Namespace(&token.account.namespace))?;
-    match control.revoke_join_token(&id).await.map_err(|error| store_refused(&error))? {
+    match control.revoke_join_token(&id, By::token(&actor)).await.map_err(|error| store_refused(&error))? {
         Some(true) => Ok(StatusCode::NO_CONTENT),
         Some(false) => Err(Problem::new(
             StatusCode::CONFLICT,
@@ -142,7 +149,7 @@ pub(super) async fn revoke_admin(
         );
         return Err(Problem::new(StatusCode::CONFLICT, "last", detail));
     }
-    match control.revoke_admin_token(&id).await {
+    match control.revoke_admin_token(&id, By::token(&actor)).await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),
         Ok(false) => Err(Problem::not_found(format_args!("admin token {id:?}"))),
         Err(error) => Err(store_refused(&error)),
