@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{AccountName, HostName, InstanceId, Namespace, ServiceName, nearest};
 use crate::policy::{
-    AuthorizationPolicy, FaultInjection, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin,
+    AuthorizationPolicy, CsrfPolicy, FaultInjection, HttpRoute, JwtRule, Labels, Meaning, Mesh, MtlsMode, Origin,
     PeerAuthentication, Quota, Service, ServicePort, StaticEndpoints, Target, TcpRoute, Tenant, TrafficPolicy, weight,
 };
 
@@ -56,6 +56,12 @@ pub struct WorkloadView {
     pub tokens: Vec<Scoped<NamedJwtRule>>,
     /// Authorization policies that select this workload, by name.
     pub authorization: Vec<Scoped<AuthorizationPolicy>>,
+    /// Which pages may change something here, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub csrf: Vec<Scoped<CsrfPolicy>>,
+    /// How many proxies in front of single application ports are believed; elsewhere as the mesh says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_hops: Vec<Scoped<u8>>,
     /// All tenants that have a quota counted here, with only those quotas, and the ports each is counted on.
     pub tenants: Vec<TenantView>,
 }
@@ -312,6 +318,12 @@ pub fn workload(meaning: &Meaning, facts: &WorkloadFacts) -> WorkloadView {
         peer_ports,
         tokens,
         authorization,
+        csrf: meaning
+            .csrf
+            .values()
+            .filter_map(|p| Some(Scoped { ports: scope.of(&p.target, &p.name.namespace)?, policy: p.clone() }))
+            .collect(),
+        trusted_hops: services.iter().filter_map(|service| scope.trusted_hops(service)).collect(),
         tenants: meaning.tenants.values().map(|tenant| tenant_view(tenant, &scope)).collect(),
     }
 }
@@ -342,6 +354,12 @@ impl Scope<'_> {
             }
             Target::Services(services) => self.member_ports(services).map(Some),
         }
+    }
+
+    /// How many proxies in front of a Service are believed, where it says so itself.
+    fn trusted_hops(&self, service: &Service) -> Option<Scoped<u8>> {
+        let ports = self.member_ports(std::slice::from_ref(&service.name))?;
+        Some(Scoped { ports: Some(ports), policy: service.trusted_hops? })
     }
 
     /// Target ports of those of `services` that this workload stands behind; `None` when it stands behind none.

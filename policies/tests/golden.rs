@@ -132,6 +132,8 @@ fn as_json(meaning: &Meaning) -> Value {
         "peers": values(&meaning.peers),
         "tokens": values(&meaning.tokens),
         "authorization": values(&meaning.authorization),
+        "csrf": values(&meaning.csrf),
+        "tests": values(&meaning.tests),
         "traffic": values(&meaning.traffic),
         "tenants": values(&meaning.tenants),
     });

@@ -347,3 +347,25 @@ fn a_service_that_does_not_exist_has_a_nearest_name() {
     assert_eq!(near("shp/orders").as_deref(), Some("shop/orders"));
     assert_eq!(near("shop/zzz"), None);
 }
+
+#[test]
+fn pages_and_trusted_hops_are_told_where_they_hold() {
+    let proxied = SHOP.replacen("equerry.dev/accounts: orders}", "equerry.dev/accounts: orders, equerry.dev/trusted-hops: '2'}", 1);
+    let text = [
+        proxied,
+        policy("Mesh", "none/default", "{trustedHops: 1}").replace(", namespace: none", ""),
+        policy("CsrfPolicy", "shop/web", "{targetRefs: [{kind: Service, name: canary}]}"),
+        policy("CsrfPolicy", "bank/all", "{allowedOrigins: [https://bank.example]}"),
+    ]
+    .concat();
+    let meaning = meaning(&text);
+    let told = |account: &str, own: &str| {
+        let view = view::workload(&meaning, &facts(account, own));
+        let csrf: Vec<String> = view.csrf.iter().map(|c| format!("{} {:?}", c.policy.name, c.ports)).collect();
+        let compiled = equerry_policies::compile::workload(&view).unwrap();
+        (csrf, [8080, 9090].map(|port| compiled.trusted_hops(port)))
+    };
+    assert_eq!(told("shop/orders", "app=orders"), (vec![], [2, 1]), "the Service's own word, else the mesh's");
+    assert_eq!(told("shop/canary", "app=orders,version=v2"), (vec!["shop/web Some([9090])".to_owned()], [1, 1]));
+    assert_eq!(told("bank/teller", ""), (vec!["bank/all None".to_owned()], [1, 1]));
+}

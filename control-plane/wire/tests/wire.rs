@@ -174,3 +174,15 @@ fn keys_are_read_back_as_they_were_written() {
         assert_eq!(ResourceKey::try_from(&key.to_proto()), Ok(key));
     }
 }
+
+/// A workload as the first version wrote it, every part of authorization that it knew included.
+const WORKLOAD: &str = r#"{"mesh":{"trustDomain":null,"mtls":"STRICT","authorizationDefault":"ALLOW","errorDetail":"reason","outboundTraffic":"REGISTRY_ONLY","origin":{"line":0}},"services":[],"peer":"STRICT","peerPorts":[],"tokens":[],"authorization":[{"ports":null,"policy":{"name":"shop/a","target":"namespace","action":"ALLOW","rules":[{"from":[{"principals":["present"],"namespaces":[{"exact":"shop"}],"requestPrincipals":[],"ipBlocks":[["10.0.0.0",8]]}],"to":[{"hosts":[],"methods":[{"exact":"GET"}],"paths":[{"prefix":"/a"}],"ports":[80]}],"when":[{"claim":["role"],"values":[{"suffix":"min"}]}],"origin":{"line":3}}],"origin":{"line":1}}}],"tenants":[]}"#;
+
+#[test]
+fn a_workload_of_the_first_version_is_read_and_written_in_its_own_bytes() {
+    let decoded = Resource::decode(&resource("workload", "self", WORKLOAD)).unwrap();
+    let Resource::Workload(view) = &decoded else { panic!("{decoded:?}") };
+    assert_eq!(view.authorization[0].policy.rules[0].when.len(), 1);
+    let again = decoded.encode().unwrap();
+    assert_eq!(String::from_utf8(again.body).unwrap(), WORKLOAD, "what it can enforce it can read");
+}

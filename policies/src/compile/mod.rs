@@ -4,6 +4,7 @@
 //! stores, and the proxy compiles off its request path before it publishes: both run exactly this code.
 
 mod authorization;
+mod csrf;
 mod destination;
 mod fault;
 mod filter;
@@ -14,7 +15,8 @@ mod text;
 mod tokens;
 mod workload;
 
-pub use authorization::{Authorization, Candidates, Operation, Policy, Rule, RuleId, Source};
+pub use authorization::{Authorization, Candidates, Policy, Predicate, Rule, RuleId, TokenPattern, Turn, Values};
+pub use csrf::Csrf;
 pub use destination::{Backend, CompiledDestination, HeaderMatch, RouteRule};
 pub use fault::Fault;
 pub use filter::{Allowed, Cors, Filter, HeaderEdits, Mirror, PathEdit, Redirect, Rewrite};

@@ -7,7 +7,7 @@ use std::fmt;
 use regex::Regex;
 
 use crate::complaint::Complaint;
-use crate::policy::{Origin, StringMatch, TextMatch, whole_match};
+use crate::policy::{Origin, PathTemplate, StringMatch, TextMatch, whole_match};
 
 /// What a text must be, in authorization.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,49 @@ pub enum Pattern {
     Prefix(Box<str>),
     /// Ends with this.
     Suffix(Box<str>),
+    /// A path with places left open.
+    Template(Box<Template>),
+}
+
+/// A path with places left open, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// The segments before `{**}`; `None`: any one that is not empty.
+    head: Box<[Option<Box<str>>]>,
+    /// Where there is a `{**}`, what the path must end with.
+    tail: Option<Box<str>>,
+    written: Box<str>,
+}
+
+impl Template {
+    fn new(from: &PathTemplate) -> Self {
+        let written = from.as_str();
+        let (head, tail) = match written.split_once("/{**}") {
+            Some((head, tail)) => (head, Some(tail.into())),
+            None => (written, None),
+        };
+        let open = |segment: &str| if segment == "{*}" { None } else { Some(segment.into()) };
+        let head = head.strip_prefix('/').map(|head| head.split('/').map(open).collect()).unwrap_or_default();
+        Self { head, tail, written: written.into() }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        let Some(mut rest) = path.strip_prefix('/') else { return false };
+        for (number, wanted) in self.head.iter().enumerate() {
+            let last = self.tail.is_none() && number + 1 == self.head.len();
+            let (segment, after) = match rest.split_once('/') {
+                Some(_) if last => return false,
+                None if !last => return false,
+                Some(parted) => parted,
+                None => (rest, ""),
+            };
+            if !wanted.as_deref().map_or(!segment.is_empty(), |wanted| wanted == segment) {
+                return false;
+            }
+            rest = after;
+        }
+        self.tail.as_deref().is_none_or(|tail| rest.ends_with(tail))
+    }
 }
 
 impl Pattern {
@@ -30,6 +73,7 @@ impl Pattern {
             StringMatch::Exact(text) => Self::Exact(text.as_str().into()),
             StringMatch::Prefix(text) => Self::Prefix(text.as_str().into()),
             StringMatch::Suffix(text) => Self::Suffix(text.as_str().into()),
+            StringMatch::Template(template) => Self::Template(Box::new(Template::new(template))),
         }
     }
 
@@ -40,6 +84,7 @@ impl Pattern {
             Self::Exact(text) => Self::Exact(text.to_ascii_lowercase().into()),
             Self::Prefix(text) => Self::Prefix(text.to_ascii_lowercase().into()),
             Self::Suffix(text) => Self::Suffix(text.to_ascii_lowercase().into()),
+            Self::Template(template) => Self::Template(template),
         }
     }
 
@@ -50,6 +95,18 @@ impl Pattern {
             Self::Exact(wanted) => **wanted == *text,
             Self::Prefix(wanted) => text.starts_with(&**wanted),
             Self::Suffix(wanted) => text.ends_with(&**wanted),
+            Self::Template(template) => template.matches(text),
+        }
+    }
+
+    /// Whether these bytes, which may be no text, are what they must be.
+    pub fn matches_bytes(&self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Present => !bytes.is_empty(),
+            Self::Exact(wanted) => wanted.as_bytes() == bytes,
+            Self::Prefix(wanted) => bytes.starts_with(wanted.as_bytes()),
+            Self::Suffix(wanted) => bytes.ends_with(wanted.as_bytes()),
+            Self::Template(template) => std::str::from_utf8(bytes).is_ok_and(|text| template.matches(text)),
         }
     }
 }
@@ -61,6 +118,7 @@ impl fmt::Display for Pattern {
             Self::Exact(text) => f.write_str(text),
             Self::Prefix(text) => write!(f, "{text}*"),
             Self::Suffix(text) => write!(f, "*{text}"),
+            Self::Template(template) => f.write_str(&template.written),
         }
     }
 }
@@ -113,6 +171,35 @@ mod tests {
         assert!(whole("a)|(?:b", &Origin::default(), "k").is_err());
         assert!(whole("(?=a)", &Origin::default(), "k").is_err());
         assert!(whole("(a{1000}){1000}", &Origin::default(), "k").unwrap_err().found.contains("compiles to more"));
+    }
+
+    /// The examples of Istio's reference, and our own corners.
+    #[test]
+    fn a_template_leaves_places_open_as_istio_documents_them() {
+        for (template, fits, misses) in [
+            ("/foo/{*}", &["/foo/bar"][..], &["/foo/bar/baz", "/foo", "/foo/", "/fo/bar", "foo/bar"][..]),
+            (
+                "/foo/{*}/bar/{**}",
+                &["/foo/buzz/bar/", "/foo/buzz/bar/baz", "/foo/b/bar/a/b"],
+                &["/foo/buzz/bar", "/foo//bar/x"],
+            ),
+            ("/foo/{**}/", &["/foo/bar/", "/foo//"], &["/foo/bar", "/foo/"]),
+            ("/{**}", &["/", "/a", "/a/b"], &["", "*"]),
+            ("/{*}", &["/a"], &["/", "/a/"]),
+            ("/a/{**}/z", &["/a/b/z", "/a/b/c/z"], &["/a/z", "/a/b/zz"]),
+        ] {
+            let pattern = Pattern::new(&StringMatch::Template(PathTemplate::parse(template).unwrap()));
+            assert_eq!(pattern.to_string(), template);
+            for path in fits {
+                assert!(pattern.matches(path), "{template} {path}");
+            }
+            for path in misses {
+                assert!(!pattern.matches(path), "{template} {path}");
+            }
+        }
+        for bad in ["/*/baz/{*}", "/**/baz/{*}", "/{**}/foo/{*}", "/foo/{*}.txt", "{*}", "/a/{b}"] {
+            assert!(PathTemplate::parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::authorization::Authorization;
+use super::csrf::Csrf;
+use super::in_scope;
 use super::tenants::Tenants;
 use super::tokens::Tokens;
 use crate::complaint::Complaint;
 use crate::names::ServiceName;
 use crate::policy::{Mesh, MtlsMode, ServicePort};
-use crate::view::WorkloadView;
+use crate::view::{Scoped, WorkloadView};
 
 /// What a workload enforces at its inbound.
 #[derive(Debug, Clone)]
@@ -21,16 +23,26 @@ pub struct CompiledWorkload {
     pub tokens: Tokens,
     /// Who may do what.
     pub authorization: Authorization,
+    /// Which pages may change something here, by the names of the documents.
+    pub csrf: Vec<Csrf>,
     /// Who is a tenant, and what is counted here.
     pub tenants: Tenants,
     peer: MtlsMode,
     peer_ports: BTreeMap<u16, MtlsMode>,
+    trusted_hops: Vec<Scoped<u8>>,
 }
 
 impl CompiledWorkload {
     /// Whether the application port `port` asks for mutual TLS.
     pub fn mtls(&self, port: u16) -> MtlsMode {
         self.peer_ports.get(&port).copied().unwrap_or(self.peer)
+    }
+
+    /// How many proxies in front of the application port `port` are believed to say whom they speak for.
+    pub fn trusted_hops(&self, port: u16) -> u8 {
+        let here = self.trusted_hops.iter().filter(|scoped| in_scope(scoped.ports.as_deref(), port));
+        // Of several Services behind one port the one that believes least is right about all.
+        here.map(|scoped| scoped.policy).min().unwrap_or(self.mesh.trusted_hops)
     }
 
     /// Whether some port accepts plain text, so that the listener must wait to see what is spoken.
@@ -42,7 +54,7 @@ impl CompiledWorkload {
 pub(super) fn compile(view: &WorkloadView) -> Result<CompiledWorkload, Vec<Complaint>> {
     let mut complaints = Vec::new();
     let tokens = Tokens::compile(&view.tokens, &mut complaints);
-    let authorization = Authorization::compile(&view.authorization, view.mesh.authorization_default);
+    let authorization = Authorization::compile(&view.authorization, view.mesh.authorization_default, &mut complaints);
     let tenants = Tenants::compile(&view.tenants, &mut complaints);
     if !complaints.is_empty() {
         return Err(complaints);
@@ -52,7 +64,9 @@ pub(super) fn compile(view: &WorkloadView) -> Result<CompiledWorkload, Vec<Compl
         services: view.services.clone(),
         tokens,
         authorization,
+        csrf: view.csrf.iter().map(Csrf::compile).collect(),
         tenants,
+        trusted_hops: view.trusted_hops.clone(),
         peer: view.peer,
         peer_ports: view.peer_ports.iter().copied().collect(),
     })

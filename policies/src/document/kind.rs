@@ -32,8 +32,12 @@ pub enum Kind {
     RequestAuthentication,
     /// Who may do what.
     AuthorizationPolicy,
+    /// Which pages of other sites may change something.
+    CsrfPolicy,
     /// Who a tenant is, and what it may spend.
     Tenant,
+    /// What policies are expected to decide.
+    PolicyTest,
 }
 
 /// Kinds known from the standards or planned here that this version does not read.
@@ -47,13 +51,12 @@ pub(crate) const UNBUILT: &[&str] = &[
     "ListenerSet",
     "RateLimitPolicy",
     "Telemetry",
-    "PolicyTest",
     "List",
 ];
 
 impl Kind {
     /// Every kind, in the order in which documents are best shown and applied.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Mesh,
         Self::Service,
         Self::EndpointSlice,
@@ -65,7 +68,9 @@ impl Kind {
         Self::PeerAuthentication,
         Self::RequestAuthentication,
         Self::AuthorizationPolicy,
+        Self::CsrfPolicy,
         Self::Tenant,
+        Self::PolicyTest,
     ];
 
     /// As written after `kind:`.
@@ -82,7 +87,9 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::CsrfPolicy => "CsrfPolicy",
             Self::Tenant => "Tenant",
+            Self::PolicyTest => "PolicyTest",
         }
     }
 
@@ -110,7 +117,9 @@ impl Kind {
             Self::PeerAuthentication => "peerauthentications",
             Self::RequestAuthentication => "requestauthentications",
             Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::CsrfPolicy => "csrfpolicies",
             Self::Tenant => "tenants",
+            Self::PolicyTest => "policytests",
         }
     }
 
@@ -126,6 +135,8 @@ impl Kind {
             Self::PeerAuthentication => &["pa"],
             Self::RequestAuthentication => &["ra"],
             Self::AuthorizationPolicy => &["ap"],
+            Self::CsrfPolicy => &["csrf"],
+            Self::PolicyTest => &["test", "tests"],
             Self::Tenant => &[],
         }
     }

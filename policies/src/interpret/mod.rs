@@ -7,12 +7,14 @@
 mod at;
 mod authorize;
 mod balance;
+mod csrf;
 mod fault;
 mod filter;
 mod grpc;
 mod health;
 mod keys;
 mod mesh;
+mod policy_test;
 mod route;
 mod service;
 mod target;
@@ -273,6 +275,14 @@ impl Work {
             Kind::AuthorizationPolicy => {
                 let policy = authorize::authorization_policy(&name, root, world, notes)?;
                 meaning.authorization.insert(name, policy);
+            }
+            Kind::CsrfPolicy => {
+                let policy = csrf::csrf_policy(&name, root, world, notes)?;
+                meaning.csrf.insert(name, policy);
+            }
+            Kind::PolicyTest => {
+                let test = policy_test::policy_test(&name, root, notes)?;
+                meaning.tests.insert(name, test);
             }
             Kind::Mesh | Kind::Tenant => return None,
         }

@@ -12,6 +12,8 @@ use crate::view::service_port;
 
 /// The annotation that lists the accounts a Service's instances may run as.
 const ACCOUNTS: &str = "equerry.dev/accounts";
+/// The annotation that says how many proxies in front of a Service are believed.
+const TRUSTED_HOPS: &str = "equerry.dev/trusted-hops";
 /// The label by which an `EndpointSlice` names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -45,7 +47,9 @@ pub(super) fn service(name: &PolicyName, root: &At<'_>, notes: &mut Notes<'_>) -
     }
     let ports = ports(&spec, notes);
     let name = ServiceName::new(name.namespace.clone(), name.name.clone());
-    (!ports.is_empty()).then(|| Service { name, ports, selector, accounts, external, origin: root.origin(notes) })
+    let trusted_hops = trusted_hops(root, notes);
+    let origin = root.origin(notes);
+    (!ports.is_empty()).then_some(Service { name, ports, selector, accounts, trusted_hops, external, origin })
 }
 
 /// The name that a Service of type `ExternalName` stands for. Nobody registers behind it, so nothing may say who.
@@ -73,9 +77,10 @@ fn accounts(name: &PolicyName, root: &At<'_>, notes: &mut Notes<'_>) -> Vec<Acco
     let mut accounts = BTreeSet::new();
     for (key, value) in root.get("metadata").map(|m| m.map("annotations")).unwrap_or_default() {
         if key != ACCOUNTS {
-            if key.starts_with("equerry.dev/") {
-                let near = nearest(key, [ACCOUNTS]);
-                value.complain_near(notes, format!("no annotation of equerry.dev/ but {ACCOUNTS}"), near);
+            if key.starts_with("equerry.dev/") && key != TRUSTED_HOPS {
+                let near = nearest(key, [ACCOUNTS, TRUSTED_HOPS]);
+                let expected = format!("no annotation of equerry.dev/ but {ACCOUNTS} and {TRUSTED_HOPS}");
+                value.complain_near(notes, expected, near);
             }
             continue;
         }
@@ -93,6 +98,17 @@ fn accounts(name: &PolicyName, root: &At<'_>, notes: &mut Notes<'_>) -> Vec<Acco
         }
     }
     accounts.into_iter().collect()
+}
+
+/// How many proxies in front of the Service are believed, where it says so.
+fn trusted_hops(root: &At<'_>, notes: &mut Notes<'_>) -> Option<u8> {
+    let annotations = root.get("metadata").map(|m| m.map("annotations")).unwrap_or_default();
+    let (_, value) = annotations.into_iter().find(|(key, _)| *key == TRUSTED_HOPS)?;
+    let hops = value.text().and_then(|text| text.parse().ok()).filter(|hops| *hops <= 16);
+    if hops.is_none() {
+        value.complain(notes, "a whole number from 0 to 16, in quotes");
+    }
+    hops
 }
 
 fn ports(spec: &At<'_>, notes: &mut Notes<'_>) -> Vec<ServicePort> {
@@ -182,7 +198,8 @@ fn endpoint_port(at: &At<'_>, service: Option<&Service>, notes: &mut Notes<'_>) 
     if let (Some(written), Some(spoken)) = (at.get("appProtocol"), spoken)
         && app_protocol(written.text()) != spoken
     {
-        let expected = format!("what its Service says of the port, {}, or nothing: the Service's word counts", word_of(spoken));
+        let expected =
+            format!("what its Service says of the port, {}, or nothing: the Service's word counts", word_of(spoken));
         written.complain(notes, expected);
     }
     Some((name.map(str::to_owned), at.whole("port")?))

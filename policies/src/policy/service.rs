@@ -20,6 +20,10 @@ pub struct Service {
     pub selector: Labels,
     /// Accounts a member may run as (annotation `equerry.dev/accounts`), sorted; never empty when `selector` is set.
     pub accounts: Vec<AccountName>,
+    /// How many proxies in front of it write down in `X-Forwarded-For` whom they speak for (annotation `equerry.dev/trusted-hops`);
+    /// `None`: as many as the mesh says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusted_hops: Option<u8>,
     /// The name outside the mesh that it stands for (`type: ExternalName`); then it has no selector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<HostName>,

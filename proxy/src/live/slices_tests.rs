@@ -74,6 +74,8 @@ fn configured(quotas: &Quotas, quota: Quota) {
         peer_ports: Vec::new(),
         tokens: Vec::new(),
         authorization: Vec::new(),
+        csrf: vec![],
+        trusted_hops: vec![],
         tenants: vec![TenantView { tenant, quotas: vec![Scoped { ports: None, policy: quota }] }],
     };
     quotas.configure(&compile::workload(&view).unwrap());

@@ -159,6 +159,8 @@ fn workload() -> Resource {
         peer_ports: Vec::new(),
         tokens: Vec::new(),
         authorization: Vec::new(),
+        csrf: vec![],
+        trusted_hops: vec![],
         tenants: Vec::new(),
     }))
 }

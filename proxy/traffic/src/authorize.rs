@@ -3,20 +3,36 @@
 //! Only rules that the index says might match are looked at. A [`Permit`] can be made here alone, and forwarding a request
 //! takes one. A refusal is named in the words that log, response body and `explain` share.
 
-mod connection;
+mod asked;
+mod onlookers;
+mod remote;
 
-use std::cell::OnceCell;
 use std::net::IpAddr;
 
-use equerry_policies::compile::{Authorization, CompiledWorkload, Operation, Pattern, Rule, RuleId, Source};
-use equerry_policies::names::{PolicyName, SpiffeId};
-use equerry_policies::policy::{Action, Origin, Verdict};
-use http::Method;
+use equerry_policies::compile::{Authorization, CompiledWorkload, Rule, RuleId, Turn};
+use equerry_policies::names::PolicyName;
+use equerry_policies::policy::{Origin, Verdict};
+use http::{HeaderMap, Method};
 
+use crate::csrf;
 use crate::refusal::Refusal;
-use crate::token::{Caller, claim_texts};
+use crate::token::Caller;
 
-pub use connection::authorize_connection;
+pub(crate) use asked::{Asked, Failed};
+pub use onlookers::{Noted, Would, note, note_connection};
+
+/// What is known of a connection, the caller aside.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection<'a> {
+    /// The application's port.
+    pub port: u16,
+    /// The address of the direct peer.
+    pub peer_ip: IpAddr,
+    /// The address it connected to, where that is known.
+    pub local_ip: Option<IpAddr>,
+    /// The server name of its TLS.
+    pub sni: Option<&'a str>,
+}
 
 /// What is known of a request, the caller aside.
 #[derive(Debug, Clone, Copy)]
@@ -27,10 +43,10 @@ pub struct Facts<'a> {
     pub authority: &'a str,
     /// The normalised path, without the query.
     pub path: &'a str,
-    /// The application's port.
-    pub port: u16,
-    /// The address of the direct peer.
-    pub peer_ip: IpAddr,
+    /// The headers, as they are forwarded.
+    pub headers: &'a HeaderMap,
+    /// The connection it came over.
+    pub connection: Connection<'a>,
 }
 
 /// Proof that a request was authorized. Nobody else can make one.
@@ -63,23 +79,37 @@ pub struct Denied {
 /// What decides where no ALLOW policy does.
 const MESH_DEFAULT: &str = "Mesh.authorization.default";
 
-/// Decides whether the request may pass.
+/// Decides whether the request may pass: whether its caller may make it, and whether no page of another site made a browser send it.
 ///
 /// # Errors
 /// [`Refusal::Authz`], naming what decided.
 pub fn authorize(caller: &Caller, facts: &Facts<'_>, workload: &CompiledWorkload) -> Result<Permit, Refusal> {
-    let asked = Asked::new(caller, facts);
-    decide(workload, facts.port, |action| asked.first_match(&workload.authorization, action))
+    let permit = decide(&Asked::request(caller, facts, workload), workload)?;
+    same_origin(facts, workload)?;
+    Ok(permit)
 }
 
-/// The order in which actions are asked. `first_match` is the first rule of an action that matches.
-fn decide(
+fn same_origin(facts: &Facts<'_>, workload: &CompiledWorkload) -> Result<(), Refusal> {
+    csrf::check(workload, facts.method, facts.authority, facts.headers, facts.connection.port)
+}
+
+/// Decides whether a connection in whose bytes nobody looks for requests may pass, with Istio's meaning: what a rule asks about
+/// HTTP is not there. An ALLOW rule that asks for it anywhere never matches, and of a DENY rule the rest decides.
+///
+/// # Errors
+/// [`Refusal::Authz`], naming what decided.
+pub fn authorize_connection(
+    caller: &Caller,
+    connection: &Connection<'_>,
     workload: &CompiledWorkload,
-    port: u16,
-    first_match: impl Fn(Action) -> Option<RuleId>,
 ) -> Result<Permit, Refusal> {
+    decide(&Asked::connection(caller, connection, workload), workload)
+}
+
+/// The order in which rules are asked.
+fn decide(asked: &Asked<'_>, workload: &CompiledWorkload) -> Result<Permit, Refusal> {
     let authorization = &workload.authorization;
-    if let Some(id) = first_match(Action::Deny) {
+    if let Some(id) = asked.first_match(authorization, Turn::Deny) {
         let rule = authorization.rule(id);
         return Err(denied(Denied {
             cause: rule_words(authorization, rule),
@@ -87,15 +117,14 @@ fn decide(
             origin: rule.origin.clone(),
         }));
     }
-    if let Some(by) = first_match(Action::Allow) {
+    if let Some(by) = asked.first_match(authorization, Turn::Allow) {
         return Ok(Permit { by: Some(by) });
     }
-    let mut selecting = authorization.holding(Action::Allow, port).peekable();
+    let mut selecting = authorization.holding(Turn::Allow, asked.port()).peekable();
     if let Some(first) = selecting.peek() {
         let origin = first.origin.clone();
         let policies: Vec<PolicyName> = selecting.map(|policy| policy.name.clone()).collect();
-        let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
-        return Err(denied(Denied { cause: format!("no rule of {} matched", names.join(", ")), policies, origin }));
+        return Err(denied(Denied { cause: none_matched(&policies), policies, origin }));
     }
     match authorization.default {
         Verdict::Allow => Ok(Permit { by: None }),
@@ -116,129 +145,10 @@ pub(crate) fn rule_words(authorization: &Authorization, rule: &Rule) -> String {
     format!("{} rules[{}]", authorization.policy_of(rule).name, rule.number)
 }
 
-/// A request as rules ask about it. What costs an allocation is made once, and only when a rule asks.
-pub(crate) struct Asked<'a> {
-    caller: &'a Caller,
-    facts: &'a Facts<'a>,
-    principal: OnceCell<String>,
-}
-
-/// The part of a rule that does not hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failed<'r> {
-    /// None of its sources.
-    From,
-    /// None of its operations.
-    To,
-    /// This claim.
-    When(&'r [Box<str>]),
-}
-
-impl<'a> Asked<'a> {
-    pub(crate) fn new(caller: &'a Caller, facts: &'a Facts<'a>) -> Self {
-        Self { caller, facts, principal: OnceCell::new() }
-    }
-
-    /// The first rule, in the order written, that holds.
-    fn first_match(&self, authorization: &Authorization, action: Action) -> Option<RuleId> {
-        let lists =
-            authorization.candidates(action, self.caller.peer(), self.caller.request_principal(), self.facts.path);
-        let mut best: Option<RuleId> = None;
-        for list in lists {
-            let earlier = list.iter().copied().take_while(|id| best.is_none_or(|best| *id < best));
-            let found = earlier.into_iter().find(|id| {
-                let rule = authorization.rule(*id);
-                authorization.policy_of(rule).holds_on(self.facts.port) && self.missing(rule).is_none()
-            });
-            best = found.or(best);
-        }
-        best
-    }
-
-    /// The first part of a rule that does not hold; `None`: it matches.
-    pub(crate) fn missing<'r>(&self, rule: &'r Rule) -> Option<Failed<'r>> {
-        if !rule.from.is_empty() && !rule.from.iter().any(|source| self.speaks(source)) {
-            return Some(Failed::From);
-        }
-        if !rule.to.is_empty() && !rule.to.iter().any(|operation| self.does(operation)) {
-            return Some(Failed::To);
-        }
-        rule.when.iter().find(|(claim, values)| !self.claims(claim, values)).map(|(claim, _)| Failed::When(claim))
-    }
-
-    fn speaks(&self, source: &Source) -> bool {
-        let token = self.caller.request_principal();
-        let by_token = |pattern: &Pattern| token.is_some_and(|principal| pattern.matches(principal));
-        self.connects(source)
-            && (source.request_principals.is_empty() || source.request_principals.iter().any(by_token))
-    }
-
-    /// Whether the connection is one of that source, whatever is said on it.
-    fn connects(&self, source: &Source) -> bool {
-        let peer = self.caller.peer();
-        let holds = |list: &[Pattern], matches: &dyn Fn(&Pattern) -> bool| list.is_empty() || list.iter().any(matches);
-        holds(&source.principals, &|pattern| peer.is_some_and(|peer| self.is_principal(pattern, peer)))
-            && holds(&source.namespaces, &|pattern| peer.is_some_and(|peer| pattern.matches(peer.namespace.as_str())))
-            && (source.ip_blocks.is_empty()
-                || source.ip_blocks.iter().any(|block| contains(*block, self.facts.peer_ip)))
-    }
-
-    fn is_principal(&self, pattern: &Pattern, peer: &SpiffeId) -> bool {
-        match pattern {
-            Pattern::Present => true,
-            Pattern::Exact(text) => is_exactly(peer, text),
-            Pattern::Prefix(_) | Pattern::Suffix(_) => pattern.matches(self.principal.get_or_init(|| peer.principal())),
-        }
-    }
-
-    fn does(&self, operation: &Operation) -> bool {
-        let any = |patterns: &[Pattern], text: &str| patterns.iter().any(|pattern| pattern.matches(text));
-        let authority = self.facts.authority;
-        (operation.methods.is_empty() || any(&operation.methods, self.facts.method.as_str()))
-            && (operation.paths.is_empty() || any(&operation.paths, self.facts.path))
-            && (operation.hosts.is_empty()
-                || any(&operation.hosts, authority)
-                || any(&operation.hosts, host_of(authority)))
-            && (operation.ports.is_empty() || operation.ports.contains(&self.facts.port))
-    }
-
-    fn claims(&self, claim: &[Box<str>], values: &[Pattern]) -> bool {
-        let Some(value) = self.caller.claim(claim) else { return false };
-        claim_texts(value).any(|text| values.iter().any(|pattern| pattern.matches(&text)))
-    }
-}
-
-/// The authority without its port.
-fn host_of(authority: &str) -> &str {
-    match authority.rsplit_once(':') {
-        // The colons inside an IPv6 literal are not the port's.
-        Some((host, port)) if !port.contains(']') => host,
-        _ => authority,
-    }
-}
-
-/// Whether `text` is the principal of `peer`, compared part by part.
-fn is_exactly(peer: &SpiffeId, text: &str) -> bool {
-    text.strip_prefix(peer.trust_domain.as_str())
-        .and_then(|rest| rest.strip_prefix("/ns/"))
-        .and_then(|rest| rest.strip_prefix(peer.namespace.as_str()))
-        .and_then(|rest| rest.strip_prefix("/sa/"))
-        == Some(peer.account.as_str())
-}
-
-/// Whether a network contains an address; IPv4 addresses written as IPv6 are the IPv4 addresses they are.
-fn contains((network, length): (IpAddr, u8), address: IpAddr) -> bool {
-    match (network.to_canonical(), address.to_canonical()) {
-        (IpAddr::V4(network), IpAddr::V4(address)) => {
-            let rest = 32_u32.saturating_sub(u32::from(length));
-            u32::from(network).checked_shr(rest) == u32::from(address).checked_shr(rest)
-        }
-        (IpAddr::V6(network), IpAddr::V6(address)) => {
-            let rest = 128_u32.saturating_sub(u32::from(length));
-            u128::from(network).checked_shr(rest) == u128::from(address).checked_shr(rest)
-        }
-        _ => false,
-    }
+/// `no rule of POLICY, ... matched`.
+fn none_matched(policies: &[PolicyName]) -> String {
+    let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
+    format!("no rule of {} matched", names.join(", "))
 }
 
 #[cfg(test)]

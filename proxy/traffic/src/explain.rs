@@ -3,22 +3,27 @@
 //! Nothing is decided here a second time: the steps walk the same compiled values with the same predicates, and the
 //! outcome is that of the deciding function itself.
 
+mod balance;
 mod routes;
 
 use std::time::SystemTime;
 
-use equerry_policies::compile::{CompiledWorkload, Pattern, Rule};
+use equerry_policies::compile::{CompiledWorkload, Policy, Predicate, Turn};
 use equerry_policies::names::SpiffeId;
-use equerry_policies::policy::{Action, Origin, Verdict};
+use equerry_policies::policy::{Origin, Verdict};
 use http::header::HeaderMap;
 use serde::Serialize;
 
-use crate::authorize::{Asked, Facts, Failed, authorize, rule_words};
+use crate::authorize::{
+    self, Asked, Connection, Facts, Failed, Noted, Permit, Would, authorize, authorize_connection, rule_words,
+};
+use crate::csrf;
 use crate::refusal::Refusal;
 use crate::tenant;
 use crate::token::{self, Caller};
 
-pub use routes::route;
+pub use balance::{balancer, health};
+pub use routes::{connect, route};
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,6 +50,8 @@ pub enum Outcome {
     NoMatch,
     /// It does not hold here.
     NotHere,
+    /// It fits, and nothing of it is enforced.
+    Noted,
 }
 
 impl Step {
@@ -86,116 +93,150 @@ pub fn token(
     (steps, outcome)
 }
 
-/// Authorization's decision, each rule of each policy that selects the workload: DENY first, then ALLOW.
+/// Authorization's decision, each rule of each policy that selects the workload: DENY first, then ALLOW, then those that look
+/// on.
 pub fn authorization(
     caller: &Caller,
     facts: &Facts<'_>,
     workload: &CompiledWorkload,
 ) -> (Vec<Step>, Result<(), Refusal>) {
-    let all = &workload.authorization;
     let outcome = authorize(caller, facts, workload);
-    let decided = match &outcome {
-        Ok(permit) => permit.cause(workload),
-        Err(refusal) => refusal.cause().unwrap_or_default().to_owned(),
-    };
-    let asked = Asked::new(caller, facts);
-    let mut steps = Vec::new();
-    for action in [Action::Deny, Action::Allow] {
-        let word = if action == Action::Deny { "DENY" } else { "ALLOW" };
-        for policy in all.policies().iter().filter(|policy| policy.action == action) {
-            let mut rules = all
-                .rules()
-                .filter(|(_, rule)| all.policy_of(rule).name == policy.name && all.policy_of(rule).action == action)
-                .peekable();
-            if rules.peek().is_none() {
-                steps.push(Step::new(
-                    format!("{word} {}", policy.name),
-                    Outcome::NoMatch,
-                    "it has no rules, so nothing matches",
-                    &policy.origin,
-                ));
-            }
-            for (_, rule) in rules {
-                let words = rule_words(all, rule);
-                let (found, because) = if !policy.holds_on(facts.port) {
-                    (Outcome::NotHere, format!("it does not hold on port {}", facts.port))
-                } else {
-                    match asked.missing(rule) {
-                        None if words == decided => (Outcome::Decided, "every part of it holds".to_owned()),
-                        None => (Outcome::TooLate, "every part of it holds, but another rule decided".to_owned()),
-                        Some(failed) => (Outcome::NoMatch, lacking(failed, rule, caller, facts)),
-                    }
-                };
-                steps.push(Step::new(format!("{word} {words}"), found, because, &rule.origin));
+    let noted = authorize::note(caller, facts, workload, &outcome);
+    let judged = Judged { asked: Asked::request(caller, facts, workload), workload, outcome, noted };
+    let mut steps = judged.steps();
+    for policy in &workload.csrf {
+        let words = csrf::words(policy);
+        let (found, because) = if policy.holds_on(facts.connection.port) {
+            let whence = csrf::whence(policy, facts.method, facts.authority, facts.headers);
+            let decided = judged.outcome.as_ref().err().and_then(Refusal::cause) == Some(&words);
+            (if decided { Outcome::Decided } else { Outcome::NoMatch }, whence.as_str().to_owned())
+        } else {
+            (Outcome::NotHere, format!("it does not hold on port {}", facts.connection.port))
+        };
+        steps.push(Step::new(words, found, because, &policy.origin));
+    }
+    (steps, judged.outcome.map(|_| ()))
+}
+
+/// The same, of a connection in whose bytes nobody looks for requests.
+pub fn connection(
+    caller: &Caller,
+    connection: &Connection<'_>,
+    workload: &CompiledWorkload,
+) -> (Vec<Step>, Result<(), Refusal>) {
+    let outcome = authorize_connection(caller, connection, workload);
+    let noted = authorize::note_connection(caller, connection, workload, &outcome);
+    let judged = Judged { asked: Asked::connection(caller, connection, workload), workload, outcome, noted };
+    (judged.steps(), judged.outcome.map(|_| ()))
+}
+
+/// What authorization decided, to be told rule by rule.
+struct Judged<'a> {
+    asked: Asked<'a>,
+    workload: &'a CompiledWorkload,
+    outcome: Result<Permit, Refusal>,
+    noted: Option<Box<Noted>>,
+}
+
+impl Judged<'_> {
+    fn steps(&self) -> Vec<Step> {
+        let all = &self.workload.authorization;
+        let decided = match &self.outcome {
+            Ok(permit) => permit.cause(self.workload),
+            Err(refusal) => refusal.cause().unwrap_or_default().to_owned(),
+        };
+        let mut steps = Vec::new();
+        for turn in Turn::ALL {
+            for policy in all.policies().iter().filter(|policy| policy.turn == turn) {
+                self.policy(policy, &decided, &mut steps);
             }
         }
+        if all.holding(Turn::Allow, self.asked.port()).next().is_none() {
+            let decides = decided == "Mesh.authorization.default";
+            let found = if decides { Outcome::Decided } else { Outcome::TooLate };
+            let word = if all.default == Verdict::Allow { "ALLOW" } else { "DENY" };
+            let because = format!("no ALLOW policy selects the workload here; the default is {word}");
+            steps.push(Step::new("Mesh.authorization.default", found, because, &self.workload.mesh.origin));
+        }
+        if let Some((would, cause)) = self.noted.as_ref().and_then(|noted| noted.instead.as_ref()) {
+            let because = format!("{} if it were enforced", would_words(*would));
+            steps.push(Step::new(format!("shadow {cause}"), Outcome::Noted, because, &Origin::default()));
+        }
+        steps
     }
-    if all.holding(Action::Allow, facts.port).next().is_none() {
-        let decides = decided == "Mesh.authorization.default";
-        let found = if decides { Outcome::Decided } else { Outcome::TooLate };
-        let word = if all.default == Verdict::Allow { "ALLOW" } else { "DENY" };
-        let because = format!("no ALLOW policy selects the workload here; the default is {word}");
-        steps.push(Step::new("Mesh.authorization.default", found, because, &workload.mesh.origin));
+
+    /// The rules of one policy.
+    fn policy(&self, policy: &Policy, decided: &str, steps: &mut Vec<Step>) {
+        let all = &self.workload.authorization;
+        let (word, port) = (policy.turn.as_str(), self.asked.port());
+        let mut rules = all
+            .rules()
+            .filter(|(_, rule)| {
+                let of = all.policy_of(rule);
+                of.name == policy.name && of.turn == policy.turn
+            })
+            .peekable();
+        if rules.peek().is_none() {
+            let because = "it has no rules, so nothing matches";
+            steps.push(Step::new(format!("{word} {}", policy.name), Outcome::NoMatch, because, &policy.origin));
+        }
+        for (_, rule) in rules {
+            let words = rule_words(all, rule);
+            let (found, because) = if !policy.holds_on(port) {
+                (Outcome::NotHere, format!("it does not hold on port {port}"))
+            } else {
+                match (self.asked.missing(rule, policy.turn.action()), policy.turn) {
+                    (Some(failed), _) => (Outcome::NoMatch, lacking(failed, &self.asked)),
+                    (None, Turn::Audit) => (Outcome::Noted, "every part of it holds; it is noted".to_owned()),
+                    (None, Turn::ShadowDeny | Turn::ShadowAllow) => {
+                        (Outcome::Noted, "every part of it holds; nothing of it is enforced".to_owned())
+                    }
+                    (None, _) if words == decided => (Outcome::Decided, "every part of it holds".to_owned()),
+                    (None, _) => (Outcome::TooLate, "every part of it holds, but another rule decided".to_owned()),
+                }
+            };
+            steps.push(Step::new(format!("{word} {words}"), found, because, &rule.origin));
+        }
     }
-    (steps, outcome.map(|_| ()))
+}
+
+fn would_words(would: Would) -> &'static str {
+    match would {
+        Would::Deny => "the request would be refused",
+        Would::Allow => "the request would pass",
+        Would::ChangeNothing => "nothing would change",
+    }
 }
 
 /// What a rule lacks.
-fn lacking(failed: Failed<'_>, rule: &Rule, caller: &Caller, facts: &Facts<'_>) -> String {
+fn lacking(failed: Failed<'_>, asked: &Asked<'_>) -> String {
     match failed {
-        Failed::From => {
-            let who = caller.peer().map_or_else(|| "nobody (plain text)".to_owned(), SpiffeId::principal);
-            let wanted: Vec<String> = rule.from.iter().map(source_words).collect();
-            let subject =
-                caller.request_principal().map(|principal| format!(" with a token of {principal}")).unwrap_or_default();
-            format!("the caller is {who}{subject}, not {}", wanted.join(" or "))
+        Failed::NotHttp => "it asks about HTTP, which nobody looks for on this port".to_owned(),
+        Failed::From(parts) | Failed::To(parts) => {
+            let each = parts.iter().filter_map(|part| asked.first_failing(part));
+            let mut words: Vec<String> = each.map(|predicate| unlike(predicate, asked)).collect();
+            words.dedup();
+            words.join("; and ")
         }
-        Failed::To => {
-            let wanted: Vec<String> = rule.to.iter().map(operation_words).collect();
-            format!(
-                "the request is {} {}{} on port {}, not {}",
-                facts.method,
-                facts.authority,
-                facts.path,
-                facts.port,
-                wanted.join(" or ")
-            )
-        }
-        Failed::When(claim) => {
-            let name = claim.join(".");
-            match caller.claim(claim) {
-                Some(value) => format!("the claim {name} is {value}"),
-                None => format!("there is no verified claim {name}"),
-            }
-        }
+        Failed::When(predicate) => unlike(predicate, asked),
     }
 }
 
-fn words(name: &str, patterns: &[Pattern]) -> Option<String> {
-    let texts: Vec<String> = patterns.iter().map(ToString::to_string).collect();
-    (!texts.is_empty()).then(|| format!("{name} {}", texts.join("|")))
-}
-
-fn source_words(source: &equerry_policies::compile::Source) -> String {
-    let blocks: Vec<String> = source.ip_blocks.iter().map(|(network, length)| format!("{network}/{length}")).collect();
-    let parts = [
-        words("principal", &source.principals),
-        words("namespace", &source.namespaces),
-        words("token of", &source.request_principals),
-        (!blocks.is_empty()).then(|| format!("address in {}", blocks.join("|"))),
-    ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
-}
-
-fn operation_words(operation: &equerry_policies::compile::Operation) -> String {
-    let ports: Vec<String> = operation.ports.iter().map(ToString::to_string).collect();
-    let parts = [
-        words("method", &operation.methods),
-        words("path", &operation.paths),
-        words("host", &operation.hosts),
-        (!ports.is_empty()).then(|| format!("port {}", ports.join("|"))),
-    ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+/// How what there is differs from what a predicate asks for: `the method is GET, not POST`.
+fn unlike(predicate: &Predicate, asked: &Asked<'_>) -> String {
+    let (subject, found) = (predicate.subject(), asked.found(predicate));
+    let (any, none) = predicate.wanted();
+    match (found.is_empty(), none.is_empty()) {
+        (true, _) => format!("there is no {subject}, and it must be {}", any.join(" or ")),
+        (false, true) => format!("the {subject} is {}, not {}", found.join(", "), any.join(" or ")),
+        (false, false) if any.is_empty() => {
+            format!("the {subject} is {}, and must not be {}", found.join(", "), none.join(" or "))
+        }
+        (false, false) => {
+            let (any, none) = (any.join(" or "), none.join(" or "));
+            format!("the {subject} is {}, and must be {any} but not {none}", found.join(", "))
+        }
+    }
 }
 
 /// The tenant a request belongs to, and the quotas that count it.
@@ -225,7 +266,9 @@ pub fn tenant(workload: &CompiledWorkload, caller: &Caller, headers: &HeaderMap,
 mod tests {
     use equerry_policies::compile;
     use equerry_policies::names::{PolicyName, TrustDomain};
-    use equerry_policies::policy::{self, AuthorizationPolicy, AuthorizationRule, Mesh, MtlsMode, StringMatch, Target};
+    use equerry_policies::policy::{
+        self, Action, AuthorizationPolicy, AuthorizationRule, Mesh, MtlsMode, StringMatch, Target,
+    };
     use equerry_policies::view::{Scoped, WorkloadView};
     use http::Method;
 
@@ -256,6 +299,7 @@ mod tests {
             name: PolicyName::parse("shop/inventory-callers").unwrap(),
             target: Target::Namespace,
             action: Action::Allow,
+            shadow: false,
             rules,
             origin: at(5),
         };
@@ -266,13 +310,16 @@ mod tests {
             peer_ports: vec![],
             tokens: vec![],
             authorization: vec![Scoped { ports: None, policy: callers }],
+            csrf: vec![],
+            trusted_hops: vec![],
             tenants: vec![],
         })
         .unwrap()
     }
 
     fn told(peer: &str, method: &Method) -> (Vec<(Outcome, String, u32)>, Option<String>) {
-        let facts = Facts { method, authority: "inventory", path: "/", port: 8080, peer_ip: [10, 0, 0, 1].into() };
+        let connection = Connection { port: 8080, peer_ip: [10, 0, 0, 1].into(), local_ip: None, sni: None };
+        let facts = Facts { method, authority: "inventory", path: "/", headers: &HeaderMap::new(), connection };
         let (steps, outcome) = authorization(&Caller::assumed(Some(peer), None), &facts, &workload());
         let steps = steps.into_iter().map(|step| (step.outcome, step.because, step.origin.line)).collect();
         (steps, outcome.err().and_then(|refusal| refusal.cause().map(str::to_owned)))
@@ -282,10 +329,7 @@ mod tests {
     fn the_rule_that_decides_and_what_the_others_lack_are_named_with_their_lines() {
         let (steps, refused) = told("equerry.local/ns/shop/sa/orders", &Method::POST);
         assert_eq!(refused, None);
-        assert_eq!(
-            steps[0],
-            (Outcome::NoMatch, "the request is POST inventory/ on port 8080, not method GET".to_owned(), 10)
-        );
+        assert_eq!(steps[0], (Outcome::NoMatch, "the method is POST, not GET".to_owned(), 10));
         assert_eq!(steps[1], (Outcome::Decided, "every part of it holds".to_owned(), 20));
     }
 
@@ -293,7 +337,7 @@ mod tests {
     fn a_refusal_is_named_as_the_proxy_names_it() {
         let (steps, refused) = told("equerry.local/ns/shop/sa/frontend", &Method::GET);
         assert_eq!(refused.as_deref(), Some("no rule of shop/inventory-callers matched"));
-        let lacking = "the caller is equerry.local/ns/shop/sa/frontend, not principal equerry.local/ns/shop/sa/orders";
+        let lacking = "the principal is equerry.local/ns/shop/sa/frontend, not equerry.local/ns/shop/sa/orders";
         assert!(
             steps.iter().all(|(outcome, because, _)| *outcome == Outcome::NoMatch && because == lacking),
             "{steps:?}"

@@ -8,6 +8,7 @@ pub mod authorize;
 pub mod balance;
 pub mod breaker;
 mod cors;
+mod csrf;
 pub mod deadline;
 pub mod explain;
 pub mod fault;

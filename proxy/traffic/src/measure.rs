@@ -7,16 +7,16 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use equerry_policies::compile::{self, CompiledWorkload};
+use equerry_policies::compile::{self, CompiledWorkload, Turn};
 use equerry_policies::names::{PolicyName, SpiffeId};
 use equerry_policies::policy::{
     Action, Algorithm, AuthorizationPolicy, AuthorizationRule, Breaker, HashOn, LoadBalancer, Maglev, Mesh, MtlsMode,
     Operation, Origin, RingHash, Source, StringMatch, Target,
 };
 use equerry_policies::view::{Scoped, WorkloadView};
-use http::Method;
+use http::{HeaderMap, Method};
 
-use crate::authorize::{Facts, authorize};
+use crate::authorize::{Connection, Facts, authorize};
 use crate::balance::{Balancer, EndpointState, Member, Verdict, Wanted, choose};
 use crate::token::Caller;
 
@@ -29,6 +29,7 @@ fn thousand_rules() -> CompiledWorkload {
         let namespace = Source { namespaces: exact(format!("n{number}")), ..Source::default() };
         let to = Operation {
             methods: exact("GET".to_owned()),
+            not_paths: vec![StringMatch::Suffix(".secret".to_owned())],
             paths: vec![StringMatch::Prefix(format!("/p{number}/"))],
             ..Operation::default()
         };
@@ -40,7 +41,14 @@ fn thousand_rules() -> CompiledWorkload {
         let rules = (number * 10..number * 10 + 10).map(rule).collect();
         Scoped {
             ports: None,
-            policy: AuthorizationPolicy { name, target: Target::Namespace, action, rules, origin: Origin::default() },
+            policy: AuthorizationPolicy {
+                name,
+                target: Target::Namespace,
+                action,
+                shadow: false,
+                rules,
+                origin: Origin::default(),
+            },
         }
     };
     compile::workload(&WorkloadView {
@@ -50,6 +58,8 @@ fn thousand_rules() -> CompiledWorkload {
         peer_ports: vec![],
         tokens: vec![],
         authorization: (0..100).map(policy).collect(),
+        csrf: vec![],
+        trusted_hops: vec![],
         tenants: vec![],
     })
     .unwrap()
@@ -75,8 +85,8 @@ fn of_a_thousand_rules_a_request_meets_a_handful() {
         "spiffe://equerry.local/ns/x/sa/y",
     ] {
         let peer = SpiffeId::parse(peer).unwrap();
-        for action in [Action::Allow, Action::Deny] {
-            let lists = workload.authorization.candidates(action, Some(&peer), None, "/p500/x");
+        for turn in [Turn::Allow, Turn::Deny] {
+            let lists = workload.authorization.candidates(turn, Some(&peer), None, "/p500/x");
             assert!(lists.iter().map(|list| list.len()).sum::<usize>() <= 2, "{lists:?}");
         }
     }
@@ -88,13 +98,9 @@ fn authorizing_among_a_thousand_rules_takes_less_than_a_microsecond() {
     let workload = thousand_rules();
     for (peer, passes) in [("equerry.local/ns/shop/sa/a500", true), ("equerry.local/ns/n500/sa/x", true)] {
         let caller = Caller::assumed(Some(peer), None);
-        let facts = Facts {
-            method: &Method::GET,
-            authority: "orders.shop:8080",
-            path: "/p500/x",
-            port: 8080,
-            peer_ip: [10, 0, 0, 1].into(),
-        };
+        let connection = Connection { port: 8080, peer_ip: [10, 0, 0, 1].into(), local_ip: None, sni: None };
+        let (method, headers) = (&Method::GET, &HeaderMap::new());
+        let facts = Facts { method, authority: "orders.shop:8080", path: "/p500/x", headers, connection };
         assert_eq!(authorize(&caller, &facts, &workload).is_ok(), passes);
         let took = nanos(|| {
             let _ = black_box(authorize(black_box(&caller), black_box(&facts), &workload));

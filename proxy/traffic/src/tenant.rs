@@ -80,6 +80,8 @@ mod tests {
             peer_ports: vec![],
             tokens: vec![],
             authorization: vec![],
+            csrf: vec![],
+            trusted_hops: vec![],
             tenants: vec![
                 tenant("acme", vec![header("acme"), claim("acme")]),
                 tenant("globex", vec![header("globex"), claim("globex"), claim("7")]),

@@ -138,6 +138,8 @@ fn workload(rules: Vec<(Option<Vec<u16>>, JwtRule)>) -> CompiledWorkload {
         peer_ports: vec![],
         tokens: tokens.collect(),
         authorization: vec![],
+        csrf: vec![],
+        trusted_hops: vec![],
         tenants: vec![],
     })
     .unwrap()

@@ -1,9 +1,11 @@
 //! The tables of every kind: what may stand in each document.
 
 mod balance;
+mod csrf;
 mod fault;
 mod filter;
 mod health;
+mod policy_test;
 mod route;
 mod security;
 mod service;
@@ -31,7 +33,9 @@ pub(crate) fn of(kind: Kind) -> &'static Shape {
         Kind::PeerAuthentication => &security::PEER_AUTHENTICATION,
         Kind::RequestAuthentication => &security::REQUEST_AUTHENTICATION,
         Kind::AuthorizationPolicy => &security::AUTHORIZATION_POLICY,
+        Kind::CsrfPolicy => &csrf::CSRF_POLICY,
         Kind::Tenant => &tenant::TENANT,
+        Kind::PolicyTest => &policy_test::POLICY_TEST,
     }
 }
 

@@ -3,6 +3,7 @@
 #[path = "tokens.rs"]
 pub(crate) mod tokens;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use equerry_policies::policy::{
     RingHash, RouteMatch, ServicePort, StringMatch, Target, TrafficPolicy,
 };
 use equerry_policies::view::{DestinationView, NamedJwtRule, Scoped, WorkloadView};
-use equerry_traffic::authorize::{Facts, authorize};
+use equerry_traffic::authorize::{Connection, Facts, authorize};
 use equerry_traffic::balance::{Balancer, EndpointState, Member, Verdict, Wanted, choose};
 use equerry_traffic::breaker::Breaker;
 use equerry_traffic::normalize::{self, normalize};
@@ -142,6 +143,7 @@ fn rules(number: usize) -> Vec<Scoped<AuthorizationPolicy>> {
         name: PolicyName::parse("shop/policy").unwrap(),
         target: Target::Namespace,
         action: Action::Allow,
+        shadow: false,
         rules: (0..number).map(rule).collect(),
         origin: Origin::default(),
     };
@@ -166,6 +168,8 @@ fn workload(number: usize, jwks: Option<String>) -> Arc<CompiledWorkload> {
         peer_ports: vec![],
         tokens: jwks.map(token).into_iter().collect(),
         authorization: rules(number),
+        csrf: vec![],
+        trusted_hops: vec![],
         tenants: vec![],
     };
     Arc::new(compile::workload(&view).unwrap())
@@ -175,14 +179,17 @@ fn peer() -> SpiffeId {
     SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/frontend").unwrap()
 }
 
+const CONNECTION: Connection<'static> =
+    Connection { port: 8080, peer_ip: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), local_ip: None, sni: None };
+
 fn authorized(number: usize) -> Decision {
     let workload = workload(number, None);
     let now = std::time::SystemTime::now();
     let caller = token::verify(&workload, 8080, &mut HeaderMap::new(), Some(&peer()), now).unwrap();
-    let path = format!("/p{}/x", number - 1);
+    let (path, headers) = (format!("/p{}/x", number - 1), HeaderMap::new());
     Decision::Alone(Box::new(move || {
-        let (method, authority, peer_ip) = (&Method::GET, "orders.shop:8080", [10, 0, 0, 1].into());
-        let facts = Facts { method, authority, path: &path, port: 8080, peer_ip };
+        let (method, authority) = (&Method::GET, "orders.shop:8080");
+        let facts = Facts { method, authority, path: &path, headers: &headers, connection: CONNECTION };
         assert!(authorize(black_box(&caller), black_box(&facts), &workload).is_ok());
     }))
 }
@@ -304,7 +311,7 @@ fn whole_way_in() -> Decision {
         let caller =
             token::verify_remembering(&mut believed, &workload, 8080, &mut parts.headers, Some(&peer), now).unwrap();
         let (authority, path) = (normal.authority(), normal.path());
-        let facts = Facts { method: &parts.method, authority, path, port: 8080, peer_ip: [10, 0, 0, 1].into() };
+        let facts = Facts { method: &parts.method, authority, path, headers: &parts.headers, connection: CONNECTION };
         assert!(authorize(&caller, &facts, &workload).is_ok());
         assert!(slice.admit(10_000).is_ok());
     };
