@@ -19,17 +19,23 @@ use tokio::net::TcpStream;
 use crate::{PAIR, program};
 
 const CALLS: usize = 200;
-const ROUND_ROBIN: &str = "\
+/// Both instances of the shop's inventory behind one name, one after the other, so that neither is better.
+const STOCK: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: stock, namespace: shop, annotations: {equerry.dev/accounts: inventory}}
+spec: {selector: {app: inventory}, ports: [{port: 80, targetPort: 8080}]}
+---
 apiVersion: equerry.dev/v1
 kind: TrafficPolicy
-metadata: {name: inventory, namespace: shop}
+metadata: {name: stock, namespace: shop}
 spec:
-  targetRefs: [{kind: Service, name: inventory}]
+  targetRefs: [{kind: Service, name: stock}]
   loadBalancer: {type: round_robin}
 ";
 
-fn request(uri: &str) -> Result<Request<Empty<Bytes>>> {
-    Ok(Request::builder().uri(uri).header("host", "inventory").body(Empty::<Bytes>::new())?)
+fn request(uri: &str, service: &str) -> Result<Request<Empty<Bytes>>> {
+    Ok(Request::builder().uri(uri).header("host", service).body(Empty::<Bytes>::new())?)
 }
 
 async fn connection(home: &Home) -> Result<TokioIo<TcpStream>> {
@@ -58,11 +64,10 @@ fn spread(counts: &BTreeMap<&'static str, usize>, what: &str) -> Result<()> {
 async fn the_requests_of_one_connection_are_spread_over_the_instances() -> Result<()> {
     let mesh = Mesh::up(program(), &PAIR).await?;
     let orders = mesh.town.home("orders")?;
-    // One after the other, so that no instance is better than the other.
-    mesh.apply(ROUND_ROBIN).await?;
+    mesh.apply(STOCK).await?;
     eventually(Duration::from_secs(15), "both instances to be called", async || {
         for _ in 0..20 {
-            orders.through_sidecar().get("inventory", "/", &[]).await?;
+            orders.through_sidecar().get("stock", "/", &[]).await?;
         }
         Ok(counts(&mesh).await?.values().all(|count| *count > 0).then_some(()))
     })
@@ -72,7 +77,7 @@ async fn the_requests_of_one_connection_are_spread_over_the_instances() -> Resul
     let driven = tokio::spawn(driven);
     for _ in 0..CALLS {
         send.ready().await?;
-        let answer = send.send_request(request("/")?).await?;
+        let answer = send.send_request(request("/", "stock")?).await?;
         ensure!(answer.status() == 200, "{}", answer.status());
         answer.into_body().collect().await?;
     }
@@ -84,7 +89,7 @@ async fn the_requests_of_one_connection_are_spread_over_the_instances() -> Resul
     for _ in 0..CALLS / 10 {
         // Ten streams at a time, as a client of gRPC has them.
         let streams: Vec<_> =
-            (0..10).map(|_| request("http://inventory/").map(|asked| send.send_request(asked))).collect::<Result<_>>()?;
+            (0..10).map(|_| request("http://stock/", "stock").map(|asked| send.send_request(asked))).collect::<Result<_>>()?;
         for answer in futures_util::future::try_join_all(streams).await? {
             ensure!(answer.status() == 200, "{}", answer.status());
             answer.into_body().collect().await?;
@@ -138,7 +143,7 @@ async fn connections_are_spread_over_the_workers() -> Result<()> {
         tokio::spawn(driven);
         for _ in 0..200 {
             send.ready().await?;
-            send.send_request(request("/")?).await?.into_body().collect().await?;
+            send.send_request(request("/", "inventory")?).await?.into_body().collect().await?;
         }
         Ok::<_, anyhow::Error>(())
     });
