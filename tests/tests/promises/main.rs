@@ -24,6 +24,7 @@ mod programs;
 mod quota;
 mod retries;
 mod spread;
+mod subsets;
 mod tcp;
 mod websocket;
 
