@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::args::{ApplyArgs, Output};
 use crate::client::Client;
 use crate::complaints;
+use crate::explain;
 use crate::failure::{Code, Failure};
 use crate::files;
 use crate::out;
@@ -20,6 +21,9 @@ const LONGEST_LOOK: Duration = Duration::from_millis(200);
 pub(crate) async fn run(args: &ApplyArgs, client: &mut Client) -> Result<(), Failure> {
     let output = args.output.output;
     let files = files::collect(&args.files.files)?;
+    if !args.skip_tests {
+        explain::before_apply(client, &files).await?;
+    }
     let path = if args.dry_run { "/api/v1/apply?dryRun=true" } else { "/api/v1/apply" };
     let started = Instant::now();
     let answer = client.ask(Method::POST, path, Some(&json!({"files": files}))).await?;

@@ -167,8 +167,12 @@ fn details(kind: Kind, document: &Value) -> String {
             format!("{} -> {}", names("/spec/parentRefs"), backends.join(", "))
         }
         Kind::AuthorizationPolicy => {
-            format!("{}, {}", text(document, "/spec/action").unwrap_or("ALLOW"), count("/spec/rules", "rule"))
+            let shadow = if text(document, "/spec/mode") == Some("shadow") { "shadow " } else { "" };
+            let action = text(document, "/spec/action").unwrap_or("ALLOW");
+            format!("{shadow}{action}, {}", count("/spec/rules", "rule"))
         }
+        Kind::CsrfPolicy => names("/spec/targetRefs"),
+        Kind::PolicyTest => count("/spec/cases", "case"),
         Kind::RequestAuthentication => {
             list("/spec/jwtRules").iter().filter_map(|rule| text(rule, "/issuer")).collect::<Vec<_>>().join(", ")
         }

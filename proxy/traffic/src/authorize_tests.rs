@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use equerry_policies::compile;
 use equerry_policies::document;
 use equerry_policies::interpret::interpret;
-use equerry_policies::names::{AccountName, SpiffeId};
+use equerry_policies::names::AccountName;
 use equerry_policies::policy::Mesh;
 use equerry_policies::view::{self, Scoped, WorkloadFacts};
 use http::HeaderValue;
@@ -437,7 +437,69 @@ fn a_shadow_tells_what_it_would_change_and_changes_nothing() {
 }
 
 #[test]
-fn a_peer_is_compared_part_by_part() {
-    let peer = |text: &str| SpiffeId::parse(&format!("spiffe://{text}")).unwrap();
-    assert_eq!(peer(ORDERS).principal(), ORDERS);
+fn every_rule_is_told_with_the_first_thing_that_it_lacks() {
+    let lacks = |rule: &str, request: &Request| {
+        let workload = workload(&[("p", &format!("{{rules: [{rule}]}}"))]);
+        let (steps, _) = request.ask(|caller, facts| crate::explain::authorization(caller, facts, &workload));
+        assert_eq!(steps[0].subject, "ALLOW shop/p rules[0]");
+        steps[0].because.clone()
+    };
+    let ada = Request { claims: Some(json!({"sub": "ada", "role": "user"})), ..get("/a/b") };
+    for (rule, because) in [
+        (
+            "{from: [{source: {notPrincipals: ['*/sa/orders']}}]}",
+            format!("the principal is {ORDERS}, and must not be */sa/orders"),
+        ),
+        (
+            "{from: [{source: {namespaces: [bank]}}, {source: {serviceAccounts: [web]}}]}",
+            "the namespace is shop, not bank; and the account is shop/orders, not shop/web".to_owned(),
+        ),
+        (
+            "{from: [{source: {remoteIpBlocks: [192.0.2.0/24]}}]}",
+            "the remote address is 10.1.2.3, not 192.0.2.0/24".to_owned(),
+        ),
+        ("{to: [{operation: {paths: ['/a/{*}/c'], methods: [GET]}}]}", "the path is /a/b, not /a/{*}/c".to_owned()),
+        (
+            "{to: [{operation: {paths: ['/a/*'], notPaths: ['/a/{**}']}}]}",
+            "the path is /a/b, and must be /a/* but not /a/{**}".to_owned(),
+        ),
+        (
+            "{when: [{key: 'request.headers[x-a]', values: [b, 'c*']}]}",
+            "there is no header x-a, and it must be b or c*".to_owned(),
+        ),
+        (
+            "{when: [{key: 'request.auth.claims[role]', values: [admin]}]}",
+            "the claim role is user, not admin".to_owned(),
+        ),
+        (
+            "{when: [{key: request.auth.audiences, values: [orders]}]}",
+            "there is no audience, and it must be orders".to_owned(),
+        ),
+        (
+            "{when: [{key: connection.sni, notValues: ['*.mesh']}]}",
+            "the server name is p8080.inventory.shop.mesh, and must not be *.mesh".to_owned(),
+        ),
+    ] {
+        assert_eq!(lacks(rule, &ada), because, "{rule}");
+    }
+    let over_tcp = workload(&[("p", "{rules: [{to: [{operation: {methods: [GET]}}]}]}")]);
+    let (steps, _) = ada.ask(|caller, facts| crate::explain::connection(caller, &facts.connection, &over_tcp));
+    assert_eq!(steps[0].because, "it asks about HTTP, which nobody looks for on this port");
+}
+
+#[test]
+fn onlookers_and_pages_of_other_sites_are_told() {
+    let seen = workload(&[("a", "{action: AUDIT, rules: [{}]}"), ("b", "{mode: shadow, action: DENY, rules: [{}]}")]);
+    let (steps, outcome) = get("/").ask(|caller, facts| crate::explain::authorization(caller, facts, &seen));
+    let told: Vec<String> = steps.iter().map(|step| format!("{}: {}", step.subject, step.because)).collect();
+    assert!(outcome.is_ok());
+    assert_eq!(
+        told,
+        [
+            "AUDIT shop/a rules[0]: every part of it holds; it is noted",
+            "shadow DENY shop/b rules[0]: every part of it holds; nothing of it is enforced",
+            "Mesh.authorization.default: no ALLOW policy selects the workload here; the default is ALLOW",
+            "shadow shop/b rules[0]: the request would be refused if it were enforced",
+        ]
+    );
 }

@@ -47,3 +47,57 @@ async fn a_method_that_no_rule_allows_is_refused_with_every_policy_that_was_aske
     ensure!(answer.shown().contains("no rule of shop/inventory-callers matched"), "{}", answer.shown());
     Ok(())
 }
+
+const TRIED_OUT: &str = "\
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {name: no-debug, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: inventory}]
+  action: DENY
+  rules:
+  - from: [{source: {notServiceAccounts: [support]}}]
+    to: [{operation: {notPaths: ['/public/{**}']}}]
+    when: [{key: 'request.headers[x-debug]', values: ['*'], notValues: ['off']}]
+---
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {name: no-reports, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: inventory}]
+  mode: shadow
+  action: DENY
+  rules: [{to: [{operation: {paths: ['/reports/{*}']}}]}]
+---
+apiVersion: equerry.dev/v1
+kind: PolicyTest
+metadata: {name: debugging, namespace: shop}
+spec:
+  cases:
+  - name: nobody but support debugs
+    from: shop/orders
+    request: {url: 'http://inventory/', headers: [{name: x-debug, value: 'on'}]}
+    expect: {decision: DENY, reason: authz_denied, rule: 'shop/no-debug rules[0]'}
+";
+
+#[tokio::test]
+async fn what_a_rule_excludes_passes_and_a_shadow_only_tells() -> Result<()> {
+    let mesh = Mesh::up(program(), &PAIR).await?;
+    mesh.apply(TRIED_OUT).await?;
+    let caller = mesh.town.home("orders")?.through_sidecar();
+    for (status, path, debug) in
+        [(403, "/", "on"), (200, "/", "off"), (200, "/public/a/b", "on"), (200, "/reports/today", "off")]
+    {
+        let answer = caller.get("inventory", path, &[("x-debug", debug)]).await?;
+        ensure!(answer.status == status, "{path} x-debug: {debug}: {}", answer.shown());
+    }
+    let would_deny = [("policy", "shop/no-reports"), ("decision", "would_deny")];
+    let mut told = 0.0;
+    for home in &mesh.town.homes {
+        told += home.scrape().await?.sum("equerry_authz_shadow_total", &would_deny);
+    }
+    ensure!(told == 1.0, "the shadow told {told} times what it would refuse");
+    let undone = TRIED_OUT.replace("action: DENY", "action: AUDIT").replace("  mode: shadow\n", "");
+    ensure!(mesh.apply(&undone).await.is_err(), "a change was applied that its own test refuses");
+    Ok(())
+}

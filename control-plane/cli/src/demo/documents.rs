@@ -10,7 +10,7 @@ use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{self, Document, DocumentKey, Kind};
 use equerry_policies::interpret::interpret;
 use equerry_policies::names::TenantName;
-use equerry_policies::policy::{HttpRoute, JwtRule, Meaning, StringMatch, Tenant, TenantMatch};
+use equerry_policies::policy::{Attribute, Condition, HttpRoute, JwtRule, Meaning, StringMatch, Tenant, TenantMatch};
 
 use super::issuer::Token;
 
@@ -187,8 +187,9 @@ impl Facts {
         for condition in
             self.meaning.authorization.values().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.when)
         {
-            if let (None, Some(StringMatch::Exact(value))) = (token.text(&condition.claim), condition.values.first()) {
-                token = token.claim(&condition.claim, value);
+            let Condition::Text { of: Attribute::Claim(claim), values, .. } = condition else { continue };
+            if let (None, Some(StringMatch::Exact(value))) = (token.text(claim), values.first()) {
+                token = token.claim(claim, value);
             }
         }
         token

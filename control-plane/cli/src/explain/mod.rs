@@ -3,6 +3,7 @@
 //! Nothing is decided here: [`walk`] cuts the same views the control plane would send, compiles them with the same crate,
 //! and asks the same functions the sidecars ask, in the same order.
 
+mod expected;
 mod tell;
 mod walk;
 
@@ -24,13 +25,18 @@ use crate::failure::{Code, Failure};
 use crate::files;
 use crate::out;
 
+pub(crate) use expected::{TestArgs, before_apply, run as run_tests};
+
+/// How the URL of a connection begins.
+const TCP: &str = "tcp://";
+
 /// `equerry explain`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  equerry explain http://inventory/items --from shop/orders --policies policies/\n  equerry explain -X POST -H 'x-tenant: acme' http://orders.shop/ --from shop/frontend --token \"$TOKEN\" --policies policies/\n\nExits with 0 when the request would be allowed, with 5 when it would be refused."
+    after_help = "Examples:\n  equerry explain http://inventory/items --from shop/orders --policies policies/\n  equerry explain -X POST -H 'x-tenant: acme' http://orders.shop/ --from shop/frontend --token \"$TOKEN\" --policies policies/\n  equerry explain tcp://db.shop:5432 --from shop/orders --policies policies/\n\nExits with 0 when the request would be allowed, with 5 when it would be refused."
 )]
 pub(crate) struct ExplainArgs {
-    /// The request as the application makes it: http://orders/path, or orders.shop:8080/path
+    /// The request as the application makes it: http://orders/path, or orders.shop:8080/path; a connection: tcp://db:5432
     #[arg(value_name = "URL")]
     url: String,
     /// Its method
@@ -68,6 +74,8 @@ pub(crate) struct ExplainArgs {
 pub(crate) struct Question {
     /// The request as the application sends it to its sidecar.
     pub(crate) parts: Parts,
+    /// It is no request but a connection, in whose bytes nobody looks for one.
+    pub(crate) tcp: bool,
     /// Who sends it.
     pub(crate) from: AccountName,
     /// The account of the callee, when it was named.
@@ -111,6 +119,7 @@ fn read(args: &ExplainArgs) -> Result<Question, Failure> {
     };
     Ok(Question {
         parts: request(args)?,
+        tcp: args.url.starts_with(TCP),
         from: account("--from", &args.from)?,
         to: args.to_account.as_deref().map(|text| account("--to-account", text)).transpose()?,
         now,
@@ -122,7 +131,13 @@ fn read(args: &ExplainArgs) -> Result<Question, Failure> {
 
 /// The request in origin form with a `Host`, as a client library sends it.
 fn request(args: &ExplainArgs) -> Result<Parts, Failure> {
-    let url = args.url.strip_prefix("http://").unwrap_or(&args.url);
+    let tcp = args.url.strip_prefix(TCP);
+    if let Some(rest) = tcp.filter(|rest| rest.contains('/') || !args.headers.is_empty() || args.token.is_some()) {
+        let found = format!("tcp://{rest} with a path, a header or a token");
+        return Err(Failure::usage(format_args!("{found}: nobody looks for a request in the bytes of a connection"))
+            .hint("write it as tcp://db:5432"));
+    }
+    let url = tcp.or_else(|| args.url.strip_prefix("http://")).unwrap_or(&args.url);
     if url.contains("://") {
         return Err(Failure::usage(format_args!(
             "{:?}: an application speaks plain HTTP to its sidecar, which adds the TLS",

@@ -72,6 +72,7 @@ fn line(stage: &str, step: &Step, refusing: bool) -> String {
         (Outcome::Decided, true) => ("x", out::BAD),
         (Outcome::NoMatch, true) => ("-", out::NOTE),
         (Outcome::NoMatch | Outcome::TooLate | Outcome::NotHere, _) => ("-", out::DIM),
+        (Outcome::Noted, _) => ("!", out::NOTE),
     };
     let place = place(&step.origin);
     let place = if place.is_empty() { String::new() } else { out::styled(out::DIM, format_args!("  [{place}]")) };

@@ -268,3 +268,64 @@ fn a_service_that_stands_for_a_name_outside_is_called_in_plain_text() {
     assert!(mtls["because"].as_str().unwrap().contains("payments.partner.example"), "{told:#}");
     assert_eq!((&told["verdict"]["allowed"], &told["callees"][0]["account"]), (&json!(true), &Value::Null));
 }
+
+const DATABASE: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop, annotations: {equerry.dev/accounts: db}}
+spec: {selector: {app: db}, ports: [{port: 5432, appProtocol: tcp}]}
+---
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {name: db-callers, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: db}]
+  rules:
+  - from: [{source: {principals: [equerry.local/ns/shop/sa/orders]}}]
+  - to: [{operation: {methods: [GET]}}]
+---
+apiVersion: equerry.dev/v1
+kind: TrafficPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: db}]
+  loadBalancer: {type: maglev, hash: {identity: true}}
+";
+
+#[test]
+fn a_connection_is_explained_as_far_as_anybody_looks_into_it() {
+    let allowed = explained(&["tcp://db:5432", "--from", "shop/orders"], &[("db.yaml", DATABASE)]);
+    assert_eq!((&allowed["request"], &allowed["verdict"]["allowed"]), (&json!("TCP db:5432"), &json!(true)), "{allowed:#}");
+    assert_eq!(subjects(&allowed, "route"), [("shop/db", "decided")]);
+    assert_eq!(subjects(&allowed, "tries"), []);
+    let rules = [("ALLOW shop/db-callers rules[0]", "decided"), ("ALLOW shop/db-callers rules[1]", "no_match")];
+    assert_eq!(subjects(&allowed, "authorization"), rules);
+    assert!(allowed.to_string().contains("it asks about HTTP"), "{allowed:#}");
+    assert!(allowed.to_string().contains("all that are alike go to the same endpoint"), "{allowed:#}");
+
+    let stranger = explained(&["tcp://db", "--from", "shop/frontend"], &[("db.yaml", DATABASE)]);
+    let verdict = &stranger["verdict"];
+    assert_eq!((&verdict["reason"], &verdict["cause"]), (&json!("authz_denied"), &json!("no rule of shop/db-callers matched")));
+
+    let request = explained(&["http://db:5432/", "--from", "shop/orders"], &[("db.yaml", DATABASE)]);
+    assert_eq!(request["verdict"]["reason"], "bad_request", "{request:#}");
+    let connection = explained(&["tcp://orders:80", "--from", "shop/frontend"], &[("shop.yaml", SHOP)]);
+    assert_eq!(connection["verdict"]["reason"], "bad_request", "{connection:#}");
+    let detail = connection["verdict"]["detail"].as_str().unwrap();
+    assert!(detail.contains("speaks HTTP") && detail.contains("this is TCP"), "{detail}");
+}
+
+#[test]
+fn how_an_endpoint_is_chosen_and_who_says_that_it_is_well_is_told() {
+    let search = of_example("health-checks.yaml", &["http://search/", "--from", "shop/frontend"]);
+    assert_eq!(subjects(&search, "endpoints"), [("balancer of shop/search", "decided"), ("health of shop/search", "decided")]);
+    let told = search.to_string();
+    assert!(told.contains("GET /_cluster/health is answered with 200-299 within 500ms; 3 failures in a row"), "{search:#}");
+    let carts = |headers: &[&str]| {
+        let line = [&["http://cart/", "--from", "shop/frontend"], headers].concat();
+        of_example("sticky-carts.yaml", &line).to_string()
+    };
+    let (alike, random) = (carts(&["-H", "x-user: ada"]), carts(&[]));
+    assert!(alike.contains("all that are alike go to the same endpoint"), "{alike}");
+    assert!(random.contains("does not have it, so it goes to one at random"), "{random}");
+}

@@ -1,15 +1,17 @@
 //! The way of a request through both sidecars, decision by decision, with the functions they ask themselves.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use equerry_policies::compile::{self, CompiledDestination};
 use equerry_policies::complaint::Complaint;
 use equerry_policies::names::{AccountName, Authority, ServiceName, SpiffeId, TrustDomain};
 use equerry_policies::policy::{
-    Meaning, MtlsMode, Origin, PeerAuthentication, Service, ServicePort, Target as Scope, TrafficPolicy,
+    AppProtocol, Meaning, MtlsMode, Origin, PeerAuthentication, Service, ServicePort, Target as Scope, TrafficPolicy,
 };
 use equerry_policies::view::{self, WorkloadFacts};
-use equerry_traffic::authorize::Facts;
+use equerry_traffic::balance::Source;
+use equerry_traffic::authorize::{Connection, Facts};
 use equerry_traffic::explain::{self, Outcome, Step};
 use equerry_traffic::filter::{self, Answer, Filters};
 use equerry_traffic::normalize::{Direction, Normal, normalize};
@@ -126,7 +128,11 @@ pub(crate) fn walk(meaning: &Meaning, question: &Question) -> Result<Explanation
             return Ok(explanation);
         }
     };
-    explanation.request = format!("{} http://{}{}", parts.method, normal.authority(), normal.target());
+    explanation.request = if question.tcp {
+        format!("TCP {}", normal.authority())
+    } else {
+        format!("{} http://{}{}", parts.method, normal.authority(), normal.target())
+    };
     let (stages, targets) = outbound(meaning, question, &normal, &parts)?;
     explanation.caller = stages;
     match targets {
@@ -183,7 +189,12 @@ fn outbound<'m>(
         "destination",
         vec![step(leave.service().to_string(), Outcome::Decided, because, &destination.origin)],
     )];
-    let (steps, decision) = explain::route(&leave, &destination, parts, &mut fastrand::Rng::with_seed(0));
+    let mut chance = fastrand::Rng::with_seed(0);
+    let (steps, decision) = if question.tcp {
+        explain::connect(&leave, &destination, &mut chance)
+    } else {
+        explain::route(&leave, &destination, parts, &mut chance)
+    };
     stages.push(stage("route", steps));
     let choice = match decision {
         Ok(Decision::Forward(choice)) => choice,
@@ -191,7 +202,8 @@ fn outbound<'m>(
         Err(refusal) => return Ok((stages, Err(refusal))),
     };
     let targets = targets(meaning, &destination, &choice, leave.port(), (parts, normal));
-    stages.push(stage("traffic", traffic(meaning, &destination, &choice)));
+    stages.push(stage("traffic", traffic(meaning, question, &destination, &choice)));
+    stages.push(stage("endpoints", endpoints(meaning, question, parts, &choice)));
     Ok((stages, targets.map(Sent::To)))
 }
 
@@ -274,7 +286,12 @@ fn targets<'m>(
 }
 
 /// Times, retries and protection: nothing that refuses by itself, but what happens when something goes wrong.
-fn traffic(meaning: &Meaning, destination: &CompiledDestination, choice: &Choice) -> Vec<Step> {
+fn traffic(
+    meaning: &Meaning,
+    question: &Question,
+    destination: &CompiledDestination,
+    choice: &Choice,
+) -> Vec<Step> {
     let rule = choice.rule.as_ref();
     let origin = rule.map(|rule| rule.origin.clone()).unwrap_or_default();
     let limit = |time: Option<std::time::Duration>| {
@@ -282,7 +299,14 @@ fn traffic(meaning: &Meaning, destination: &CompiledDestination, choice: &Choice
     };
     let times =
         format!("the whole exchange: {}; each try: {}", limit(choice.request_timeout()), limit(choice.try_timeout()));
-    let mut steps = vec![step("timeouts", Outcome::Decided, times, &origin)];
+    let mut steps = Vec::new();
+    if question.tcp {
+        let because = "until one lets it in, up to three endpoints: nothing was said yet";
+        steps.push(step("tries", Outcome::Decided, because, &origin));
+        steps.extend(breakers(meaning, choice));
+        return steps;
+    }
+    steps.push(step("timeouts", Outcome::Decided, times, &origin));
     let budget = &destination.traffic.retry_budget;
     let retries = match choice.retry() {
         Some(retry) => {
@@ -301,15 +325,41 @@ fn traffic(meaning: &Meaning, destination: &CompiledDestination, choice: &Choice
         None => "only what was provably not processed".to_owned(),
     };
     steps.push(step("retries", Outcome::Decided, retries, &origin));
-    let backends: BTreeSet<&ServiceName> = match rule {
+    steps.extend(breakers(meaning, choice));
+    steps
+}
+
+/// Everywhere a rule sends to, with the policy for traffic there.
+fn backends<'a>(meaning: &'a Meaning, choice: &'a Choice) -> Vec<(&'a ServiceName, Cow<'a, TrafficPolicy>)> {
+    let names: BTreeSet<&ServiceName> = match &choice.rule {
         Some(rule) => {
             rule.backends.iter().filter(|backend| backend.weight > 0).map(|backend| &backend.service).collect()
         }
         None => BTreeSet::from([&choice.backend]),
     };
-    for backend in backends {
-        let default = TrafficPolicy::default();
-        let policy = meaning.traffic.values().find(|policy| policy.services.contains(backend)).unwrap_or(&default);
+    let policy = |name: &ServiceName| meaning.traffic.values().find(|policy| policy.services.contains(name));
+    names.into_iter().map(|name| (name, policy(name).map(Cow::Borrowed).unwrap_or_default())).collect()
+}
+
+/// How an endpoint of each backend is chosen, and who says whether it is well.
+fn endpoints(meaning: &Meaning, question: &Question, parts: &Parts, choice: &Choice) -> Vec<Step> {
+    let domain = meaning.mesh.trust_domain.clone().unwrap_or_else(|| question.trust_domain.clone());
+    let identity = SpiffeId::new(domain, question.from.namespace.clone(), question.from.name.clone());
+    let source = Source { address: question.from_ip, instance: "", identity: &identity };
+    let mut steps = Vec::new();
+    for (backend, policy) in backends(meaning, choice) {
+        let request = Some(parts).filter(|_| !question.tcp);
+        steps.push(explain::balancer(backend, &policy, request, &source));
+        if let Some(service) = meaning.services.get(backend) {
+            steps.extend(explain::health(service, &policy));
+        }
+    }
+    steps
+}
+
+fn breakers(meaning: &Meaning, choice: &Choice) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (backend, policy) in backends(meaning, choice) {
         let breaker = match &policy.breaker {
             Some(breaker) => format!(
                 "opens after {} failures in a row, for {:?} to {:?}",
@@ -373,6 +423,7 @@ fn inbound(meaning: &Meaning, question: &Question, target: &Target<'_>) -> Resul
 
     let mut parts = target.sent.clone();
     let outcome = (|| {
+        spoken(target, question.tcp)?;
         let normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true })?;
         let (steps, caller) = explain::token(&workload, callee.port, &mut parts.headers, Some(&peer), question.now);
         callee.stages.push(stage(
@@ -380,16 +431,29 @@ fn inbound(meaning: &Meaning, question: &Question, target: &Target<'_>) -> Resul
             or_none(steps, "no RequestAuthentication selects the workload here: tokens are passed on unread"),
         ));
         let caller = caller?;
+        let server_name = format!("p{}.{}.{}.mesh", callee.port, service.name.name, service.name.namespace);
         let facts = Facts {
             method: &parts.method,
             authority: normal.authority(),
             path: normal.path(),
-            port: callee.port,
-            peer_ip: question.from_ip,
+            headers: &parts.headers,
+            connection: Connection {
+                port: callee.port,
+                peer_ip: question.from_ip,
+                local_ip: None,
+                sni: Some(&server_name),
+            },
         };
-        let (steps, permitted) = explain::authorization(&caller, &facts, &workload);
+        let (steps, permitted) = if question.tcp {
+            explain::connection(&caller, &facts.connection, &workload)
+        } else {
+            explain::authorization(&caller, &facts, &workload)
+        };
         callee.stages.push(stage("authorization", steps));
         permitted?;
+        if question.tcp {
+            return Ok(());
+        }
         callee.stages.push(stage("tenant", explain::tenant(&workload, &caller, &parts.headers, callee.port)));
         Ok(())
     })();
@@ -401,6 +465,17 @@ fn inbound(meaning: &Meaning, question: &Question, target: &Target<'_>) -> Resul
         callee.verdict.origin = callee.verdict.origin.or_else(|| decided.map(|step| step.origin.clone()));
     }
     Ok(callee)
+}
+
+/// A port speaks TCP or HTTP, and takes nothing else.
+fn spoken(target: &Target<'_>, tcp: bool) -> Result<(), Refusal> {
+    let (speaks, met) = match (target.port.app_protocol == AppProtocol::Tcp, tcp) {
+        (true, false) => ("TCP", "HTTP"),
+        (false, true) => ("HTTP", "TCP"),
+        _ => return Ok(()),
+    };
+    let (port, service) = (target.port.port, &target.service.name);
+    Err(Refusal::bad_request(format!("port {port} of {service} speaks {speaks}, and this is {met}")))
 }
 
 /// Where the mode of a workload was written: the PeerAuthentication of the narrowest scope that holds for it, or the Mesh.
