@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use equerry_control_plane::access::Role;
 use equerry_policies::names::{Namespace, TenantName};
 
+use crate::audit::AuditCommand;
 use crate::context::{ContextCommand, ServerArgs};
 use crate::explain::{ExplainArgs, TestArgs};
 use crate::files::FileArgs;
@@ -71,6 +72,11 @@ pub(crate) enum Command {
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Show who changed what, prove that nobody edited the log, deliver it
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
     },
     /// Remember where control planes are
     Context {

@@ -5,6 +5,7 @@
 
 mod apply;
 mod args;
+mod audit;
 mod client;
 mod complaints;
 mod context;
@@ -50,6 +51,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::ControlPlane(pass) => return equerry_control_plane::run(renamed("equerry control-plane", pass)),
         Command::Validate(args) => validate::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Test(args) => explain::run_tests(&args),
+        Command::Audit { command: audit::AuditCommand::Verify(args) } if args.offline => audit::verify_offline(&args),
         Command::Context { command } => server.run_context(&command),
         command => online(&server, &command),
     };
@@ -82,6 +85,7 @@ fn online(server: &ServerArgs, command: &Command) -> Result<(), Failure> {
             Command::Delete(args) => delete::run(args, &mut client).await,
             Command::Status { output } => status::run(output.output, &mut client).await,
             Command::Token { command } => token::run(command, &mut client).await,
+            Command::Audit { command } => audit::run(command, &mut client).await,
             Command::Version => status::version(&mut client).await,
             _ => Err(Failure::usage("this command needs no control plane")),
         }

@@ -11,13 +11,14 @@ use equerry_control_plane::control::ControlPlane;
 use equerry_control_plane::serve::{Face, serve_admin};
 use equerry_control_plane::store::{Store, StoreOptions};
 use equerry_policies::names::TrustDomain;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 
 use crate::args::{Arguments, Command};
 use crate::client::Client;
 use crate::context::Connection;
 use crate::failure::{Code, Failure};
-use crate::{apply, delete, get, status, token};
+use crate::{apply, audit, delete, get, status, token};
 
 const SHOP: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}\nspec: {selector: {app: orders}, ports: [{port: 80}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: orders, namespace: shop}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules: [{backendRefs: [{name: orders, port: 80}]}]\n";
 
@@ -42,7 +43,8 @@ impl Mesh {
         tokio::spawn(serve_admin(control.clone(), Arc::new(face), listener));
         let ca_path = folder.path().join("ca.pem");
         let ca_pem = std::fs::read(&ca_path).unwrap();
-        let token = Some(control.create_admin_token("test", Role::Admin, Limits::default(), By::name("test")).await.unwrap());
+        let token =
+            Some(control.create_admin_token("test", Role::Admin, Limits::default(), By::name("test")).await.unwrap());
         Self { control, connection: Connection { host: "127.0.0.1".to_owned(), port, ca_pem, ca_path, token }, folder }
     }
 
@@ -66,6 +68,7 @@ async fn run(connection: Connection, line: &[&str]) -> Result<(), Failure> {
         Command::Delete(args) => delete::run(&args, &mut client).await,
         Command::Status { output } => status::run(output.output, &mut client).await,
         Command::Token { command } => token::run(&command, &mut client).await,
+        Command::Audit { command } => audit::run(&command, &mut client).await,
         other => panic!("{other:?} needs no control plane"),
     }
 }
@@ -171,4 +174,65 @@ async fn what_would_make_a_test_fail_is_not_applied() {
     assert_eq!(mesh.control.epoch(), 1, "the test that is stored holds for later changes too");
     mesh.run(&["apply", "-f", &later, "--skip-tests"]).await.unwrap();
     assert_eq!(mesh.control.epoch(), 2);
+}
+
+/// Takes syslog messages until `count` entries came, each frame as long as it says.
+async fn receiver(listener: TcpListener, count: usize) -> Vec<String> {
+    let mut messages: Vec<String> = Vec::new();
+    while messages.len() < count {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let mut rest = text.as_str();
+        while let Some((length, after)) = rest.split_once(' ') {
+            let (message, next) = after.split_at(length.parse().unwrap());
+            messages.push(message.to_owned());
+            rest = next;
+        }
+    }
+    messages
+}
+
+#[tokio::test]
+async fn the_audit_log_is_delivered_from_where_it_stopped_and_a_receiver_that_is_away_loses_nothing() {
+    let mesh = Mesh::new().await;
+    mesh.run(&["apply", "-f", &mesh.file("shop.yaml", SHOP)]).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let cursor = mesh.folder.path().join("siem.cursor").display().to_string();
+    let export = ["audit", "export", "--to", &to, "--format", "rfc5424", "--cursor", &cursor];
+    let failure = mesh.run(&export).await.unwrap_err();
+    assert_eq!(failure.code, Code::Unreachable);
+    assert!(failure.hint.unwrap().contains("nothing is lost"), "{}", failure.message);
+
+    let listener = TcpListener::bind(&to).await.unwrap();
+    let (messages, delivered) = tokio::join!(receiver(listener, 2), mesh.run(&export));
+    delivered.unwrap();
+    assert!(messages[0].starts_with("<109>1 ") && messages[0].contains("seq=\"1\""), "{}", messages[0]);
+    assert!(messages[1].contains("HTTPRoute shop/orders created"), "{}", messages[1]);
+
+    mesh.run(&["delete", "httproute", "orders", "-n", "shop"]).await.unwrap();
+    let listener = TcpListener::bind(&to).await.unwrap();
+    let (messages, delivered) = tokio::join!(receiver(listener, 1), mesh.run(&export));
+    delivered.unwrap();
+    assert!(messages[0].contains("seq=\"3\"") && messages[0].contains("deleted"), "{}", messages[0]);
+}
+
+#[tokio::test]
+async fn a_copy_of_the_audit_log_that_was_edited_or_cut_off_is_found() {
+    let mesh = Mesh::new().await;
+    mesh.run(&["apply", "-f", &mesh.file("shop.yaml", SHOP)]).await.unwrap();
+    mesh.control.sign_audit().await;
+    mesh.run(&["audit", "verify"]).await.unwrap();
+    mesh.run(&["audit", "list", "-o", "json"]).await.unwrap();
+    let lines = mesh.control.audit_lines(0, 100).await.unwrap();
+    let copy = mesh.file("audit.jsonl", &(lines.join("\n") + "\n"));
+    mesh.run(&["audit", "verify", "-f", &copy]).await.unwrap();
+    let edited = mesh.file("edited.jsonl", &lines.join("\n").replace("created", "deleted"));
+    let failure = mesh.run(&["audit", "verify", "-f", &edited]).await.unwrap_err();
+    assert!(failure.message.contains("edited"), "{}", failure.message);
+    let cut = mesh.file("cut.jsonl", &lines[..2].join("\n"));
+    let failure = mesh.run(&["audit", "verify", "-f", &cut]).await.unwrap_err();
+    assert!(failure.message.contains("its end is missing"), "{}", failure.message);
 }
