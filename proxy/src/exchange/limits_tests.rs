@@ -167,11 +167,14 @@ fn bodies_larger_than_the_policy_allows_are_refused_or_cut_whoever_sends_them() 
         let mut said = [0; 12];
         stream.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"HTTP/1.1 413");
+        assert_eq!(call_http2(sidecar.outbound, request("POST", "orders", "/", "ten bytes.")).await.status(), 200);
+        assert_eq!(call_http2(sidecar.outbound, request("POST", "orders", "/", "eleven bytes")).await.status(), 413);
 
         let yaml = traffic(SERVICE, "limits: {responseBytes: 10}");
         let sidecar = caller(&yaml, &[application(|_, _| async { says(200, "eleven bytes") }).await.address]).await;
         let answered = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
         assert_eq!(answered.status(), 502);
+        assert_eq!(call_http2(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 502);
         let growing = application(|_, _| async { frames(&[], vec![(0, data("123456")), (5, data("123456"))]) }).await;
         let sidecar = caller(&yaml, &[growing.address]).await;
         let said = raw(sidecar.outbound).await;
