@@ -26,6 +26,8 @@ use crate::upstream::{ConnectFailure, Lease, Message, Pool, Protocol, ResponseBo
 const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
 /// A response that nobody will see is read to its end up to this size: a new connection costs more.
 const DISCARD_LARGEST: u64 = 64 * 1024;
+/// So many connections in a row may take leave before one answers.
+const MOST_LEAVES: usize = 3;
 
 /// A request that is ready to be sent, perhaps more than once.
 #[derive(Debug)]
@@ -101,25 +103,26 @@ impl<'a> Outgoing<'a> {
         &mut self.head.headers
     }
 
-    /// The next try of it, in the words of `protocol`; `None` when its body is gone.
-    fn next(&mut self, protocol: Protocol) -> Option<Message<'_>> {
+    /// The next try of it, in the words of `target`; `None` when its body is gone.
+    fn next(&mut self, target: &Target<'_>) -> Option<Message<'_>> {
         let body = self.body.next()?;
-        match protocol {
+        if self.normal.expects_continue() {
+            if target.protocol == Protocol::Http1 || target.whom.is_some() {
+                body.leave_the_word();
+            } else {
+                // Few applications say it over HTTP/2: it is said here, when the body is first asked for.
+                self.head.headers.remove(EXPECT);
+            }
+        }
+        match target.protocol {
             Protocol::Http1 => {
                 join_cookies(&mut self.head.headers);
                 let target = self.normal.target().as_str();
                 let Parts { method, headers, .. } = &*self.head;
                 let head = call::Head { method, target, headers, early: self.early };
-                if self.normal.expects_continue() {
-                    body.leave_the_word();
-                }
                 Some(Message::Http1(head, body))
             }
             Protocol::Http2 => {
-                if self.normal.expects_continue() {
-                    // The word is given by us, when the body is first asked for.
-                    self.head.headers.remove(EXPECT);
-                }
                 let (authority, target) = (self.normal.authority(), self.normal.target().as_str());
                 let Parts { method, headers, .. } = &*self.head;
                 let head = http2::call::Head { method, authority, target, headers, early: self.early };
@@ -203,14 +206,21 @@ async fn over_some_connection(
     target: &Target<'_>,
     outgoing: &mut Outgoing<'_>,
 ) -> Result<Response<ResponseBody>, Failed> {
-    let kept = pool.checkout(target, false).await.map_err(|failure| no_connection(failure, target))?;
-    let reused = kept.reused();
-    match over(kept, target, outgoing).await {
-        Err(failed) if reused && failed.worth_a_fresh_connection(target.protocol, outgoing) => {}
-        answered => return answered,
+    let mut again = 0;
+    loop {
+        let lease = pool.checkout(target, again > 0).await.map_err(|failure| no_connection(failure, target))?;
+        let reused = lease.reused();
+        let (failed, took_leave) = match over(lease, target, outgoing).await {
+            Ok(answered) => return Ok(answered),
+            Err(failed) => failed,
+        };
+        // A peer that takes leave answers what it has begun. Many were waiting for its connection, and for the next one too.
+        let most = if took_leave { MOST_LEAVES } else { usize::from(reused) };
+        if again >= most || !failed.worth_a_fresh_connection(target.protocol, outgoing) {
+            return Err(failed);
+        }
+        again += 1;
     }
-    let fresh = pool.checkout(target, true).await.map_err(|failure| no_connection(failure, target))?;
-    over(fresh, target, outgoing).await
 }
 
 impl Failed {
@@ -223,25 +233,31 @@ impl Failed {
     }
 }
 
+/// Says beside a failure whether it is that the peer takes leave of the connection.
 async fn over(
     mut lease: Lease,
     target: &Target<'_>,
     outgoing: &mut Outgoing<'_>,
-) -> Result<Response<ResponseBody>, Failed> {
+) -> Result<Response<ResponseBody>, (Failed, bool)> {
     if !outgoing.body.is_empty() {
-        confirmed(&mut lease, target).await?;
+        confirmed(&mut lease, target).await.map_err(|failed| (failed, false))?;
     }
-    let Some(message) = outgoing.next(target.protocol) else {
-        return Err(Failed::reset("the body of the request is gone".to_owned()));
+    let Some(message) = outgoing.next(target) else {
+        return Err((Failed::reset("the body of the request is gone".to_owned()), false));
     };
-    let answered = lease.send(message).await.map_err(|failure| not_answered(failure, outgoing))?;
-    if answered.status() == StatusCode::SWITCHING_PROTOCOLS
-        && !answered.headers().get(UPGRADE).is_some_and(|chosen| outgoing.normal.asks_for(chosen))
-    {
-        return Err(Failed::reset("the answer changes to a protocol that nobody asked for".to_owned()));
+    let answered = lease.send(message).await.map_err(|failure| {
+        let took_leave = failure.took_leave;
+        (not_answered(failure, outgoing), took_leave)
+    })?;
+    if answered.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(answered);
     }
-    if answered.status() == StatusCode::SWITCHING_PROTOCOLS && !answered.body().is_switched() {
-        return Err(Failed::reset("the answer changes the protocol before all of the request was sent".to_owned()));
+    if !answered.headers().get(UPGRADE).is_some_and(|chosen| outgoing.normal.asks_for(chosen)) {
+        return Err((Failed::reset("the answer changes to a protocol that nobody asked for".to_owned()), false));
+    }
+    if !answered.body().is_switched() {
+        let early = "the answer changes the protocol before all of the request was sent";
+        return Err((Failed::reset(early.to_owned()), false));
     }
     Ok(answered)
 }
@@ -258,7 +274,7 @@ async fn confirmed(lease: &mut Lease, target: &Target<'_>) -> Result<(), Failed>
 }
 
 fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
-    let SendFailure { refused, body, not_connected, detail } = failure;
+    let SendFailure { refused, body, not_connected, detail, .. } = failure;
     if let Some(body) = body {
         outgoing.body.unsent(body);
     }

@@ -2,9 +2,11 @@
 //! trailers, old versions, and callers that have nothing more to say.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use super::harness::*;
 
@@ -27,7 +29,8 @@ spec: {http10: SERVE}
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut read = Vec::new();
     while !read.ends_with(end.as_bytes()) {
-        let byte = stream.read_u8().await;
+        let byte = tokio::time::timeout(std::time::Duration::from_secs(10), stream.read_u8()).await;
+        let byte = byte.unwrap_or_else(|_| panic!("nothing after {:?}", String::from_utf8_lossy(&read)));
         read.push(byte.unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&read))));
     }
     String::from_utf8(read).unwrap()
@@ -181,7 +184,9 @@ fn http_1_0_is_asked_to_come_back_in_another_version() {
 #[test]
 fn http_1_0_is_served_in_its_own_words_where_policy_says_so() {
     on_one_thread(async {
-        let (frontend, ..) = pair(OLD, |mut stream| async move {
+        let heard = Rc::new(Notify::new());
+        let until_heard = Rc::clone(&heard);
+        let talk = move |mut stream: TcpStream, heard: Rc<Notify>| async move {
             loop {
                 let mut first = [0; 1];
                 if stream.read_exact(&mut first).await.is_err() {
@@ -191,15 +196,18 @@ fn http_1_0_is_served_in_its_own_words_where_policy_says_so() {
                 assert!(asked.contains(" HTTP/1.1\r\n"), "the mesh speaks HTTP/1.1: {asked}");
                 let chunked = asked.contains("/chunked");
                 stream.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await.unwrap();
-                let answer: &[u8] = if chunked {
-                    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+                if chunked {
+                    // How long it is nobody knows before its head was passed on.
+                    let begun = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+                    stream.write_all(begun).await.unwrap();
+                    heard.notified().await;
+                    stream.write_all(b"0\r\n\r\n").await.unwrap();
                 } else {
-                    b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
-                };
-                stream.write_all(answer).await.unwrap();
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await.unwrap();
+                }
             }
-        })
-        .await;
+        };
+        let (frontend, ..) = pair(OLD, move |stream| talk(stream, Rc::clone(&until_heard))).await;
         let mut stream = TcpStream::connect(frontend.outbound).await.unwrap();
         for _ in 0..2 {
             let asks = b"GET / HTTP/1.0\r\nhost: orders\r\nconnection: keep-alive\r\n\r\n";
@@ -212,7 +220,9 @@ fn http_1_0_is_served_in_its_own_words_where_policy_says_so() {
             assert!(!answered.contains("103"), "{answered}");
         }
         stream.write_all(b"GET /chunked HTTP/1.0\r\nhost: orders\r\nconnection: keep-alive\r\n\r\n").await.unwrap();
-        let answered = rest(&mut stream).await;
+        let mut answered = read_until(&mut stream, "hello").await;
+        heard.notify_one();
+        answered += &rest(&mut stream).await;
         assert!(answered.ends_with("\r\n\r\nhello") && answered.contains("connection: close\r\n"), "{answered}");
         assert!(!answered.contains("chunked") && !answered.contains("content-length"), "{answered}");
     });
@@ -252,5 +262,63 @@ fn whoever_said_that_this_is_all_may_close_its_half_and_gets_its_answer() {
         for sidecar in [&frontend, &orders] {
             assert_eq!(sidecar.log(1).await[0]["reason"], "ok");
         }
+    });
+}
+
+#[test]
+fn events_are_passed_on_as_they_come_and_cut_by_no_total_timeout() {
+    on_one_thread(async {
+        const HURRY: &str = "
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: orders, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, group: '', name: orders}]
+  rules: [{timeouts: {request: 100ms}, backendRefs: [{name: orders, port: 80}]}]
+";
+        let (frontend, orders, _world) = pair(HURRY, |mut stream| async move {
+            read_until(&mut stream, "\r\n\r\n").await;
+            let begins = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+            stream.write_all(begins).await.unwrap();
+            stream.write_all(b"f\r\ndata: the first\r\n").await.unwrap();
+            // Nothing may come, and nothing end, for far longer than the route allows an answer to take.
+            let silence = tokio::time::timeout(std::time::Duration::from_millis(400), stream.read_u8()).await;
+            assert!(silence.is_err(), "it was cut: {silence:?}");
+            stream.write_all(b"e\r\ndata: the last\r\n0\r\n\r\n").await.unwrap();
+        })
+        .await;
+        let mut stream = TcpStream::connect(frontend.outbound).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n").await.unwrap();
+        let first = read_until(&mut stream, "the first").await;
+        assert!(first.contains("content-type: text/event-stream\r\n"), "{first}");
+        assert!(begun.elapsed() < std::time::Duration::from_millis(400), "the first event waited for the last");
+        assert!(rest(&mut stream).await.ends_with("data: the last\r\n0\r\n\r\n"));
+        for sidecar in [&frontend, &orders] {
+            assert_eq!(sidecar.log(1).await[0]["reason"], "ok");
+        }
+    });
+}
+
+#[test]
+fn an_application_that_speaks_http_2_need_not_say_that_a_body_should_come() {
+    on_one_thread(async {
+        let world = World::new(&MESH.replace("targetPort: 8080", "targetPort: 8080, appProtocol: http2"));
+        let application = application(|_, request| async move {
+            assert!(!request.headers().contains_key("expect"));
+            let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+            says(200, &format!("got {}", body.len()))
+        })
+        .await;
+        let orders = world.sidecar("shop/orders", &[("app", "orders")], &[(8080, application.address)], &[]).await;
+        let at = vec![At::Mesh(orders.inbound)];
+        let frontend = world.sidecar("shop/frontend", &[], &[], &[("shop/orders", at)]).await;
+        let mut stream = TcpStream::connect(frontend.outbound).await.unwrap();
+        let asks = b"PUT / HTTP/1.1\r\nhost: orders\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n";
+        stream.write_all(asks).await.unwrap();
+        assert_eq!(read_until(&mut stream, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"body").await.unwrap();
+        assert!(read_until(&mut stream, "got 4").await.starts_with("HTTP/1.1 200"));
     });
 }

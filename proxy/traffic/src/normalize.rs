@@ -85,7 +85,7 @@ impl Normal {
         !chosen.is_empty() && asked.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(chosen))
     }
 
-    /// Whether the caller waits for `100 Continue` before it sends its body (`Expect`, forwarded over HTTP/1.1).
+    /// Whether the caller waits for `100 Continue` before it sends its body (`Expect`).
     pub fn expects_continue(&self) -> bool {
         self.expects
     }

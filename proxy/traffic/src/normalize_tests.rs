@@ -215,8 +215,8 @@ fn an_upgrade_is_asked_for_in_one_form_where_it_is_meant() {
 }
 
 #[test]
-fn only_a_caller_of_http_1_1_waits_for_a_word_before_its_body() {
-    for (version, expects) in [(Version::HTTP_11, true), (Version::HTTP_10, false), (Version::HTTP_2, false)] {
+fn a_caller_of_http_1_0_does_not_wait_for_a_word_before_its_body() {
+    for (version, expects) in [(Version::HTTP_11, true), (Version::HTTP_10, false), (Version::HTTP_2, true)] {
         let mut parts = parts("POST", "/", &[("host", "a"), ("expect", "100-Continue")]);
         parts.version = version;
         assert_eq!(normalize(&mut parts, Direction::Outbound).unwrap().expects_continue(), expects);

@@ -111,7 +111,7 @@ pub(super) fn strip_hop_by_hop(parts: &mut Parts) -> Result<Wants, Refusal> {
         if !expected.as_bytes().eq_ignore_ascii_case(b"100-continue") {
             return Err(Refusal::bad_request("Expect is not 100-continue"));
         }
-        expects = version == Version::HTTP_11;
+        expects = version != Version::HTTP_10;
     }
     let trailers = headers.get_all(TE).iter().any(te_has_trailers);
     take_away(headers, |name| ENDS_HERE.contains(name));
