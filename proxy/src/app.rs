@@ -262,6 +262,10 @@ impl Control {
             tracing::info!("drained");
         } else {
             tracing::warn!(connections = drain.working(), "the grace period is over; what is still open is cut off");
+            observe.cut_off();
+            drain.cut_off();
+            // Each has its line in the access log.
+            drain.all_gone(LAST_LINES).await;
         }
         Ok(())
     }
@@ -379,6 +383,7 @@ fn start_workers(
                     }
                     acceptor.accept_on(inbound, Direction::Inbound);
                 }
+                let drain = shared.drain.clone();
                 let (outbound, inbound) = (Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared)));
                 let serve = move |direction, welcome, stream, peer| -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
                     let (outbound, inbound) = (Rc::clone(&outbound), Rc::clone(&inbound));
@@ -397,8 +402,13 @@ fn start_workers(
                         }
                     }
                 };
-                accept::work(inbox, serve).await;
+                tokio::select! {
+                    () = accept::work(inbox, serve) => {}
+                    () = drain.wait_cut_off() => {}
+                }
             });
+            // What was still open ends with this.
+            drop(local);
         })?;
     }
     Ok(())

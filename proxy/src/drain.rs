@@ -1,5 +1,5 @@
 //! Leaving without cutting anybody off: once begun, a drain is seen by every task, and whoever still works holds a
-//! guard, so that the process ends when the last one is done or when the grace period ends.
+//! guard, so that the process ends when the last one is done, or when the grace period ends and the rest is cut off.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,9 +13,18 @@ pub struct Drain {
     shared: Arc<Shared>,
 }
 
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Serving,
+    Draining,
+    /// The grace period is over.
+    CutOff,
+}
+
 #[derive(Debug)]
 struct Shared {
-    begun: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
     working: AtomicUsize,
     gone: Notify,
 }
@@ -29,25 +38,43 @@ impl Default for Drain {
 impl Drain {
     /// A drain that has not begun.
     pub fn new() -> Self {
-        let (begun, _) = watch::channel(false);
-        Self { shared: Arc::new(Shared { begun, working: AtomicUsize::new(0), gone: Notify::new() }) }
+        let (stage, _) = watch::channel(Stage::Serving);
+        Self { shared: Arc::new(Shared { stage, working: AtomicUsize::new(0), gone: Notify::new() }) }
     }
 
     /// Begins: inbound connections should end as soon as their exchange in flight is answered.
     pub fn begin(&self) {
-        self.shared.begun.send_replace(true);
+        self.reach(Stage::Draining);
+    }
+
+    /// What is still open now is cut off.
+    pub fn cut_off(&self) {
+        self.reach(Stage::CutOff);
+    }
+
+    fn reach(&self, stage: Stage) {
+        self.shared.stage.send_if_modified(|present| std::mem::replace(present, stage.max(*present)) < stage);
     }
 
     /// Whether it has begun.
     pub fn begun(&self) -> bool {
-        *self.shared.begun.borrow()
+        *self.shared.stage.borrow() >= Stage::Draining
     }
 
     /// Waits until it begins. Safe to drop at any point.
     pub async fn wait_begun(&self) {
-        let mut seen = self.shared.begun.subscribe();
+        self.wait_for(Stage::Draining).await;
+    }
+
+    /// Waits until what is open is cut off. Safe to drop at any point.
+    pub async fn wait_cut_off(&self) {
+        self.wait_for(Stage::CutOff).await;
+    }
+
+    async fn wait_for(&self, stage: Stage) {
+        let mut seen = self.shared.stage.subscribe();
         // The sender lives in `self`, so the only error (it was dropped) cannot happen while we wait.
-        let _ = seen.wait_for(|begun| *begun).await;
+        let _ = seen.wait_for(|present| *present >= stage).await;
     }
 
     /// Held by each connection, inbound and outbound, for as long as it lives.
@@ -125,5 +152,14 @@ mod tests {
         early.await.unwrap();
         drain.wait_begun().await;
         assert!(drain.begun());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_never_goes_back_and_what_is_cut_off_has_begun_to_leave() {
+        let drain = Drain::new();
+        drain.cut_off();
+        drain.begin();
+        drain.wait_begun().await;
+        drain.wait_cut_off().await;
     }
 }

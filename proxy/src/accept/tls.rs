@@ -39,6 +39,12 @@ impl Default for Handshakes {
 }
 
 impl Handshakes {
+    /// So many at once.
+    #[cfg(test)]
+    pub(crate) fn at_once(most: usize) -> Self {
+        Self(Semaphore::new(most))
+    }
+
     /// Makes a handshake when its turn has come.
     ///
     /// # Errors

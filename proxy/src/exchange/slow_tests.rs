@@ -2,9 +2,11 @@
 //! deadlines that a callee holds. Each end names the timer, and the document that set it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use equerry_certs::tls::{self, ClientAuth};
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -17,6 +19,7 @@ use tokio::net::TcpStream;
 use super::harness::*;
 use super::overload;
 use super::tries_tests::{SERVICE, caller, route, traffic};
+use crate::accept::tls::Handshakes;
 use crate::observe::Direction;
 use crate::upstream::OnThisThread;
 
@@ -272,6 +275,23 @@ fn one_connection_too_many_is_answered_503_whichever_version_it_speaks() {
         assert_eq!(say(door, b"\x16\x03\x01\x02\x00\x01\x00").await, "", "a handshake is not begun");
         assert!(sidecar.log(2).await.iter().all(|line| line["reason"] == "overload" && line["response_code"] == 503));
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn handshakes_take_turns_and_one_that_stalls_keeps_nobody_from_its_turn() {
+    let world = World::new(SERVICE);
+    let (key, bundle) = world.identity("shop/orders");
+    let server = Arc::new(tls::server_config(&key, &bundle, ClientAuth::Required, &[tls::ALPN_H1]).unwrap());
+    let begun = tokio::time::Instant::now();
+    let stall = async |turns: &Handshakes| {
+        let (_silent, ours) = tokio::io::duplex(64);
+        let refused = turns.secure(ours, &server).await.unwrap_err();
+        (refused.word, begun.elapsed().as_millis())
+    };
+    assert_eq!(stall(&Handshakes::at_once(0)).await, ("overload", 1000));
+    let one = Handshakes::at_once(1);
+    let both = tokio::join!(stall(&one), stall(&one));
+    assert_eq!(both, (("timeout", 11_000), ("timeout", 11_500)), "the second began half a second after the first");
 }
 
 #[test]

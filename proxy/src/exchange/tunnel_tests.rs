@@ -208,6 +208,22 @@ spec: {targetRefs: [{kind: Service, name: db}], timeouts: {streamIdle: 100ms}}
 }
 
 #[test]
+fn a_process_that_leaves_waits_for_a_connection_however_long_it_is_quiet() {
+    on_one_thread(async {
+        let (_world, frontend, db, heard, _) = pair("").await;
+        let mut stream = greeted(door(&frontend, "db:5432").await).await;
+        db.shared.drain.begin();
+        assert!(!db.shared.drain.all_gone(std::time::Duration::from_millis(50)).await, "it is open");
+        stream.write_all(b"late").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!((answer.as_str(), heard.borrow()[0].1), ("heard 4\n", None));
+        assert!(db.shared.drain.all_gone(std::time::Duration::from_secs(5)).await);
+    });
+}
+
+#[test]
 fn a_token_that_is_required_is_missing_where_nobody_looks_for_one() {
     on_one_thread(async {
         const TOKENS: &str = r#"

@@ -21,6 +21,7 @@ use prometheus::{
 };
 
 use super::family::Capped;
+use super::standing::{Config, Connections, Dns};
 use super::{Direction, Exchange, process, reason};
 
 /// Seconds: from half a millisecond (a call within a machine) to ten seconds (longer than a caller waits).
@@ -47,18 +48,11 @@ pub(super) struct Metrics {
     pub(super) ejections: IntCounterVec,
     pub(super) mirrored: IntCounterVec,
     pub(super) not_ejected: IntCounterVec,
-    pub(super) connections: IntGaugeVec,
-    pub(super) connections_refused: IntCounterVec,
-    pub(super) accept_pauses: IntCounterVec,
-    pub(super) handshake_failures: IntCounterVec,
-    pub(super) config_epoch: IntGauge,
-    pub(super) config_generations: IntGauge,
-    pub(super) config_nacks: IntCounter,
-    pub(super) control_plane_connected: IntGauge,
+    pub(super) connections: Connections,
+    pub(super) config: Config,
     pub(super) cert_not_after: IntGaugeVec,
     pub(super) access_log_dropped: IntCounter,
-    pub(super) dns_names: IntGaugeVec,
-    pub(super) dns_lookups: IntCounterVec,
+    pub(super) dns: Dns,
     process: process::Process,
 }
 
@@ -229,29 +223,8 @@ impl Metrics {
                 "Copies of requests that routes ask for, by what became of them.",
                 &["outcome"],
             ),
-            connections: make.gauges("equerry_connections", "Connections open now.", &["direction", "tls"]),
-            connections_refused: make.counters(
-                "equerry_connections_refused_total",
-                "Connections that were one too many for this process.",
-                &["direction"],
-            ),
-            accept_pauses: make.counters(
-                "equerry_accept_pauses_total",
-                "Moments in which no connection could be accepted, for want of file descriptors.",
-                &["direction"],
-            ),
-            handshake_failures: make.counters(
-                "equerry_handshake_failures_total",
-                "Connections that ended before an exchange, by reason.",
-                &["direction", "reason"],
-            ),
-            config_epoch: make.gauge("equerry_config_epoch", "Epoch of the configuration in force."),
-            config_generations: make
-                .gauge("equerry_config_generations", "Generations of configuration still held by exchanges."),
-            config_nacks: make
-                .counter("equerry_config_nacks_total", "Updates of configuration refused in part or wholly."),
-            control_plane_connected: make
-                .gauge("equerry_control_plane_connected", "1 while the configuration stream stands."),
+            connections: Connections::new(&make),
+            config: Config::new(&make),
             cert_not_after: make.gauges(
                 "equerry_cert_not_after_seconds",
                 "When certificates end, in seconds since 1970.",
@@ -261,16 +234,7 @@ impl Metrics {
                 "equerry_access_log_dropped_total",
                 "Access log lines dropped because the writer fell behind.",
             ),
-            dns_names: make.gauges(
-                "equerry_dns_names",
-                "Names outside the mesh that are remembered: stale ones are used beyond their time, because the DNS does not answer.",
-                &["state"],
-            ),
-            dns_lookups: make.counters(
-                "equerry_dns_lookups_total",
-                "Lookups of names outside the mesh, by outcome.",
-                &["outcome"],
-            ),
+            dns: Dns::new(&make),
             process: process::Process::new(&make),
             registry,
         }

@@ -8,9 +8,11 @@ mod family;
 mod metrics;
 mod process;
 mod reason;
+mod standing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use equerry_policies::names::{InstanceId, ServiceName, SpiffeId, TenantName};
@@ -179,6 +181,7 @@ pub struct ObserverOptions {
 #[derive(Debug, Clone)]
 pub struct Observer {
     metrics: Arc<Metrics>,
+    cut_off: Arc<AtomicBool>,
     access_log: AccessLog,
 }
 
@@ -190,12 +193,20 @@ impl Observer {
     pub fn new(options: ObserverOptions) -> std::io::Result<Self> {
         let metrics = Arc::new(Metrics::new(options.series_cap));
         let access_log = AccessLog::start(options.access_log)?;
-        Ok(Self { metrics, access_log })
+        Ok(Self { metrics, cut_off: Arc::default(), access_log })
+    }
+
+    /// What ends from now on without a reason of its own is cut off by us, because this process ends.
+    pub fn cut_off(&self) {
+        self.cut_off.store(true, Ordering::Relaxed);
     }
 
     /// Counts the exchange and logs it. Never waits: a full log drops the line and counts that.
     pub fn finished(&self, exchange: impl Into<Box<Exchange>>) {
-        let exchange = exchange.into();
+        let mut exchange = exchange.into();
+        if exchange.reason == Reason::ClientGone && self.cut_off.load(Ordering::Relaxed) {
+            exchange.reason = Reason::Draining;
+        }
         self.metrics.exchange(&exchange);
         if self.access_log.is_on() && !self.access_log.offer(exchange) {
             self.metrics.access_log_dropped.inc();
@@ -204,24 +215,24 @@ impl Observer {
 
     /// Counts an open connection for as long as the guard lives.
     pub fn connection(&self, direction: Direction, tls: bool) -> ConnectionOpen {
-        let gauge = self.metrics.connections.with_label_values(&[direction.as_str(), reason::tls(tls)]);
+        let gauge = self.metrics.connections.open.with_label_values(&[direction.as_str(), reason::tls(tls)]);
         gauge.inc();
         ConnectionOpen { gauge }
     }
 
     /// A connection was one too many for this process.
     pub fn connection_refused(&self, direction: Direction) {
-        self.metrics.connections_refused.with_label_values(&[direction.as_str()]).inc();
+        self.metrics.connections.refused.with_label_values(&[direction.as_str()]).inc();
     }
 
     /// No connection can be accepted for a moment, most likely because there are no file descriptors left.
     pub fn accept_paused(&self, direction: Direction) {
-        self.metrics.accept_pauses.with_label_values(&[direction.as_str()]).inc();
+        self.metrics.connections.accept_pauses.with_label_values(&[direction.as_str()]).inc();
     }
 
     /// A connection ended before there was an exchange: `reason` is a fixed word such as `no_certificate`.
     pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
-        self.metrics.handshake_failures.with_label_values(&[direction.as_str(), reason]).inc();
+        self.metrics.connections.handshake_failures.with_label_values(&[direction.as_str(), reason]).inc();
     }
 
     /// Counts an outcome of retrying: `sent`, `succeeded`, `skipped_budget`, `skipped_body`, ...
@@ -276,32 +287,32 @@ impl Observer {
 
     /// A configuration is in force.
     pub fn config_applied(&self, epoch: u64) {
-        self.metrics.config_epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+        self.metrics.config.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
     }
 
     /// So many generations of configuration are held by exchanges, the one in force included.
     pub fn config_generations(&self, generations: usize) {
-        self.metrics.config_generations.set(i64::try_from(generations).unwrap_or(i64::MAX));
+        self.metrics.config.generations.set(i64::try_from(generations).unwrap_or(i64::MAX));
     }
 
     /// A configuration was refused, in part or wholly.
     pub fn config_refused(&self) {
-        self.metrics.config_nacks.inc();
+        self.metrics.config.nacks.inc();
     }
 
     /// Whether the configuration stream stands.
     pub fn control_plane_connected(&self, connected: bool) {
-        self.metrics.control_plane_connected.set(i64::from(connected));
+        self.metrics.config.connected.set(i64::from(connected));
     }
 
     /// So much is known of names outside the mesh; told before metrics are read.
     pub fn dns(&self, census: &Census) {
         for (state, count) in [("stale", census.stale), ("fresh", census.names.saturating_sub(census.stale))] {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
-            self.metrics.dns_names.with_label_values(&[state]).set(count);
+            self.metrics.dns.names.with_label_values(&[state]).set(count);
         }
         for (outcome, count) in [("found", census.found), ("nobody", census.nobody), ("failed", census.failed)] {
-            let counter = self.metrics.dns_lookups.with_label_values(&[outcome]);
+            let counter = self.metrics.dns.lookups.with_label_values(&[outcome]);
             counter.inc_by(count.saturating_sub(counter.get()));
         }
     }

@@ -9,6 +9,7 @@ use equerry_tests::load::Load;
 use equerry_tests::{Mesh, api, eventually};
 use http::StatusCode;
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::{PAIR, program};
@@ -169,6 +170,32 @@ async fn a_sidecar_told_to_stop_serves_its_application_until_that_has_hung_up() 
     })
     .await?;
     ensure!(drained(&town.sidecar_log(orders)), "{}", town.sidecar_log(orders));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_open_when_the_grace_period_ends_is_cut_off_and_logged_as_that() -> Result<()> {
+    let mesh = mesh(&PAIR[..2], &["--drain-timeout", "1s"]).await?;
+    let (town, orders) = (&mesh.town, mesh.town.home("orders")?);
+    let mut stream = TcpStream::connect(orders.outbound.address()).await?;
+    // The body does not come to its end.
+    let head = b"POST / HTTP/1.1\r\nhost: inventory\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n";
+    stream.write_all(head).await?;
+    let mut word = [0; 25];
+    stream.read_exact(&mut word).await?;
+    ensure!(&word == b"HTTP/1.1 100 Continue\r\n\r\n", "{}", String::from_utf8_lossy(&word));
+    stream.write_all(b"half").await?;
+    town.signal_sidecar(orders, Signal::TERM).await;
+    let mut rest = Vec::new();
+    let ended = stream.read_to_end(&mut rest).await;
+    ensure!(rest.is_empty(), "{ended:?}: {}", String::from_utf8_lossy(&rest));
+    eventually(SOON, "the line in the log", async || {
+        let log = std::fs::read_to_string(orders.access_log())?;
+        let line = log.lines().find(|line| line.contains("\"draining\""));
+        line.map(|line| Some(line.to_owned())).context(log.clone())
+    })
+    .await?;
+    ensure!(town.sidecar_log(orders).contains("the grace period is over"), "{}", town.sidecar_log(orders));
     Ok(())
 }
 
