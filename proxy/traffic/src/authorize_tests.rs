@@ -13,6 +13,8 @@ use serde_json::json;
 
 use super::*;
 
+#[path = "authorize/istio_tests.rs"]
+mod istio;
 #[path = "authorize/model_tests.rs"]
 mod model;
 
