@@ -122,8 +122,8 @@ pub struct Given {
     /// Name server for names outside the mesh, port 53 unless said; may be repeated [default: those of /etc/resolv.conf].
     #[arg(long, env = "EQUERRY_DNS", value_name = "IP[:PORT]", value_delimiter = ',')]
     dns: Option<Vec<NameServer>>,
-    /// What is spoken to other sidecars: what the caller speaks (auto), or always HTTP/1.1 or HTTP/2 [default: auto].
-    #[arg(long, env = "EQUERRY_MESH_PROTOCOL", value_name = "auto|http1|http2")]
+    /// What is spoken to other sidecars: HTTP/2 but for upgrades (auto), or HTTP/1.1 [default: auto].
+    #[arg(long, env = "EQUERRY_MESH_PROTOCOL", value_name = "auto|http1")]
     mesh_protocol: Option<MeshProtocol>,
     /// Data threads [default: 2, or the CPU quota when that is less].
     #[arg(long, env = "EQUERRY_WORKERS", value_name = "N")]
@@ -163,13 +163,12 @@ pub struct Given {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MeshProtocol {
-    /// What the caller speaks.
+    /// HTTP/2, which all exchanges of a worker with one sidecar share a connection of; upgrades, which it does not know, take
+    /// HTTP/1.1.
     #[default]
     Auto,
     /// HTTP/1.1: one exchange at a time on a connection.
     Http1,
-    /// HTTP/2: all exchanges of a worker with one sidecar share a connection.
-    Http2,
 }
 
 /// Settings, checked and complete.

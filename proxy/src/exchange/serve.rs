@@ -173,9 +173,8 @@ async fn leave(
     let protocol = match at.shared.settings.mesh_protocol {
         // HTTP/2 knows no upgrade.
         _ if kind == Kind::Upgrade => Protocol::Http1,
-        MeshProtocol::Http2 => Protocol::Http2,
-        MeshProtocol::Auto if head.version == Version::HTTP_2 => Protocol::Http2,
-        MeshProtocol::Auto | MeshProtocol::Http1 => Protocol::Http1,
+        MeshProtocol::Auto => Protocol::Http2,
+        MeshProtocol::Http1 => Protocol::Http1,
     };
     let authors = Authors { rule: choice.rule.as_deref(), policy: Some(&backend.traffic) };
     let body = ToSend::take(body, choice.retry().is_some() || !copies.is_empty(), &backend.traffic, kind, record);

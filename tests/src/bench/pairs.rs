@@ -13,8 +13,8 @@ use super::scenarios::closed;
 
 /// Ours, as it chooses its protocol itself.
 pub(crate) const OURS: &str = "equerry pair";
-/// Ours, told to speak HTTP/2 between the two.
-const OURS_HTTP2: &str = "equerry pair, HTTP/2";
+/// Ours, told to speak HTTP/1.1 between the two.
+const OURS_HTTP1: &str = "equerry pair, HTTP/1";
 /// HAProxy's, as its bars ask for it.
 const HAPROXY_HTTP2: &str = "HAProxy pair, HTTP/2";
 
@@ -88,15 +88,15 @@ pub(crate) fn plain_policy(ground: &Ground) -> Result<Found> {
     pair_policies(ground)?;
     let ours = Pair::start(ground, "client", "server", ground.app, false, &[])?;
     let mut targets = vec![ours.target(OURS, "server")];
-    let http2 = if ground.mesh.proxy_knows("--mesh-protocol")? {
+    let http1 = if ground.mesh.proxy_knows("--mesh-protocol")? {
         ground.mesh.apply("pair-2", &Mesh::service("server-2", "STRICT"))?;
-        let words = ["--mesh-protocol", "http2"];
+        let words = ["--mesh-protocol", "http1"];
         Some(Pair::start(ground, "client-2", "server-2", ground.app, false, &words)?)
     } else {
-        say("  this equerry-proxy has no --mesh-protocol: no HTTP/2 pair of ours");
+        say("  this equerry-proxy has no --mesh-protocol: no pair of ours over HTTP/1.1");
         None
     };
-    targets.extend(http2.as_ref().map(|pair| pair.target(OURS_HTTP2, "server-2")));
+    targets.extend(http1.as_ref().map(|pair| pair.target(OURS_HTTP1, "server-2")));
     pair_peers(ground, &mut targets, &ground.site)?;
     let mut found = Found::default();
     for connections in [64, 500] {
