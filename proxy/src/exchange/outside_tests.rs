@@ -76,6 +76,45 @@ fn whoever_is_outside_is_called_in_plain_text_by_the_name_that_the_application_w
 }
 
 #[test]
+fn connect_reaches_any_port_outside_the_mesh_and_none_that_nobody_may_reach() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let Some(ip) = own_address() else { return };
+    on_one_thread(async {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::task::spawn_local(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"220 welcome\r\n").await.unwrap();
+            let mut said = Vec::new();
+            stream.read_to_end(&mut said).await.unwrap();
+            stream.write_all(&said).await.unwrap();
+        });
+        let (frontend, dns) = frontend("ALLOW_ANY").await;
+        dns.say("mail.example.com", Says::Addresses(vec![ip], 60));
+        dns.say("rebound.example.com", Says::Addresses(vec![[127, 0, 0, 1].into()], 60));
+        let ask = async |host: &str| {
+            let mut stream = tokio::net::TcpStream::connect(frontend.outbound).await.unwrap();
+            stream
+                .write_all(format!("CONNECT {host}:{port} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes())
+                .await
+                .unwrap();
+            stream
+        };
+        let mut stream = ask("mail.example.com").await;
+        stream.write_all(b"EHLO me").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "HTTP/1.1 200 OK\r\n\r\n220 welcome\r\nEHLO me");
+        let mut refused = [0; 12];
+        ask("rebound.example.com").await.read_exact(&mut refused).await.unwrap();
+        assert_eq!(&refused, b"HTTP/1.1 403");
+        let line = &frontend.log(1).await[0];
+        assert_eq!((&line["method"], &line["upstream_cluster"]), (&"CONNECT".into(), &"outside/the.mesh".into()));
+    });
+}
+
+#[test]
 fn where_only_services_may_be_named_nobody_asks_the_dns() {
     on_one_thread(async {
         let (frontend, dns) = frontend("REGISTRY_ONLY").await;

@@ -87,12 +87,16 @@ pub(super) async fn lead(
     record: &mut Record,
 ) -> Result<Reached, Refusal> {
     record.note(|exchange| exchange.destination = Some(leave.service().clone()));
-    let choice = tries::with_randomness(|rng| route::connect(leave, &destination.compiled, rng))?;
+    let outside = upstream::outside::is(&destination.backend.name);
+    let choice = if outside {
+        route::connect_outside(leave)
+    } else {
+        tries::with_randomness(|rng| route::connect(leave, &destination.compiled, rng))?
+    };
     record.note(|exchange| exchange.route = choice.route().cloned());
     let backend = serve::backend(live, destination, &choice)?;
     let port = serve::service_port(backend, choice.port)?;
-    // What is spoken outside the mesh is nobody's business.
-    if port.app_protocol != AppProtocol::Tcp && !upstream::outside::is(&backend.name) {
+    if port.app_protocol != AppProtocol::Tcp && !outside {
         return Err(not_tcp(port.port, &backend.name));
     }
     let (tunnel, early) = connect(at, live, backend, port, from, record).await?;

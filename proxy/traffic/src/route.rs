@@ -204,6 +204,11 @@ pub fn connect(
     straight(leave, destination, rng)
 }
 
+/// Where a connection goes that leaves the mesh: what is spoken there is nobody's business.
+pub fn connect_outside(leave: &MayLeave) -> Choice {
+    Choice::itself(leave)
+}
+
 fn not_spoken(leave: &MayLeave, spoken: &str, met: &str) -> Refusal {
     Refusal::bad_request(format!("port {} of {} speaks {spoken}, and this is {met}", leave.port, leave.service))
 }
