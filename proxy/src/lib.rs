@@ -14,6 +14,8 @@ pub mod inbound;
 pub mod live;
 pub mod observe;
 pub mod outbound;
+mod probe;
+mod tidy;
 mod tunnel;
 pub mod upstream;
 mod wait;

@@ -1,6 +1,7 @@
 //! The tries of one outbound exchange: an endpoint is chosen, the request sent, the outcome told to the endpoint, and
 //! whether to go on is judged.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -8,15 +9,16 @@ use std::time::{Duration, Instant, SystemTime};
 use equerry_policies::compile::RouteRule;
 use equerry_policies::names::InstanceId;
 use equerry_policies::policy::{BreakerMode, Retry, ServicePort};
-use equerry_traffic::balance::{self, NoEndpoint};
+use equerry_traffic::balance;
 use equerry_traffic::breaker::{Cause, Transition};
-use equerry_traffic::deadline::{Deadline, Kind, grpc_timeout};
+use equerry_traffic::deadline::{self, Deadline, Kind, grpc_timeout};
 use equerry_traffic::retry::{self, Failure, Pushback, Stop, Verdict};
 use equerry_traffic::trace_state::{self, Carried, Other};
 use equerry_traffic::{Reason, Refusal};
 use http::{Response, StatusCode};
+use http_body::Body;
 
-use super::attempt::{self, Failed, Outgoing};
+use super::attempt::{self, Failed, Outgoing, Time};
 use super::facts::Record;
 use super::{now, reply};
 use crate::live::{Backend, Destination, TlsIdentity};
@@ -60,6 +62,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) retry: Option<&'a Retry>,
     /// The rule names the method, so that it may be repeated though it is not idempotent.
     pub(crate) method_named: bool,
+    /// The endpoint whose answer has begun well, and that is judged by how it ends.
+    pub(crate) unjudged: Cell<Option<usize>>,
 }
 
 /// Tries until there is an answer to pass on, or no reason to try again.
@@ -72,15 +76,17 @@ pub(crate) async fn until_answered(
     outgoing: &mut Outgoing<'_>,
     record: &mut Record,
 ) -> Result<Answered, Refusal> {
-    errand.destination.budget.original(now());
+    // The clock is read once for each thing that may have taken time.
+    let mut began = now();
+    errand.destination.budget.original(began);
     let mut tried = Vec::new();
     let mut retries = 0;
     let mut place = None;
     loop {
-        errand.deadline.still_wanted(now())?;
-        let chosen = choose(errand, &mut tried, record)?;
+        errand.deadline.still_wanted(began)?;
+        let chosen = choose(errand, &mut tried, began, record)?;
         tell_next_hop(errand, outgoing, retries);
-        let outcome = once(errand, chosen, pool, outgoing, record).await;
+        let outcome = once(errand, (chosen, began), pool, outgoing, record).await;
         drop(place.take());
         let mut verdict = judge(errand, &outcome, outgoing, retries);
         if let Verdict::Again { .. } = verdict {
@@ -98,6 +104,7 @@ pub(crate) async fn until_answered(
             attempt::discard(answered);
         }
         tokio::time::sleep(after).await;
+        began = now();
     }
 }
 
@@ -115,13 +122,15 @@ fn tell_next_hop(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>, retries: u32)
     trace_state::write(headers, carried, Other::Peer, SystemTime::now());
 }
 
-fn choose<'a>(errand: &Errand<'a>, tried: &mut Vec<usize>, record: &Record) -> Result<Chosen<'a>, Refusal> {
+fn choose<'a>(
+    errand: &Errand<'a>,
+    tried: &mut Vec<usize>,
+    now: Instant,
+    record: &Record,
+) -> Result<Chosen<'a>, Refusal> {
     let backend = errand.backend;
-    let chosen = with_randomness(|rng| upstream::choose(backend, errand.port.port, errand.key, tried, now(), rng));
-    let chosen = chosen.map_err(|none| match none {
-        NoEndpoint::None => Refusal::NoHealthyEndpoint { service: backend.name.clone() },
-        NoEndpoint::AllOpen => Refusal::BreakerOpen { service: backend.name.clone() },
-    })?;
+    let chosen = with_randomness(|rng| upstream::choose(backend, errand.port.port, errand.key, tried, now, rng));
+    let chosen = chosen.map_err(|none| upstream::refusal(none, backend, errand.port.port, now))?;
     report(chosen.this_try.transition, backend, &chosen.endpoint.instance, record);
     Ok(chosen)
 }
@@ -129,13 +138,13 @@ fn choose<'a>(errand: &Errand<'a>, tried: &mut Vec<usize>, record: &Record) -> R
 /// One try. The endpoint learns how it ended, also when the caller leaves meanwhile (then: neither well nor badly).
 async fn once(
     errand: &Errand<'_>,
-    mut chosen: Chosen<'_>,
+    (mut chosen, began): (Chosen<'_>, Instant),
     pool: &Rc<Pool>,
     outgoing: &mut Outgoing<'_>,
     record: &mut Record,
 ) -> Result<Answered, Failed> {
     let Errand { backend, .. } = *errand;
-    let began = now();
+    errand.unjudged.set(None);
     record.note(|exchange| {
         exchange.attempts += 1;
         exchange.upstream_address = Some(chosen.address);
@@ -143,7 +152,8 @@ async fn once(
     });
     let target = target(errand, &chosen)?;
     let deadline = errand.deadline.for_try(began, errand.try_timeout);
-    let mut outcome = attempt::send(pool, &target, outgoing, Some((deadline, errand.kind))).await;
+    let time = Time { until: deadline, kind: errand.kind, idle: deadline::idle(errand.kind, &backend.traffic) };
+    let mut outcome = attempt::send(pool, &target, outgoing, time).await;
     if let Ok(answered) = &mut outcome {
         look_for_trailers(answered, errand, outgoing).await;
     }
@@ -155,17 +165,44 @@ async fn once(
             if let Some(wait) = leave_alone(answered) {
                 chosen.this_try.avoid_until(ended + wait, ended);
             }
-            verdict(answered)
+            verdict(answered, errand.kind)
         }
         Err(failed) if failed.refusal.reason().counts_against_endpoint() => Some(balance::Verdict::Failure),
         Err(_) => None,
     };
-    if let Some(verdict) = verdict {
-        let breaker = backend.traffic.breaker.as_ref();
+    match &outcome {
+        Ok(_) => met(&chosen, None, backend, record),
+        Err(Failed { refusal: stranger @ Refusal::IdentityMismatch { .. }, .. }) => {
+            met(&chosen, Some(&stranger.to_string()), backend, record);
+        }
+        Err(_) => {}
+    }
+    let breaker = backend.traffic.breaker.as_ref();
+    if breaker.is_some() && verdict == Some(balance::Verdict::Success) && may_break_off(&chosen, &outcome, errand.kind)
+    {
+        errand.unjudged.set(Some(chosen.this_try.index));
+        chosen.this_try.begins_well(breaker, ended);
+    } else if let Some(verdict) = verdict {
         let change = with_randomness(|rng| chosen.this_try.finish(verdict, breaker, &backend.endpoints, ended, rng));
         report(change, backend, &chosen.endpoint.instance, record);
     }
     outcome
+}
+
+/// Whether there is more to come of an answer, by which its endpoint is judged. A probe is judged by its head: others wait for
+/// that.
+fn may_break_off(chosen: &Chosen<'_>, outcome: &Result<Answered, Failed>, kind: Kind) -> bool {
+    let more = outcome.as_ref().is_ok_and(|answered| !answered.body().is_end_stream());
+    more && kind != Kind::Upgrade && !chosen.this_try.is_probe()
+}
+
+/// Tells an endpoint how an answer of its ended that had begun well.
+pub(crate) fn judge_end(backend: &Backend, index: usize, verdict: balance::Verdict, record: &Record) {
+    let Some(endpoint) = backend.endpoints.get(index) else { return };
+    let (breaker, random) = (backend.traffic.breaker.as_ref(), with_randomness(fastrand::Rng::f64));
+    let state: &balance::EndpointState = endpoint.as_ref();
+    let change = state.ended(verdict, breaker, &backend.endpoints, now(), random);
+    report(change, backend, &endpoint.instance, record);
 }
 
 /// A gRPC call that failed at once has its status in trailers that follow its head: where it could lead to a retry, they are
@@ -216,20 +253,23 @@ pub(crate) fn believed(answered: &Answered) -> Option<Reason> {
 }
 
 /// What an answer says about its endpoint; `None`: nothing, because policy decided it there.
-fn verdict(answered: &Answered) -> Option<balance::Verdict> {
+fn verdict(answered: &Answered, kind: Kind) -> Option<balance::Verdict> {
     const UNAVAILABLE: u8 = 14;
     match believed(answered) {
         Some(reason) if reason.counts_against_endpoint() => Some(balance::Verdict::Failure),
         Some(_) => None,
         None => {
-            let failed = answered.status().is_server_error() || grpc_status(answered) == Some(UNAVAILABLE);
+            let failed = answered.status().is_server_error() || grpc_status(answered, kind) == Some(UNAVAILABLE);
             Some(if failed { balance::Verdict::Failure } else { balance::Verdict::Success })
         }
     }
 }
 
 /// The status of a gRPC call, as far as it is known before any data.
-fn grpc_status(answered: &Answered) -> Option<u8> {
+fn grpc_status(answered: &Answered, kind: Kind) -> Option<u8> {
+    if kind != Kind::Grpc {
+        return None;
+    }
     retry::status(answered.headers()).or_else(|| answered.body().trailers_ahead().and_then(retry::status))
 }
 
@@ -239,7 +279,7 @@ fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Out
             let status = answered.status().as_u16();
             match believed(answered) {
                 Some(reason) => Failure::Mesh { reason, status, unprocessed: reason.provably_unprocessed() },
-                None => match grpc_status(answered).filter(|_| errand.kind == Kind::Grpc) {
+                None => match grpc_status(answered, errand.kind) {
                     Some(status) => Failure::Grpc(status),
                     None => Failure::Status(status),
                 },
@@ -249,13 +289,17 @@ fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Out
             Failure::Mesh { reason: refusal.reason(), status: refusal.status().as_u16(), unprocessed: *unprocessed }
         }
     };
+    // Nearly always all is well, and nothing else has to be known.
+    if !failure.worth(errand.retry) {
+        return Verdict::Stop(Stop::NotRetriable);
+    }
     let attempt = retry::Attempt {
         method: outgoing.method(),
         retry: errand.retry,
         method_named: errand.method_named,
         replayable: outgoing.can_be_sent(),
         marked: errand.carried.is_some_and(|carried| carried.retried),
-        pushback: pushback(outcome),
+        pushback: pushback(outcome, errand.kind),
         place: errand.backend.limits.has_place_for_retry(errand.backend.traffic.limits.retries),
         retries,
         deadline: errand.deadline,
@@ -265,12 +309,12 @@ fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Out
 }
 
 /// What a failed answer asks for; a success asks for nothing.
-fn pushback(outcome: &Result<Answered, Failed>) -> Pushback {
+fn pushback(outcome: &Result<Answered, Failed>, kind: Kind) -> Pushback {
     let Ok(answered) = outcome else { return Pushback::None };
     if let Some(trailers) = answered.body().trailers_ahead() {
         return retry::pushback(trailers, SystemTime::now());
     }
-    let failed = !answered.status().is_success() || grpc_status(answered).is_some_and(|status| status > 0);
+    let failed = !answered.status().is_success() || grpc_status(answered, kind).is_some_and(|status| status > 0);
     if failed { retry::pushback(answered.headers(), SystemTime::now()) } else { Pushback::None }
 }
 
@@ -287,6 +331,22 @@ fn conclude(outcome: &Result<Answered, Failed>, verdict: Verdict, retries: u32, 
     if let Some(word) = word {
         record.observe().retry(word);
         record.note(|exchange| exchange.retry_outcome = Some(word));
+    }
+}
+
+/// Tells an endpoint who was met there: whoever should be, or a `stranger`, for whom it is kept away; in words.
+pub(crate) fn met(chosen: &Chosen<'_>, stranger: Option<&str>, backend: &Backend, record: &Record) {
+    let (service, instance) = (&backend.name, &chosen.endpoint.instance);
+    let Some(stranger) = stranger else {
+        if chosen.this_try.met_the_right_one() {
+            tracing::info!(%service, %instance, "the endpoint has the identity again that it should have");
+        }
+        return;
+    };
+    if let Some(penalty) = chosen.this_try.met_a_stranger(stranger, now()) {
+        let reason = Reason::IdentityMismatch.as_str();
+        tracing::warn!(%service, %instance, stranger, ?penalty, reason, "somebody else was met there: the endpoint gets no requests");
+        record.observe().ejected(reason);
     }
 }
 

@@ -10,6 +10,7 @@ pub mod last_good;
 mod lease;
 mod limits;
 mod link;
+mod quick;
 mod quotas;
 mod renew;
 pub(crate) mod slices;
@@ -29,7 +30,7 @@ use equerry_certs::{Identity, TrustBundle};
 use equerry_policies::compile::{CompiledDestination, CompiledWorkload};
 use equerry_policies::names::{HostName, InstanceId, ServiceName, SpiffeId};
 use equerry_policies::policy::{ServicePort, TrafficPolicy};
-use equerry_policies::view::EndpointAddress;
+use equerry_policies::view::{EndpointAddress, UnwellView};
 use equerry_traffic::balance::{Balancer, EndpointState};
 use equerry_traffic::retry::RetryBudget;
 use tokio::sync::{mpsc, watch};
@@ -37,6 +38,7 @@ use tokio::sync::{mpsc, watch};
 pub(crate) use lease::Lease;
 pub use limits::{Held, LimitState};
 pub use link::Link;
+pub use quick::Quick;
 pub use quotas::Quotas;
 pub(crate) use renew::Keeper;
 pub use renew::NoIdentity;
@@ -60,7 +62,7 @@ pub struct Live {
     /// What inbound enforces. `None`: it is not known, so everything is denied (`policy_unavailable`).
     pub workload: Option<Arc<CompiledWorkload>>,
     /// Every Service known here, as a destination and as a backend.
-    pub destinations: HashMap<ServiceName, Arc<Destination>>,
+    pub destinations: Quick<ServiceName, Arc<Destination>>,
     /// Names the control plane says do not exist, each with the nearest one that does.
     pub unknown: HashMap<ServiceName, Option<String>>,
 }
@@ -93,6 +95,8 @@ pub struct Backend {
     pub ports: Vec<ServicePort>,
     /// Where it can be reached now.
     pub endpoints: Vec<Endpoint>,
+    /// Instances that get no traffic, because their own sidecars say that they are not well.
+    pub unwell: Vec<UnwellView>,
     /// How one of them is chosen; made for this very list.
     pub balancer: Arc<Balancer>,
     /// What is in flight to it from this proxy; kept across changes.
@@ -119,7 +123,7 @@ impl AsRef<EndpointState> for Endpoint {
 impl Live {
     /// Before anything is known.
     pub fn nothing(own: SpiffeId) -> Self {
-        Self { epoch: 0, own, workload: None, destinations: HashMap::new(), unknown: HashMap::new() }
+        Self { epoch: 0, own, workload: None, destinations: Quick::default(), unknown: HashMap::new() }
     }
 
     /// The destination of that name, marked as used. (A backend that a route chose is found in `destinations`.)

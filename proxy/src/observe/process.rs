@@ -1,13 +1,39 @@
 //! What the operating system says of this process, under the names every Prometheus client uses.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::metrics::Families;
 
 /// Bytes in a page on every platform this runs on where `/proc` is read (x86-64 and most aarch64 kernels).
 const PAGE: i64 = 4096;
-/// Clock ticks per second in `/proc/PID/stat`: fixed at 100 by the kernel's user interface.
-const TICKS: f64 = 100.0;
+/// Milliseconds of a clock tick in `/proc/PID/stat`: there are 100 a second in the kernel's user interface.
+const TICK: u64 = 10;
+
+/// Processor time of this process so far, in user and system mode; 0 where there is no `/proc`.
+pub(crate) fn processor_time() -> Duration {
+    Stat::read().map(|stat| stat.processor_time()).unwrap_or_default()
+}
+
+/// The fields of `/proc/self/stat`.
+struct Stat(String);
+
+impl Stat {
+    fn read() -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/self/stat").ok()?;
+        // Fields are counted after the command's closing parenthesis: the command may hold blanks (proc_pid_stat(5)).
+        text.rsplit_once(") ").map(|(_, rest)| Self(rest.to_owned()))
+    }
+
+    /// A field by its number in proc_pid_stat(5).
+    fn field(&self, number: usize) -> i64 {
+        self.0.split_ascii_whitespace().nth(number - 3).and_then(|field| field.parse().ok()).unwrap_or(0)
+    }
+
+    fn processor_time(&self) -> Duration {
+        Duration::from_millis(TICK * u64::try_from(self.field(14) + self.field(15)).unwrap_or(0))
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Process {
@@ -37,23 +63,15 @@ impl Process {
 
     /// Reads `/proc/self`; where there is none, the values stay 0.
     pub(super) fn refresh(&self) {
-        let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return };
-        // Fields are counted after the command's closing parenthesis: the command may hold blanks (proc_pid_stat(5)).
-        let Some((_, rest)) = stat.rsplit_once(") ") else { return };
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        let field = |n: usize| fields.get(n - 3).and_then(|f| f.parse::<i64>().ok()).unwrap_or(0);
-        #[allow(
-            clippy::cast_precision_loss,
-            reason = "seconds of processor time fit a float's mantissa for millions of years"
-        )]
-        let cpu = (field(14) + field(15)) as f64 / TICKS;
+        let Some(stat) = Stat::read() else { return };
+        let cpu = stat.processor_time().as_secs_f64();
         let mut told = self.cpu_told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if cpu > *told {
             self.cpu.inc_by(cpu - *told);
             *told = cpu;
         }
-        self.threads.set(field(20));
-        self.resident.set(field(24) * PAGE);
+        self.threads.set(stat.field(20));
+        self.resident.set(stat.field(24) * PAGE);
         if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
             self.open_files.set(i64::try_from(files.count()).unwrap_or(0));
         }

@@ -54,7 +54,7 @@ impl Failure {
     }
 
     /// Whether a rule with this `retry` finds it worth trying again (GEP-1731: its codes, and connection errors always).
-    fn worth(self, retry: Option<&Retry>) -> bool {
+    pub fn worth(self, retry: Option<&Retry>) -> bool {
         match (self, retry) {
             (Self::Mesh { unprocessed: true, .. }, _) => true,
             (_, None) => false,

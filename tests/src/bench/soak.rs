@@ -14,8 +14,10 @@ use super::pairs::{Pair, full_policies};
 use super::scenarios::closed;
 use super::{measure, say};
 
-/// Between two looks at memory.
+/// Between two looks at memory, at most.
 const STEP: Duration = Duration::from_secs(10);
+/// There are so many looks at least: then some lie in each tenth.
+const LOOKS: u32 = 20;
 /// The last tenth may hold this much more than the second one: of ten minutes, minute 10 of minute 2.
 const GROWTH: f64 = 1.05;
 
@@ -34,7 +36,7 @@ pub(crate) fn run(ground: &Ground) -> Result<Found> {
     let (sample, series) = std::thread::scope(|scope| {
         let watch = scope.spawn(|| {
             let mut series = sides.map(|(of, _)| Series { of, what: "resident memory, MiB", points: Vec::new() });
-            for at in (1..).map(|n| STEP * n).take_while(|at| *at < end) {
+            for at in looks(end) {
                 std::thread::sleep(at.saturating_sub(began.elapsed()));
                 for ((_, side), series) in sides.iter().zip(&mut series) {
                     let mib = machine::resident(&side.server.family()) as f64 / 1024.0;
@@ -59,6 +61,12 @@ pub(crate) fn run(ground: &Ground) -> Result<Found> {
     });
     let series = series.map_err(|_| anyhow::anyhow!("the watch ended early"))??;
     Ok(judged(&sample.context("the load")?, series, end))
+}
+
+/// When memory is looked at, in a soak that lasts for `time`.
+fn looks(time: Duration) -> impl Iterator<Item = Duration> {
+    let step = STEP.min(time / LOOKS);
+    (1..).map(move |n| step * n).take_while(move |at| *at < time)
 }
 
 /// Empties a log that is open elsewhere, as logrotate's copytruncate does.
@@ -91,4 +99,23 @@ fn judged(sample: &Sample, series: [Series; 2], time: Duration) -> Found {
         found.series.push(series);
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_soak_is_judged_however_short_it_is() {
+        for seconds in [7, 60, 100, 109, 600, 3_600] {
+            let time = Duration::from_secs(seconds);
+            let series = |grows: f64| {
+                let points = looks(time).map(|at| (at.as_secs_f64(), 10.0 + grows * at.as_secs_f64())).collect();
+                Series { of: "one", what: "resident memory, MiB", points }
+            };
+            let found = judged(&Sample::default(), [series(0.0), series(1.0)], time);
+            let over: Vec<bool> = found.bars.iter().map(|bar| bar.ratio > bar.limit).collect();
+            assert_eq!(over, [false, false, true], "{seconds} s");
+        }
+    }
 }

@@ -1,0 +1,111 @@
+//! Memory that load has left behind is given back to the system, so that a sidecar at rest is small again.
+//!
+//! The C library's allocator gives back only what lies at the end of its heap, and a single connection that stays keeps all
+//! that is below it. Asked to, it gives back every page that is free. That takes some milliseconds in which others who
+//! allocate wait: so it is asked when there is little to do, and seldom while there is much.
+
+use std::time::Duration;
+
+use crate::observe;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// So much processor time between two looks is little to do.
+const QUIET: Duration = Duration::from_millis(50);
+/// Less work than this leaves nothing behind that is worth the walk.
+const WORTH: Duration = Duration::from_millis(300);
+/// While there is much to do, so many looks are between two times.
+const SELDOM: u32 = 60;
+
+/// Looks for as long as the process lives.
+pub(crate) async fn keep() {
+    let mut work = Work::default();
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if work.is_over(observe::processor_time()) {
+            give_back();
+        }
+    }
+}
+
+/// What was done since memory was given back.
+#[derive(Debug, Default)]
+struct Work {
+    /// Processor time at the last look.
+    last: Duration,
+    /// Processor time when memory was given back.
+    given_back: Duration,
+    /// Looks since then.
+    looks: u32,
+}
+
+impl Work {
+    /// Whether this is a moment to give memory back; `used` is the processor time so far.
+    fn is_over(&mut self, used: Duration) -> bool {
+        let now = used.saturating_sub(std::mem::replace(&mut self.last, used));
+        self.looks = self.looks.saturating_add(1);
+        let over = used.saturating_sub(self.given_back) >= WORTH && (now <= QUIET || self.looks >= SELDOM);
+        if over {
+            (self.given_back, self.looks) = (used, 0);
+        }
+        over
+    }
+}
+
+/// Has the allocator give back what is free.
+#[cfg(target_env = "gnu")]
+#[allow(unsafe_code, reason = "the C library has no other way to be asked")]
+fn give_back() {
+    unsafe extern "C" {
+        /// malloc_trim(3): thread-safe, walks all arenas; `pad` bytes are left at the end of the heap.
+        safe fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    malloc_trim(0);
+}
+
+/// Other C libraries give back by themselves.
+#[cfg(not(target_env = "gnu"))]
+fn give_back() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn memory_is_given_back_once_when_work_is_over_and_seldom_while_it_lasts() {
+        let (mut work, mut used) = (Work::default(), Duration::ZERO);
+        let mut look = |more: Duration| {
+            used += more;
+            work.is_over(used)
+        };
+        assert!(!look(40 * MS), "a start leaves nothing behind");
+        assert!((1..SELDOM - 1).all(|_| !look(900 * MS)));
+        assert!(look(900 * MS), "a busy minute");
+        assert!((1..20).all(|_| !look(900 * MS)));
+        assert!(look(10 * MS), "quiet after work");
+        assert!((1..25).all(|_| !look(10 * MS)), "nothing was done since");
+        assert!((1..10).any(|_| look(40 * MS)), "little by little enough was done");
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn what_is_free_between_what_is_not_goes_back_to_the_system() {
+        let resident = || {
+            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+            pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4 / 1024
+        };
+        let mut all: Vec<Vec<u8>> = (0..64 * 1024).map(|_| vec![1; 1024]).collect();
+        let mut seen = 0;
+        all.retain(|_| {
+            seen += 1;
+            seen % 64 == 0
+        });
+        let before = resident();
+        give_back();
+        let after = resident();
+        assert!(after + 32 < before, "{before} MiB, then {after}");
+        drop(all);
+    }
+}
