@@ -25,6 +25,18 @@ impl Nginx {
     /// # Errors
     /// When it cannot be started.
     pub fn start(name: &str, port: u16) -> Result<Self> {
+        Self::with(name, &format!("listen 127.0.0.1:{port}"))
+    }
+
+    /// The same over HTTP/2 only, where it says GOAWAY after every so many requests.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restless(name: &str, port: u16, requests: u32) -> Result<Self> {
+        Self::with(name, &format!("listen 127.0.0.1:{port} http2; keepalive_requests {requests}"))
+    }
+
+    fn with(name: &str, listen: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("equerry-nginx-").tempdir()?;
         let root = dir.path().join("files");
         for sub in ["up", "small"] {
@@ -33,7 +45,7 @@ impl Nginx {
         let config = format!(
             "daemon off; master_process off; pid nginx.pid; error_log stderr;\nevents {{ worker_connections 512; }}\n\
              http {{\n  access_log off; client_body_temp_path temp; proxy_temp_path t1; fastcgi_temp_path t2; uwsgi_temp_path t3;\n  \
-             scgi_temp_path t4; client_max_body_size 0;\n  server {{\n    listen 127.0.0.1:{port}; root {root}; add_header x-app {name};\n    \
+             scgi_temp_path t4; client_max_body_size 0;\n  server {{\n    {listen}; root {root}; add_header x-app {name};\n    \
              location /nothing {{ return 204; }}\n    location /up/ {{ dav_methods PUT DELETE; }}\n    \
              location /small/ {{ dav_methods PUT; client_max_body_size 1k; }}\n  }}\n}}\n",
             root = root.display()

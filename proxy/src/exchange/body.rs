@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use equerry_policies::policy::TrafficPolicy;
-use equerry_traffic::deadline::{self, Kind};
 use equerry_traffic::balance::Verdict;
+use equerry_traffic::deadline::{self, Kind};
 use equerry_traffic::retry::Stop;
 use equerry_traffic::{Reason, Refusal};
 use http::header::HeaderName;
@@ -128,7 +128,10 @@ impl ToSend {
 
     /// Whether it can be sent now, or again.
     pub(crate) fn is_left(&self) -> bool {
-        !matches!(self, Self::Once { body: None, .. })
+        match self {
+            Self::Once { body: None, told, .. } => told.whole.borrow().is_some(),
+            _ => true,
+        }
     }
 
     /// The body for the next try; `None` when it is gone.
@@ -136,7 +139,9 @@ impl ToSend {
         match self {
             Self::Held(bytes) if bytes.is_empty() => Some(RequestBody::Empty),
             Self::Held(bytes) => Some(RequestBody::Whole(Some(bytes.clone()))),
-            Self::Once { body, .. } => body.take(),
+            Self::Once { body, told, .. } => {
+                body.take().or_else(|| told.whole.borrow().clone().map(|whole| RequestBody::Whole(Some(whole))))
+            }
         }
     }
 

@@ -380,7 +380,7 @@ fn a_response_that_breaks_off_is_not_passed_on_as_whole() {
         })
         .await;
         let sidecar = caller(SERVICE, &[address]).await;
-        let stream = tokio::net::TcpStream::connect(sidecar.outbound).await.unwrap();
+        let stream = TcpStream::connect(sidecar.outbound).await.unwrap();
         let (mut read, mut write) = stream.into_split();
         write.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await.unwrap();
         let mut said = Vec::new();
@@ -423,7 +423,7 @@ fn a_caller_that_breaks_off_its_body_does_not_make_the_endpoint_look_bad() {
             ("transfer-encoding: chunked\r\n\r\n2\r\nhi\r\nzz\r\n", "bad_request"),
         ];
         for (number, (rest, reason)) in rests.into_iter().enumerate() {
-            let mut stream = tokio::net::TcpStream::connect(sidecar.outbound).await.unwrap();
+            let mut stream = TcpStream::connect(sidecar.outbound).await.unwrap();
             stream.write_all(format!("{head}{rest}").as_bytes()).await.unwrap();
             stream.shutdown().await.unwrap();
             let mut said = String::new();

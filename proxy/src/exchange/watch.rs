@@ -60,6 +60,10 @@ impl Watch {
         let says_something = |rule: &&Arc<RouteRule>| rule.request_timeout.is_some() || rule.retry.is_some();
         let rule = errand.rule.filter(says_something).cloned();
         let backend = traffic.name.is_some().then(|| Arc::clone(errand.backend));
+        if let Some(told) = &told {
+            // Nobody will send it again.
+            told.whole.replace(None);
+        }
         let unjudged = errand.unjudged.get();
         let watch = Self { allowed, told, unjudged, rule, backend, ..Self::with(rest, kind) };
         match answered.body().size_hint().exact() {

@@ -1,7 +1,7 @@
 //! Bodies: of a request on its way out (nothing, bytes held for a retry, or the caller's own stream), and of its response,
 //! with the connection it comes over.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -17,6 +17,9 @@ use super::lease::{Exchanging, Home};
 use crate::codec::http1::call::Call;
 use crate::codec::{BodyError, Incoming, Link, Outgoing, http2};
 use crate::live::Held;
+
+/// A body that comes in one piece is kept up to this size until there is an answer.
+const SMALL: usize = 16 * 1024;
 
 /// How the caller's stream ended early: no fault of whoever it was sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(crate) struct Told {
     pub(crate) moved: Cell<Option<Instant>>,
     /// The next piece is waited for: it is the caller who is slow, not whoever it is sent to.
     pub(crate) waits: Cell<bool>,
+    /// All of it, where it came in one small piece: then it can be sent again, should nobody have taken it.
+    pub(crate) whole: RefCell<Option<Bytes>>,
 }
 
 impl BrokeOff {
@@ -101,7 +106,13 @@ impl Body for RequestBody {
                 }
                 match &mut frame {
                     Some(Ok(frame)) => {
-                        passed.set(passed.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
+                        if let Some(data) = frame.data_ref() {
+                            let whole = passed.get() == 0 && data.len() <= SMALL && from.is_end_stream();
+                            if whole {
+                                told.whole.replace(Some(data.clone()));
+                            }
+                            passed.set(passed.get() + data.len() as u64);
+                        }
                         if passed.get() > *most {
                             told.broke_off.set(Some(BrokeOff::TooLarge));
                             return Poll::Ready(Some(Err(BodyError::Cut)));

@@ -88,6 +88,8 @@ pub(crate) enum Message<'a> {
 pub(crate) struct SendFailure {
     /// The peer has certainly not processed it: nothing was sent, or the peer says so.
     pub(crate) refused: bool,
+    /// That is because the peer takes leave of the connection: over another one it may be welcome.
+    pub(crate) took_leave: bool,
     /// Its body, which can be sent over another connection: nothing of it was taken.
     pub(crate) body: Option<RequestBody>,
     /// The peer did not accept us: the connection never stood.
@@ -135,12 +137,16 @@ impl Lease {
                 let facts = Rc::clone(&connection.0.connection.facts);
                 match connection.0.connection.caller.send(head, body).await {
                     Ok((parts, call)) => Ok(Response::from_parts(parts, ResponseBody::http2(facts, call, connection))),
-                    Err(failure) => Err(SendFailure::new(&facts, failure.detail, failure.refused, failure.body)),
+                    Err(failure) => {
+                        let took_leave = failure.refused && !connection.0.connection.caller.is_open();
+                        let failure = SendFailure::new(&facts, failure.detail, failure.refused, failure.body);
+                        Err(SendFailure { took_leave, ..failure })
+                    }
                 }
             }
             (_, Message::Http1(_, body) | Message::Http2(_, body)) => {
                 let detail = "the connection speaks another protocol".to_owned();
-                Err(SendFailure { refused: true, body: Some(body), not_connected: false, detail })
+                Err(SendFailure { refused: true, took_leave: false, body: Some(body), not_connected: false, detail })
             }
         }
     }
@@ -149,6 +155,7 @@ impl Lease {
 impl SendFailure {
     fn new(facts: &Connected, detail: String, refused: bool, body: Option<RequestBody>) -> Self {
         let refusal = facts.refusal();
-        Self { refused, body, not_connected: refusal.is_some(), detail: refusal.map_or(detail, str::to_owned) }
+        let (took_leave, not_connected) = (false, refusal.is_some());
+        Self { refused, took_leave, body, not_connected, detail: refusal.map_or(detail, str::to_owned) }
     }
 }

@@ -275,7 +275,7 @@ impl Ground {
         let calls = |kind: Kind| storm.calls("exposed", if soon { kind.soon() } else { kind }, CALLS, begins);
         let (get, put, named, post, upload) =
             tokio::join!(calls(GET), calls(PUT), calls(NAMED), calls(POST), calls(UPLOAD));
-        let mut line = format!("{:27}", row.trouble);
+        let mut line = format!("{:28}", row.trouble);
         let seen = [
             (GET, row.get, get),
             (PUT, row.put, put),
@@ -284,7 +284,7 @@ impl Ground {
             (UPLOAD, row.upload, upload),
         ];
         for (kind, expect, told) in &seen {
-            write!(line, "{:44}", self.hold(row.trouble, *kind, *expect, told)?)?;
+            write!(line, "{:36}", self.hold(row.trouble, *kind, *expect, told)?)?;
         }
         if row.opens {
             eventually(Duration::from_secs(3), "the breaker to open", async || {
@@ -335,8 +335,8 @@ async fn suffer_all(rows: &[Row]) -> Result<()> {
         writeln!(table, "{line}{:.1?}", began.elapsed())?;
         ensure!(began.elapsed() < Duration::from_secs(10), "{} took {:?}", row.trouble, began.elapsed());
     }
-    println!(
-        "{:27}{:44}{:44}{:44}{:44}{:44}\n{table}",
+    eprintln!(
+        "{:28}{:36}{:36}{:36}{:36}{:36}\n{table}",
         "the application", "GET", "PUT", "named POST", "POST", "upload"
     );
     ground.sidecars_are_sound()
@@ -366,7 +366,7 @@ async fn an_nginx_that_is_stopped_or_killed_under_load_costs_no_get() -> Result<
     let both = async || {
         eventually(Duration::from_secs(15), "both to answer", async || {
             let mut by = Vec::new();
-            for answer in driver::many(8, |_| caller.get("exposed", "/soon", &[])).await {
+            for answer in driver::many(8, |_| caller.get("guarded", "/soon", &[])).await {
                 by.push(answer?.header("x-app").to_owned());
             }
             by.sort();
@@ -382,7 +382,7 @@ async fn an_nginx_that_is_stopped_or_killed_under_load_costs_no_get() -> Result<
                 // It runs until it is killed.
                 let _ = stopped.signal(signal);
             }
-            caller.get("exposed", "/soon", &[])
+            caller.get("guarded", "/soon", &[])
         })
         .await;
         let failure = driver::first_failure(&outcomes);

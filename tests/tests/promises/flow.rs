@@ -96,7 +96,7 @@ async fn streams_that_nobody_reads_hold_up_no_other_stream() -> Result<()> {
         let caller = ground.connect(64 * 1024, 4 * 1024 * 1024).await?;
         let mut unread = Vec::new();
         for _ in 0..8 {
-            unread.push(send(&caller, get(service, &format!("/bytes/{}", 32 * MEBIBYTE))?).await?);
+            unread.push(send(&caller, get(service, &format!("/bytes/{}", 16 * MEBIBYTE))?).await?);
         }
         for number in 0..200 {
             let answer = whole(send(&caller, get(service, "/bytes/1000")?).await?).await;
@@ -106,7 +106,7 @@ async fn streams_that_nobody_reads_hold_up_no_other_stream() -> Result<()> {
         ensure!(large.context("a large answer")? == pattern(4 * MEBIBYTE), "{service}: a large answer came changed");
         // Those that were not read are whole when somebody does.
         let late = whole(unread.pop().context("a stream")?).await.context("an answer that was left")?;
-        ensure!(late.len() == 32 * MEBIBYTE && sum(&late) == sum(&pattern(32 * MEBIBYTE)), "{service}: {}", late.len());
+        ensure!(late.len() == 16 * MEBIBYTE && sum(&late) == sum(&pattern(16 * MEBIBYTE)), "{service}: {}", late.len());
     }
     Ok(())
 }
@@ -120,7 +120,7 @@ async fn callers_of_http1_that_do_not_read_hold_up_nobody() -> Result<()> {
         let mut unread = Vec::new();
         for _ in 0..8 {
             let mut caller = TcpStream::connect(orders.outbound.address()).await?;
-            let head = format!("GET /bytes/{} HTTP/1.1\r\nhost: {service}\r\n\r\n", 32 * MEBIBYTE);
+            let head = format!("GET /bytes/{} HTTP/1.1\r\nhost: {service}\r\n\r\n", 16 * MEBIBYTE);
             caller.write_all(head.as_bytes()).await?;
             caller.readable().await?;
             unread.push(caller);

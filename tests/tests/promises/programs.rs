@@ -28,6 +28,13 @@ kind: Service
 metadata: {name: work1, namespace: shop, annotations: {equerry.dev/accounts: inventory}}
 spec: {selector: {version: v2}, ports: [{port: 80, targetPort: 8080, appProtocol: http}]}
 ";
+/// nginx once more, in HTTP/2.
+const RESTLESS: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: restless, namespace: shop, annotations: {equerry.dev/accounts: inventory}}
+spec: {selector: {version: v1}, ports: [{port: 80, targetPort: 8080, appProtocol: http2}]}
+";
 const VERSIONS: [&str; 2] = ["--http1.1", "--http2-prior-knowledge"];
 const LARGE: usize = 24 << 20;
 const UPLOAD: usize = 8 << 20;
@@ -88,6 +95,7 @@ fn holds(file: impl AsRef<Path>, expected: &[u8]) -> Result<()> {
 
 const CURL: (&str, &str) = ("curl", "apt-get install curl");
 const NGHTTP: (&str, &str) = ("nghttp", "apt-get install nghttp2-client");
+const H2LOAD: (&str, &str) = ("h2load", "apt-get install nghttp2-client");
 
 #[tokio::test]
 async fn what_curl_gets_is_what_nginx_has() -> Result<()> {
@@ -212,7 +220,7 @@ async fn trailers_reach_curl_and_come_from_nghttp() -> Result<()> {
 
 #[tokio::test]
 async fn h2load_uploads_and_downloads_over_either_version_without_a_failure() -> Result<()> {
-    let Some(ground) = Ground::lay("h2load", "apt-get install nghttp2-client").await? else { return Ok(()) };
+    let Some(ground) = Ground::lay(H2LOAD.0, H2LOAD.1).await? else { return Ok(()) };
     let from = ground.scratch("upload")?;
     std::fs::write(&from, pattern(20_000))?;
     let sidecar = format!("--connect-to={}", ground.mesh.town.home("orders")?.outbound.address());
@@ -227,6 +235,36 @@ async fn h2load_uploads_and_downloads_over_either_version_without_a_failure() ->
                 let bytes = if path == "/echo" { "(8000000) data" } else { "(20000000) data" };
                 ensure!(said.contains(bytes), "{version:?} {url}: {said}");
             }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_nginx_that_takes_leave_after_every_twenty_requests_loses_none() -> Result<()> {
+    if !peers::installed(H2LOAD.0, H2LOAD.1)? || !peers::installed("nginx", nginx::INSTALL)? {
+        return Ok(());
+    }
+    let mesh = Mesh::found(program(), &PAIR[..2], RESTLESS).await?;
+    let home = mesh.town.home("inventory-v1")?;
+    home.app.release();
+    let _nginx = Nginx::restless("restless", home.app.number(), 20)?;
+    mesh.start_sidecars(&[]).await?;
+    let orders = mesh.town.home("orders")?;
+    eventually(Duration::from_secs(15), "nginx to be reached", async || {
+        let answer = orders.through_sidecar().get("restless", "/nothing", &[]).await?;
+        ensure!(answer.status == 204, "{}", answer.shown());
+        Ok(Some(()))
+    })
+    .await?;
+    let (sidecar, from) =
+        (format!("--connect-to={}", orders.outbound.address()), mesh.file("body", "a little")?.display().to_string());
+    for version in [["--h1"].as_slice(), &["-p", "h2c"]] {
+        // Both GET and POST: what was certainly not processed is sent again.
+        for more in [[].as_slice(), &["-d", &from]] {
+            let args = ["-n", "1000", "-c", "4", "-m", "8", &sidecar, "http://restless/nothing"];
+            let said = peers::run("h2load", &[args.as_slice(), version, more].concat()).await?.succeeded()?.out;
+            ensure!(said.contains("1000 succeeded, 0 failed, 0 errored"), "{version:?} {more:?}: {said}");
         }
     }
     Ok(())

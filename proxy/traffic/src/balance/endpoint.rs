@@ -280,6 +280,19 @@ impl EndpointState {
         before.is_some()
     }
 
+    /// Tells the breaker how an answer ended that had begun well; `all` are the endpoints of which only so many may be kept away at
+    /// once. `random` is in 0..1.
+    pub fn ended<E: AsRef<Self>>(
+        &self,
+        verdict: Verdict,
+        settings: Option<&BreakerSettings>,
+        all: &[E],
+        now: Instant,
+        random: f64,
+    ) -> Option<Transition> {
+        self.judge((Admission::Closed, verdict), settings, all, now, random)
+    }
+
     /// Tells the breaker how a try ended; `all` are the endpoints of which only so many may be kept away at once.
     pub(super) fn judge<E: AsRef<Self>>(
         &self,

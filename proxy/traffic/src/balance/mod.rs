@@ -89,6 +89,14 @@ impl Try<'_> {
         self.state.judge((self.admitted, verdict), settings, endpoints, now, rng.f64())
     }
 
+    /// Its answer has begun and looks well. That counts for its latency; whether it is well says the end of the answer, to
+    /// [`EndpointState::ended`].
+    pub fn begins_well(&mut self, settings: Option<&BreakerSettings>, now: Instant) {
+        let judges = settings.is_some_and(|settings| settings.mode == BreakerMode::Enforce);
+        self.finished = true;
+        self.state.observe(now.saturating_duration_since(self.started), Verdict::Success, judges, now);
+    }
+
     /// Somebody else than should have answered, `found` in words: the endpoint is kept away. Returns for how long, if this try
     /// is the first to say so.
     pub fn met_a_stranger(&self, found: &str, now: Instant) -> Option<Duration> {
