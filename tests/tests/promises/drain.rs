@@ -64,7 +64,16 @@ async fn is_called(home: &Home) -> Result<()> {
 
 #[tokio::test]
 async fn sidecars_of_a_callee_restarted_one_after_the_other_under_load_fail_no_call() -> Result<()> {
-    let mesh = mesh(&PAIR, &[]).await?;
+    restarts_fail_no_call("http1").await
+}
+
+#[tokio::test]
+async fn the_same_over_whatever_sidecars_choose_to_speak() -> Result<()> {
+    restarts_fail_no_call("auto").await
+}
+
+async fn restarts_fail_no_call(between: &str) -> Result<()> {
+    let mesh = mesh(&PAIR, &["--mesh-protocol", between]).await?;
     let town = &mesh.town;
     let under_way = load(town.home("orders")?, 4, 4)?.begin();
     for _ in 0..2 {
@@ -84,7 +93,7 @@ async fn sidecars_of_a_callee_restarted_one_after_the_other_under_load_fail_no_c
         "{} connections of 8 callers: the caller's own sidecar went nowhere",
         tally.connections
     );
-    println!("{} calls while four sidecars were restarted", tally.answered);
+    println!("{} calls over {between} while four sidecars were restarted", tally.answered);
     Ok(())
 }
 
