@@ -22,6 +22,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::access::{Limits, Role};
 use crate::audit::By;
 use crate::authority::{Authority, CA_FILE};
+use crate::backup;
 use crate::config::{Command, CommandLine, Settings};
 use crate::control::ControlPlane;
 use crate::serve::{self, Face};
@@ -31,9 +32,9 @@ use crate::store::{Store, StoreOptions};
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// Quota windows are looked after this often.
 const SETTLE_EVERY: Duration = Duration::from_millis(50);
-/// Old grants are removed from the store this often.
 /// How much of the audit log may be without a signature.
 const SIGN_AUDIT_EVERY: Duration = Duration::from_secs(60);
+/// Old grants are removed from the store this often, and old entries of the audit log.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// A certificate that could not be renewed is tried again after this.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
@@ -50,14 +51,37 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let Command::Serve(given) = line.command;
-    match given.complete().map_err(Into::into).and_then(|settings| serve_until_stopped(&settings)) {
+    let done = match line.command {
+        Command::Serve(given) => {
+            given.complete().map_err(Into::into).and_then(|settings| serve_until_stopped(&settings))
+        }
+        Command::Backup { state_dir, store, to, passphrase } => {
+            let store = store.unwrap_or_else(|| state_dir.join("equerry.db"));
+            let written = passphrase.read().map_err(Into::into);
+            written.and_then(|words| backup::back_up(&state_dir, &store, &to, &words, &mut say)).map(|()| {
+                say(&format!("backup {}", to.display()));
+            })
+        }
+        Command::Restore { from, state_dir, passphrase } => {
+            let restored = passphrase.read().map_err(Into::into);
+            restored.and_then(|words| backup::restore(&from, &state_dir, &words, &mut say)).map(|()| {
+                let dir = state_dir.display();
+                say(&format!("restored {dir}; next: equerry-control-plane serve --state-dir {dir}"));
+            })
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells whoever waits what is being done.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn serve_until_stopped(settings: &Settings) -> Result<()> {

@@ -25,6 +25,8 @@ const AUDIT_KEY: &str = "audit.key";
 const ISSUING: &str = "issuing.pem";
 /// What people and programs outside are given, to believe the admin API.
 pub const CA_FILE: &str = "ca.pem";
+/// All of them: what a backup must hold.
+pub const FILES: [&str; 6] = [ROOT_KEY, ROOT, ISSUING_KEY, ISSUING, CA_FILE, AUDIT_KEY];
 /// Stands in the directory while the first files are being made.
 const MAKING: &str = "authority.making";
 /// By these names this machine reaches its own admin API.
@@ -72,6 +74,14 @@ impl Authority {
         let authority = Self { dir: dir.to_owned(), trust_domain: found, bundle, pin, lifetime, audit_key, inner };
         authority.renew_issuing_if_due(now)?;
         Ok(authority)
+    }
+
+    /// Whether an authority can be read from `dir`; changes nothing.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn probe(dir: &Path, now: SystemTime) -> Result<(), AuthorityError> {
+        read(dir, now).map(drop)
     }
 
     /// What it vouches for.

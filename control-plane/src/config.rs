@@ -3,10 +3,12 @@
 //! One list of settings serves flags, variables and the file, so that none can know a setting the others do not.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use equerry_certs::Zeroizing;
 use equerry_policies::names::TrustDomain;
 use serde::Deserialize;
 
@@ -41,6 +43,78 @@ pub(crate) enum Command {
         a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT stop; sidecars go on with what they know."
     )]
     Serve(Box<Given>),
+    /// Writes a backup: store, authority and its keys, sealed with a passphrase. The control plane may be running.
+    #[command(
+        after_help = "Whoever has the file and the passphrase is the mesh's authority: keep them apart.\n\nExample:\n  \
+        equerry-control-plane backup --to /backup/mesh-2026-11-21 --passphrase-file /etc/equerry/backup.passphrase"
+    )]
+    Backup {
+        /// Directory of the control plane's state [default: /var/lib/equerry].
+        #[arg(
+            long,
+            env = "EQUERRY_STATE_DIR",
+            value_name = "DIR",
+            default_value = "/var/lib/equerry",
+            hide_default_value = true
+        )]
+        state_dir: PathBuf,
+        /// Where documents and instances are kept [default: sqlite:STATE_DIR/equerry.db].
+        #[arg(long, env = "EQUERRY_STORE", value_name = "sqlite:PATH", value_parser = store::parse_location)]
+        store: Option<PathBuf>,
+        /// The new file.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        #[command(flatten)]
+        passphrase: Passphrase,
+    },
+    /// Makes a state directory from a backup. It must not be there yet, or be empty.
+    ///
+    /// Workloads that had joined go on as before; join tokens made after the backup are unknown, and what was applied after
+    /// it must be applied again.
+    Restore {
+        /// The backup.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// The directory to be made [default: /var/lib/equerry].
+        #[arg(
+            long,
+            env = "EQUERRY_STATE_DIR",
+            value_name = "DIR",
+            default_value = "/var/lib/equerry",
+            hide_default_value = true
+        )]
+        state_dir: PathBuf,
+        #[command(flatten)]
+        passphrase: Passphrase,
+    },
+}
+
+/// Where a passphrase comes from: never from the command line, which others can see.
+#[derive(Debug, Args)]
+pub(crate) struct Passphrase {
+    /// File with the passphrase in its first line, readable by its owner alone; or the variable EQUERRY_BACKUP_PASSPHRASE.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+impl Passphrase {
+    /// The passphrase.
+    ///
+    /// # Errors
+    /// When there is none, or others can read its file.
+    pub(crate) fn read(&self) -> Result<Zeroizing<String>, BadSettings> {
+        let Some(path) = &self.passphrase_file else {
+            let missing = |_| bad("no passphrase: give --passphrase-file FILE, or set EQUERRY_BACKUP_PASSPHRASE");
+            return std::env::var("EQUERRY_BACKUP_PASSPHRASE").map(Zeroizing::new).map_err(missing);
+        };
+        let said = |error: &dyn std::fmt::Display| bad(format!("--passphrase-file {}: {error}", path.display()));
+        let mode = std::fs::metadata(path).map_err(|error| said(&error))?.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(said(&format!("others can read it (mode {mode:04o}): chmod 600 {}", path.display())));
+        }
+        let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| said(&error))?;
+        Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
+    }
 }
 
 /// Settings as they were given in one place. Anything may be missing.
@@ -213,8 +287,10 @@ mod tests {
 
     fn complete(args: &[&str]) -> Result<Settings, BadSettings> {
         let args = ["equerry-control-plane", "serve"].iter().chain(args);
-        let Command::Serve(given) = CommandLine::try_parse_from(args).unwrap().command;
-        given.complete()
+        match CommandLine::try_parse_from(args).unwrap().command {
+            Command::Serve(given) => given.complete(),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub async fn retain(store: &Store, key: &Arc<SigningKey>, kept: Duration, at: Sy
 /// # Errors
 /// When the store failed.
 pub async fn head(store: &Store) -> Result<Head, StoreError> {
-    store.transact(|db| head_in(db)).await
+    store.transact(head_in).await
 }
 
 /// Lines after entry `after`, the oldest first, at most `most`.
