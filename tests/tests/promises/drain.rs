@@ -93,7 +93,7 @@ async fn restarts_fail_no_call(between: &str) -> Result<()> {
         "{} connections of 8 callers: the caller's own sidecar went nowhere",
         tally.connections
     );
-    println!("{} calls over {between} while four sidecars were restarted", tally.answered);
+    eprintln!("{} calls over {between} while four sidecars were restarted", tally.answered);
     Ok(())
 }
 
