@@ -332,7 +332,7 @@ spec:
   action: ALLOW
   rules: [{from: [{source: {principals: [equerry.local/ns/shop/sa/orders]}}]}]
 ";
-        let Pair { frontend, heard, .. } = pair(ONLY_OTHERS, b"").await;
+        let Pair { frontend, chat, heard, .. } = pair(ONLY_OTHERS, b"").await;
         for (target, status, reason) in [
             ("chat:80", 400, "bad_request"),
             ("chat:9", 404, "no_such_port"),
@@ -347,6 +347,8 @@ spec:
         let (_stream, answered) =
             says_to(frontend.outbound, "CONNECT chat:80 HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nhost: chat\r\n\r\n").await;
         assert!(answered.contains("connection: close"), "what was said too early is no request: {answered}");
+        let (_stream, answered) = says_to(chat.inbound, "CONNECT chat:5433 HTTP/1.1\r\nhost: chat:5433\r\n\r\n").await;
+        assert!(answered.starts_with("HTTP/1.1 400"), "nobody is connected from outside: {answered}");
         let mut asked = request("CONNECT", "chat:5432", "/", "");
         *asked.uri_mut() = "http://chat:5432/".parse().unwrap();
         let answered = call(frontend.outbound, asked).await;
