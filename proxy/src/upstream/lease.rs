@@ -17,7 +17,6 @@ use crate::codec::{Link, http2};
 pub(crate) struct Lease(pub(super) Kind);
 
 /// Which connection that is.
-#[expect(clippy::large_enum_variant, reason = "it lives for one try; a box would cost every exchange an allocation")]
 pub(super) enum Kind {
     Http1 { connection: Http1, reused: bool, shelf: Rc<Shelf>, idle_timeout: Duration },
     Http2 { connection: Exchanging, reused: bool },
