@@ -262,7 +262,8 @@ fn endpoints_are_healthy_members_by_id_and_written_addresses() {
     let ids: Vec<&str> = told.endpoints.iter().map(|e| e.instance.as_str()).collect();
     let six = "static-0000-0000-0000-0000-0000-0000-0000-0001-9000";
     assert_eq!(ids, ["o1", "o2", six, "static-127.0.0.1-7001", "static-127.0.0.1-8000"]);
-    let unwell: Vec<(&str, &str)> = told.unwell.iter().map(|one| (one.instance.as_str(), one.detail.as_str())).collect();
+    let unwell: Vec<(&str, &str)> =
+        told.unwell.iter().map(|one| (one.instance.as_str(), one.detail.as_str())).collect();
     assert_eq!(unwell, [("sick", "sick answers 503")], "told, and given no traffic");
     let weights: Vec<u32> = told.endpoints.iter().map(|e| e.weight).collect();
     assert_eq!(weights, [3, 1, 1, 1, 1], "as its label says");
@@ -350,7 +351,11 @@ fn a_service_that_does_not_exist_has_a_nearest_name() {
 
 #[test]
 fn pages_and_trusted_hops_are_told_where_they_hold() {
-    let proxied = SHOP.replacen("equerry.dev/accounts: orders}", "equerry.dev/accounts: orders, equerry.dev/trusted-hops: '2'}", 1);
+    let proxied = SHOP.replacen(
+        "equerry.dev/accounts: orders}",
+        "equerry.dev/accounts: orders, equerry.dev/trusted-hops: '2'}",
+        1,
+    );
     let text = [
         proxied,
         policy("Mesh", "none/default", "{trustedHops: 1}").replace(", namespace: none", ""),

@@ -43,8 +43,7 @@ fn asks(at: &At<'_>) -> Vec<Ask> {
             statuses: if written.is_empty() { vec![(200, 200)] } else { written },
         })
     });
-    let grpc =
-        at.get("grpc").map(|grpc| Ask::Grpc { service: grpc.text_of("service").unwrap_or_default().to_owned() });
+    let grpc = at.get("grpc").map(|grpc| Ask::Grpc { service: grpc.text_of("service").unwrap_or_default().to_owned() });
     let tcp = at.get("tcp").map(|_| Ask::Tcp {});
     [http, grpc, tcp].into_iter().flatten().collect()
 }
@@ -54,7 +53,8 @@ fn refuse_unasked(at: &At<'_>, service: &ServiceName, world: &World, notes: &mut
     let Some(known) = world.services.as_ref().and_then(|services| services.get(service)?.as_ref()) else { return };
     if known.external.is_none() && !world.written.contains(service) {
         let found = format!("a health check of Service {service}, which has no endpoint without a sidecar");
-        let expected = "an EndpointSlice of it, or type: ExternalName; a sidecar asks its own application (--health-path)";
+        let expected =
+            "an EndpointSlice of it, or type: ExternalName; a sidecar asks its own application (--health-path)";
         at.complain_of(notes, found, expected);
     }
     if let Some(port) = at.get("port")

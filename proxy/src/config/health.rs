@@ -29,9 +29,7 @@ impl GivenHealth {
             (Some(path), _) if !is_asked_path(&path) => {
                 Err(bad(format!("--health-path {path:?}: expected a path such as /healthz")))
             }
-            (Some(path), _) => {
-                Ok(Ask::Http { path, host: None, statuses: ranges(&expected.unwrap_or_default())? })
-            }
+            (Some(path), _) => Ok(Ask::Http { path, host: None, statuses: ranges(&expected.unwrap_or_default())? }),
             (None, Some(service)) => Ok(Ask::Grpc { service }),
             (None, None) => Ok(Ask::Tcp {}),
         }
@@ -40,7 +38,8 @@ impl GivenHealth {
 
 fn ranges(written: &[String]) -> Result<Vec<(u16, u16)>, BadSettings> {
     let one = |text: &String| {
-        statuses(text).ok_or_else(|| bad(format!("--health-status {text:?}: expected a status such as 200, or 200-299")))
+        statuses(text)
+            .ok_or_else(|| bad(format!("--health-status {text:?}: expected a status such as 200, or 200-299")))
     };
     if written.is_empty() { Ok(vec![(200, 299)]) } else { written.iter().map(one).collect() }
 }

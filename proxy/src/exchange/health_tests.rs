@@ -162,11 +162,14 @@ fn where_none_is_well_the_answer_says_why_each_is_out_or_all_are_used() {
         let refused = call(sidecar.outbound, request("GET", "orders", "/", "")).await;
         assert_eq!(refused.status(), 503);
         let line = sidecar.log(1).await.remove(0).to_string();
-        for part in ["no_healthy_endpoint", "i0: asked, it fails: GET /healthz at", "status 500; i1: asked", "status 503"] {
+        for part in
+            ["no_healthy_endpoint", "i0: asked, it fails: GET /healthz at", "status 500; i1: asked", "status 503"]
+        {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         let sidecar = asking(&written("http: {path: /healthz}, panicPercent: 50"), &[one.address, other.address]).await;
-        until("panic", || verdicts(&sidecar).iter().all(|(_, because)| because.contains("so do too many others"))).await;
+        until("panic", || verdicts(&sidecar).iter().all(|(_, because)| because.contains("so do too many others")))
+            .await;
         assert_eq!(call(sidecar.outbound, request("GET", "orders", "/", "")).await.status(), 200);
     });
 }
@@ -179,8 +182,13 @@ fn asking_goes_on_over_a_change_of_configuration_and_ends_when_nobody_uses_the_s
         let sidecar = asking(&written("http: {path: /healthz}"), &[one.address]).await;
         until("it to be out", || verdicts(&sidecar)[0].0 == "unusable").await;
         let live = sidecar.shared.live.load();
-        let state = Arc::clone(&live.destinations[&ServiceName::parse("shop/orders").unwrap()].backend.endpoints[0].state);
-        sidecar.shared.live.publish(Live { epoch: 8, destinations: live.destinations.clone(), ..Live::nothing(live.own.clone()) });
+        let state =
+            Arc::clone(&live.destinations[&ServiceName::parse("shop/orders").unwrap()].backend.endpoints[0].state);
+        sidecar.shared.live.publish(Live {
+            epoch: 8,
+            destinations: live.destinations.clone(),
+            ..Live::nothing(live.own.clone())
+        });
         assert_eq!(verdicts(&sidecar)[0].0, "unusable", "what it answered holds");
         let before = requests(&one, "/healthz");
         until("it to be asked again", || requests(&one, "/healthz") > before + 2).await;

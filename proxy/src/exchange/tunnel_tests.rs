@@ -277,3 +277,23 @@ fn an_application_that_breaks_off_is_not_taken_to_have_finished() {
         assert_eq!(db.log(1).await[0]["reason"], "client_gone");
     });
 }
+
+#[test]
+fn a_connection_is_never_given_to_somebody_else_who_is_then_kept_away() {
+    on_one_thread(async {
+        let world = World::new(MESH);
+        let ((wrong, never), (right, heard)) = (server().await, server().await);
+        let stranger = world.sidecar("shop/cart", &[("app", "db")], &[(5433, wrong)], &[]).await;
+        let db = world.sidecar("shop/db", LABELS, &[(5433, right)], &[]).await;
+        let at = vec![At::Mesh(stranger.inbound), At::Mesh(db.inbound)];
+        let frontend = world.sidecar("shop/frontend", &[], &[], &[("shop/db", at)]).await;
+        let door = door(&frontend, "db:5432").await;
+        for _ in 0..20 {
+            drop(greeted(door).await);
+        }
+        until("all to be heard", || heard.borrow().len() == 20).await;
+        assert!(never.borrow().is_empty());
+        let ejected = frontend.metrics("equerry_endpoint_ejections_total{reason=\"identity_mismatch\"}");
+        assert!(ejected.len() == 1 && !ejected[0].ends_with(" 0"), "{ejected:?}");
+    });
+}

@@ -81,8 +81,7 @@ impl Question {
 
     async fn grpc(&self, stream: TcpStream, service: &str) -> Result<(), String> {
         let body = Full::new(Bytes::from(framed(service)));
-        let mut request =
-            request(Method::POST, &self.address.to_string(), "/grpc.health.v1.Health/Check", true, body)?;
+        let mut request = request(Method::POST, &self.address.to_string(), "/grpc.health.v1.Health/Check", true, body)?;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
         let (head, body) = over_http2(stream, request).await?.into_parts();
@@ -118,8 +117,7 @@ fn request(
 }
 
 async fn over_http1(stream: TcpStream, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
-    let (mut send, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| in_words(&error))?;
+    let (mut send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| in_words(&error))?;
     let driven = tokio::spawn(connection);
     let answer = send.send_request(request).await.map_err(|error| in_words(&error));
     // What is left of the answer is of no interest.
@@ -133,8 +131,7 @@ async fn over_http2(stream: TcpStream, request: Request<Full<Bytes>>) -> Result<
         builder.timer(TokioTimer::new()).max_header_list_size(16 * 1024);
         builder
     };
-    let (mut send, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(|error| in_words(&error))?;
+    let (mut send, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|error| in_words(&error))?;
     // It ends once `send` and the answer are dropped.
     tokio::spawn(connection);
     send.send_request(request).await.map_err(|error| in_words(&error))

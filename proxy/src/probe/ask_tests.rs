@@ -13,7 +13,7 @@ use super::*;
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
 /// Somebody who answers each request, over HTTP/1.1 or HTTP/2, as `answer` says.
-async fn server(answer: fn(Request<Bytes>) -> Response<Body>) -> SocketAddr {
+async fn server(answer: fn(&Request<Bytes>) -> Response<Body>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -22,7 +22,7 @@ async fn server(answer: fn(Request<Bytes>) -> Response<Body>) -> SocketAddr {
                 let service = service_fn(move |request: Request<Incoming>| async move {
                     let (head, body) = request.into_parts();
                     let body = body.collect().await.unwrap().to_bytes();
-                    Ok::<_, Infallible>(answer(Request::from_parts(head, body)))
+                    Ok::<_, Infallible>(answer(&Request::from_parts(head, body)))
                 });
                 let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                 let _ = server.serve_connection(TokioIo::new(stream), service).await;
@@ -41,7 +41,7 @@ fn http(path: &str, host: Option<&str>, statuses: &[(u16, u16)]) -> Ask {
 }
 
 /// What stands in the path is the status; the Host must be one of ours.
-fn by_path(request: Request<Bytes>) -> Response<Body> {
+fn by_path(request: &Request<Bytes>) -> Response<Body> {
     let authority = request.uri().authority().map(ToString::to_string);
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
     let host = authority.or(host).unwrap_or_default();
@@ -88,13 +88,14 @@ async fn who_speaks_something_else_or_nothing_is_not_well() {
     }
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let ask = http("/", None, &[(200, 200)]);
-    let question = Question { patience: Duration::from_millis(50), ..question(silent.local_addr().unwrap(), ask, false) };
+    let question =
+        Question { patience: Duration::from_millis(50), ..question(silent.local_addr().unwrap(), ask, false) };
     let said = question.put().await.unwrap_err();
     assert!(said.ends_with("no answer within 50ms"), "{said}");
 }
 
 /// A gRPC health service: the service asked for stands for what it answers.
-fn health(request: Request<Bytes>) -> Response<Body> {
+fn health(request: &Request<Bytes>) -> Response<Body> {
     let right = request.uri().path() == "/grpc.health.v1.Health/Check"
         && request.headers().get("te").is_some_and(|te| te == "trailers")
         && request.headers()[CONTENT_TYPE] == "application/grpc";
@@ -123,7 +124,7 @@ async fn grpc_health_says_serving_for_the_server_or_one_service_and_anything_els
     assert!(none.as_ref().is_err_and(|said| said.ends_with("status 404")), "{none:?}");
 }
 
-fn by_path_404(_: Request<Bytes>) -> Response<Body> {
+fn by_path_404(_: &Request<Bytes>) -> Response<Body> {
     Response::builder().status(404).body(Full::default().boxed_unsync()).unwrap()
 }
 

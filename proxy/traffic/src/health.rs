@@ -168,7 +168,9 @@ pub fn judge(signs: &Signs<'_>, now: Instant) -> Health {
     }
     let usable = |because, since| Health { standing: Standing::Usable, because, since };
     match signs.asked.and_then(|asked| Some((asked, asked.verdict()?))) {
-        Some((asked, (Turn::Unwell, since))) if keeps_away => unusable(Because::Asked(asked.detail().to_owned()), since),
+        Some((asked, (Turn::Unwell, since))) if keeps_away => {
+            unusable(Because::Asked(asked.detail().to_owned()), since)
+        }
         Some((asked, (Turn::Unwell, since))) => usable(Because::Panic(asked.detail().to_owned()), since),
         Some((_, (Turn::Well, since))) => usable(Because::AnswersWell, since),
         None => match signs.leased {

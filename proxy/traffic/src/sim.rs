@@ -190,7 +190,15 @@ struct Run<'p> {
 fn run(plan: &Plan, seed: u64) -> Seen {
     let endpoints: Vec<Endpoint> = plan.endpoints.iter().cloned().map(Endpoint::new).collect();
     let (tries, most) = (vec![Vec::new(); endpoints.len()], vec![0.0; endpoints.len()]);
-    let seen = Seen { latencies: Vec::new(), failed: 0, lasts: plan.lasts, tries, most, history: Vec::new(), told: Vec::new() };
+    let seen = Seen {
+        latencies: Vec::new(),
+        failed: 0,
+        lasts: plan.lasts,
+        tries,
+        most,
+        history: Vec::new(),
+        told: Vec::new(),
+    };
     let (mut rng, begin) = (fastrand::Rng::with_seed(seed), Instant::now());
     let present = endpoints.len() - plan.joins.len();
     let balancer = Balancer::new(&plan.balancer, plan.members(present), None, begin, &mut rng);

@@ -22,11 +22,7 @@ fn the_story_of_a_breaker() {
         Behaviour { from: 20 * SECOND, ..HEALTHY },
     ];
     let breaker = Settings { penalty_max: 4 * SECOND, ..Settings::DEFAULT };
-    let plan = Plan {
-        breaker: Some(breaker),
-        retries: 3,
-        ..Plan::new(vec![vec![HEALTHY], failing], 100, 30 * SECOND)
-    };
+    let plan = Plan { breaker: Some(breaker), retries: 3, ..Plan::new(vec![vec![HEALTHY], failing], 100, 30 * SECOND) };
     let seen = run(&plan, 1);
     let told = format!("{}\n{} calls answered, {} failed\n", seen.story(), seen.latencies.len(), seen.failed);
     as_written("breaker.txt", include_str!("sim_stories/breaker.txt"), &told);

@@ -1,15 +1,14 @@
 //! Who is not well gets no requests: an address that is asked and does not answer, and an instance whose own sidecar says so. It
 //! is told which it was, since when and why; and whoever is well again is used again.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use equerry::demo::ports::HeldPort;
 use equerry::demo::town::{Home, SHOP};
 use equerry::demo::web::Caller;
+use equerry_tests::nginx::{self, Nginx};
 use equerry_tests::{Mesh, eventually, peers};
-use tokio::process::{Child, Command};
 
 use crate::{PAIR, program};
 
@@ -19,63 +18,26 @@ const THRESHOLD: u32 = 2;
 /// What a machine that does much else may be late by.
 const SLACK: Duration = Duration::from_secs(3);
 
-/// nginx, answering everything with its name.
-struct Nginx {
-    name: &'static str,
-    port: HeldPort,
-    dir: tempfile::TempDir,
-    running: Option<Child>,
+/// The `EndpointSlice` of one server alone.
+fn slice(name: &str, port: &HeldPort) -> String {
+    format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: web-{name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
+         addressType: IPv4\nendpoints: [{{addresses: [127.0.0.1]}}]\nports: [{{port: {}}}]\n",
+        port.number()
+    )
 }
 
-impl Nginx {
-    fn plan(name: &'static str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("equerry-nginx-").tempdir()?;
-        Ok(Self { name, port: HeldPort::take()?, dir, running: None })
-    }
-
-    fn start(&mut self) -> Result<()> {
-        let (dir, address) = (self.dir.path().display(), self.port.address());
-        let config = format!(
-            "daemon off; master_process off; pid {dir}/pid; error_log {dir}/error.log;\n\
-             events {{ worker_connections 256; }}\n\
-             http {{ access_log off; client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy;\n\
-             fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
-             server {{ listen {address}; location / {{ return 200 {name}; }} }} }}\n",
-            name = self.name
-        );
-        let file = self.dir.path().join("nginx.conf");
-        std::fs::write(&file, config).context("writing a configuration")?;
-        self.port.release();
-        let mut command = Command::new("nginx");
-        command.arg("-p").arg(self.dir.path()).arg("-c").arg(&file);
-        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.running = Some(quiet.kill_on_drop(true).spawn().context("starting nginx")?);
-        Ok(())
-    }
-
-    async fn kill(&mut self) -> Result<()> {
-        if let Some(mut running) = self.running.take() {
-            running.kill().await?;
-        }
-        Ok(())
-    }
-
-    /// The `EndpointSlice` of this one alone.
-    fn slice(&self) -> String {
-        format!(
-            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-             metadata: {{name: web-{}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
-             addressType: IPv4\nendpoints: [{{addresses: [127.0.0.1]}}]\nports: [{{port: {}}}]\n",
-            self.name,
-            self.port.number()
-        )
-    }
+fn start(name: &str, port: &HeldPort) -> Result<Nginx> {
+    port.release();
+    Nginx::start(name, port.number())
 }
 
-/// One call of `web`: its status and who answered.
+/// One call of `web`: its status, and who answered or what the mesh said.
 async fn call(home: &Home) -> Result<(u16, String)> {
-    let answer = home.through_sidecar().get("web", "/", &[]).await?;
-    Ok((answer.status, String::from_utf8_lossy(&answer.body).into_owned()))
+    let answer = home.through_sidecar().get("web", "/nothing", &[]).await?;
+    let said = format!("{} {}", answer.header("x-app"), String::from_utf8_lossy(&answer.body));
+    Ok((answer.status, said))
 }
 
 /// What the sidecar shows of the instances of a Service that are out: the reason's word, and the sentence.
@@ -90,30 +52,31 @@ async fn out(home: &Home, service: &str) -> Result<Vec<(String, String)>> {
 /// Waits until so many instances of `web` are out, and says how long that took.
 async fn until_out(home: &Home, many: usize) -> Result<Duration> {
     let since = Instant::now();
-    eventually(SOON, &format!("{many} to be out"), async || Ok((out(home, "shop/web").await?.len() == many).then_some(())))
-        .await?;
+    eventually(SOON, &format!("{many} to be out"), async || {
+        Ok((out(home, "shop/web").await?.len() == many).then_some(()))
+    })
+    .await?;
     Ok(since.elapsed())
 }
 
 #[tokio::test]
 async fn a_server_that_dies_gets_no_requests_within_its_intervals_and_is_used_again_when_it_is_back() -> Result<()> {
-    if !peers::installed("nginx", "apt-get install nginx-light")? {
+    if !peers::installed("nginx", nginx::INSTALL)? {
         return Ok(());
     }
     let mesh = Mesh::plan(program(), &[SHOP[2]]).await?;
-    let (mut first, mut second) = (Nginx::plan("first")?, Nginx::plan("second")?);
-    first.start()?;
-    second.start()?;
+    let ports = (HeldPort::take()?, HeldPort::take()?);
+    let (first, second) = (start("first", &ports.0)?, start("second", &ports.1)?);
     mesh.town.bring_up().await?;
     let home = &mesh.town.homes[0];
     let policy = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{ports: [{{port: 80}}]}}\n{}{}\
          ---\napiVersion: equerry.dev/v1\nkind: TrafficPolicy\nmetadata: {{name: web, namespace: shop}}\nspec:\n  \
          targetRefs: [{{kind: Service, name: web}}]\n  \
-         healthCheck: {{http: {{path: /}}, interval: {}ms, timeout: 500ms, unhealthyThreshold: {THRESHOLD}}}\n\
+         healthCheck: {{http: {{path: /nothing, statuses: [\"204\"]}}, interval: {}ms, timeout: 500ms, unhealthyThreshold: {THRESHOLD}}}\n\
          ---\napiVersion: equerry.dev/v1\nkind: Mesh\nmetadata: {{name: default}}\nspec: {{errorDetail: full}}\n",
-        first.slice(),
-        second.slice(),
+        slice("first", &ports.0),
+        slice("second", &ports.1),
         INTERVAL.as_millis()
     );
     mesh.apply(&policy).await?;
@@ -123,13 +86,13 @@ async fn a_server_that_dies_gets_no_requests_within_its_intervals_and_is_used_ag
     })
     .await?;
 
-    first.kill().await?;
+    drop(first);
     let took = until_out(home, 1).await?;
     let due = INTERVAL.mul_f64(1.1) * THRESHOLD + SLACK;
     ensure!(took < due, "it was out after {took:?}, and {due:?} is enough");
     for number in 0..200 {
         let (status, said) = call(home).await?;
-        ensure!(status == 200 && said.contains("second"), "call {number} after it was out: {said}");
+        ensure!(status == 204 && said.contains("second"), "call {number} after it was out: {said}");
     }
     let (by, because) = out(home, "shop/web").await?.pop().context("nobody is out")?;
     ensure!(by == "health_check" && because.contains("refused"), "{by}: {because}");
@@ -140,17 +103,17 @@ async fn a_server_that_dies_gets_no_requests_within_its_intervals_and_is_used_ag
     ensure!(scraped.sum("equerry_endpoint_health", &well) == 1.0, "{}", scraped.text);
     ensure!(scraped.sum("equerry_endpoint_ejections_total", &[("reason", "health_check")]) == 1.0, "{}", scraped.text);
 
-    second.kill().await?;
+    drop(second);
     until_out(home, 2).await?;
     let (status, said) = call(home).await?;
-    let named = [&first, &second].iter().all(|one| said.contains(&format!("static-127.0.0.1-{}", one.port.number())));
+    let named = [&ports.0, &ports.1].iter().all(|port| said.contains(&format!("static-127.0.0.1-{}", port.number())));
     ensure!(status == 503 && said.contains("no_healthy_endpoint") && named, "{said}");
 
-    first.start()?;
+    let _first = start("first", &ports.0)?;
     until_out(home, 1).await?;
     for number in 0..50 {
         let (status, said) = call(home).await?;
-        ensure!(status == 200 && said.contains("first"), "call {number} after it is back: {said}");
+        ensure!(status == 204 && said.contains("first"), "call {number} after it is back: {said}");
     }
     Ok(())
 }
@@ -162,7 +125,8 @@ async fn a_caller_who_finds_nobody_learns_what_the_sidecars_there_say() -> Resul
     let (orders, inventory) = (town.home("orders")?, town.home("inventory-v1")?);
     town.start_control_plane(&[]).await?;
     town.equerry(&["apply", "-f", &town.policies().display().to_string()]).await?.succeeded()?;
-    mesh.apply("apiVersion: equerry.dev/v1\nkind: Mesh\nmetadata: {name: default}\nspec: {errorDetail: full}\n").await?;
+    mesh.apply("apiVersion: equerry.dev/v1\nkind: Mesh\nmetadata: {name: default}\nspec: {errorDetail: full}\n")
+        .await?;
     for (home, more) in [(inventory, ["--health-path", "/"].as_slice()), (orders, &[])] {
         town.start_app(home).await?;
         town.join(home).await?;
@@ -174,7 +138,9 @@ async fn a_caller_who_finds_nobody_learns_what_the_sidecars_there_say() -> Resul
     inventory.fail(1.0, None).await?;
     eventually(SOON, "the word of its sidecar", async || {
         let said = call().await?.shown();
-        let told = said.contains("no_healthy_endpoint") && said.contains("its sidecar says: GET /") && said.contains("status 5");
+        let told = said.contains("no_healthy_endpoint")
+            && said.contains("its sidecar says: GET /")
+            && said.contains("status 5");
         ensure!(told, "{said}");
         Ok(Some(()))
     })

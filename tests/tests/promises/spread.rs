@@ -56,7 +56,10 @@ async fn counts(mesh: &Mesh) -> Result<BTreeMap<&'static str, usize>> {
 fn spread(counts: &BTreeMap<&'static str, usize>, what: &str) -> Result<()> {
     let all: usize = counts.values().sum();
     ensure!(all == CALLS, "{what}: {CALLS} calls were made, and {counts:?} arrived");
-    ensure!(counts.values().all(|count| count * 3 > CALLS), "{what}: one connection was bound to one instance: {counts:?}");
+    ensure!(
+        counts.values().all(|count| count * 3 > CALLS),
+        "{what}: one connection was bound to one instance: {counts:?}"
+    );
     Ok(())
 }
 
@@ -88,8 +91,9 @@ async fn the_requests_of_one_connection_are_spread_over_the_instances() -> Resul
     let driven = tokio::spawn(driven);
     for _ in 0..CALLS / 10 {
         // Ten streams at a time, as a client of gRPC has them.
-        let streams: Vec<_> =
-            (0..10).map(|_| request("http://stock/", "stock").map(|asked| send.send_request(asked))).collect::<Result<_>>()?;
+        let streams: Vec<_> = (0..10)
+            .map(|_| request("http://stock/", "stock").map(|asked| send.send_request(asked)))
+            .collect::<Result<_>>()?;
         for answer in futures_util::future::try_join_all(streams).await? {
             ensure!(answer.status() == 200, "{}", answer.status());
             answer.into_body().collect().await?;

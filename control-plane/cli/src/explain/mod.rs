@@ -5,6 +5,7 @@
 
 mod expected;
 mod tell;
+mod traffic;
 mod walk;
 
 use std::net::IpAddr;

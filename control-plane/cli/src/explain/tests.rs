@@ -295,7 +295,11 @@ spec:
 #[test]
 fn a_connection_is_explained_as_far_as_anybody_looks_into_it() {
     let allowed = explained(&["tcp://db:5432", "--from", "shop/orders"], &[("db.yaml", DATABASE)]);
-    assert_eq!((&allowed["request"], &allowed["verdict"]["allowed"]), (&json!("TCP db:5432"), &json!(true)), "{allowed:#}");
+    assert_eq!(
+        (&allowed["request"], &allowed["verdict"]["allowed"]),
+        (&json!("TCP db:5432"), &json!(true)),
+        "{allowed:#}"
+    );
     assert_eq!(subjects(&allowed, "route"), [("shop/db", "decided")]);
     assert_eq!(subjects(&allowed, "tries"), []);
     let rules = [("ALLOW shop/db-callers rules[0]", "decided"), ("ALLOW shop/db-callers rules[1]", "no_match")];
@@ -305,7 +309,10 @@ fn a_connection_is_explained_as_far_as_anybody_looks_into_it() {
 
     let stranger = explained(&["tcp://db", "--from", "shop/frontend"], &[("db.yaml", DATABASE)]);
     let verdict = &stranger["verdict"];
-    assert_eq!((&verdict["reason"], &verdict["cause"]), (&json!("authz_denied"), &json!("no rule of shop/db-callers matched")));
+    assert_eq!(
+        (&verdict["reason"], &verdict["cause"]),
+        (&json!("authz_denied"), &json!("no rule of shop/db-callers matched"))
+    );
 
     let request = explained(&["http://db:5432/", "--from", "shop/orders"], &[("db.yaml", DATABASE)]);
     assert_eq!(request["verdict"]["reason"], "bad_request", "{request:#}");
@@ -318,9 +325,15 @@ fn a_connection_is_explained_as_far_as_anybody_looks_into_it() {
 #[test]
 fn how_an_endpoint_is_chosen_and_who_says_that_it_is_well_is_told() {
     let search = of_example("health-checks.yaml", &["http://search/", "--from", "shop/frontend"]);
-    assert_eq!(subjects(&search, "endpoints"), [("balancer of shop/search", "decided"), ("health of shop/search", "decided")]);
+    assert_eq!(
+        subjects(&search, "endpoints"),
+        [("balancer of shop/search", "decided"), ("health of shop/search", "decided")]
+    );
     let told = search.to_string();
-    assert!(told.contains("GET /_cluster/health is answered with 200-299 within 500ms; 3 failures in a row"), "{search:#}");
+    assert!(
+        told.contains("GET /_cluster/health is answered with 200-299 within 500ms; 3 failures in a row"),
+        "{search:#}"
+    );
     let carts = |headers: &[&str]| {
         let line = [&["http://cart/", "--from", "shop/frontend"], headers].concat();
         of_example("sticky-carts.yaml", &line).to_string()

@@ -1,16 +1,12 @@
 //! The way of a request through both sidecars, decision by decision, with the functions they ask themselves.
 
-use std::borrow::Cow;
-use std::collections::BTreeSet;
-
 use equerry_policies::compile::{self, CompiledDestination};
 use equerry_policies::complaint::Complaint;
 use equerry_policies::names::{AccountName, Authority, ServiceName, SpiffeId, TrustDomain};
 use equerry_policies::policy::{
-    AppProtocol, Meaning, MtlsMode, Origin, PeerAuthentication, Service, ServicePort, Target as Scope, TrafficPolicy,
+    AppProtocol, Meaning, MtlsMode, Origin, PeerAuthentication, Service, ServicePort, Target as Scope,
 };
 use equerry_policies::view::{self, WorkloadFacts};
-use equerry_traffic::balance::Source;
 use equerry_traffic::authorize::{Connection, Facts};
 use equerry_traffic::explain::{self, Outcome, Step};
 use equerry_traffic::filter::{self, Answer, Filters};
@@ -21,7 +17,7 @@ use equerry_traffic::{Reason, Refusal};
 use http::request::Parts;
 use serde::Serialize;
 
-use super::Question;
+use super::{Question, traffic};
 
 /// Everything that was decided, in order.
 #[derive(Debug, Serialize)]
@@ -202,8 +198,8 @@ fn outbound<'m>(
         Err(refusal) => return Ok((stages, Err(refusal))),
     };
     let targets = targets(meaning, &destination, &choice, leave.port(), (parts, normal));
-    stages.push(stage("traffic", traffic(meaning, question, &destination, &choice)));
-    stages.push(stage("endpoints", endpoints(meaning, question, parts, &choice)));
+    stages.push(stage("traffic", traffic::traffic(meaning, question, &destination, &choice)));
+    stages.push(stage("endpoints", traffic::endpoints(meaning, question, parts, &choice)));
     Ok((stages, targets.map(Sent::To)))
 }
 
@@ -283,93 +279,6 @@ fn targets<'m>(
     }
     targets.sort_by(|a, b| b.percent.total_cmp(&a.percent));
     Ok(targets)
-}
-
-/// Times, retries and protection: nothing that refuses by itself, but what happens when something goes wrong.
-fn traffic(
-    meaning: &Meaning,
-    question: &Question,
-    destination: &CompiledDestination,
-    choice: &Choice,
-) -> Vec<Step> {
-    let rule = choice.rule.as_ref();
-    let origin = rule.map(|rule| rule.origin.clone()).unwrap_or_default();
-    let limit = |time: Option<std::time::Duration>| {
-        time.filter(|time| !time.is_zero()).map_or_else(|| "no limit".to_owned(), |time| format!("{time:?}"))
-    };
-    let times =
-        format!("the whole exchange: {}; each try: {}", limit(choice.request_timeout()), limit(choice.try_timeout()));
-    let mut steps = Vec::new();
-    if question.tcp {
-        let because = "until one lets it in, up to three endpoints: nothing was said yet";
-        steps.push(step("tries", Outcome::Decided, because, &origin));
-        steps.extend(breakers(meaning, choice));
-        return steps;
-    }
-    steps.push(step("timeouts", Outcome::Decided, times, &origin));
-    let budget = &destination.traffic.retry_budget;
-    let retries = match choice.retry() {
-        Some(retry) => {
-            let codes: Vec<String> = retry.codes.iter().map(ToString::to_string).collect();
-            let codes = if codes.is_empty() { String::new() } else { format!(" on {}", codes.join(", ")) };
-            let own = if choice.method_named {
-                "; the rule names the method, so it may be retried even when it is not idempotent"
-            } else {
-                ""
-            };
-            format!(
-                "at most {}{codes}, within {}% of the originals and {} per second{own}",
-                retry.attempts, budget.percent, budget.min_per_second
-            )
-        }
-        None => "only what was provably not processed".to_owned(),
-    };
-    steps.push(step("retries", Outcome::Decided, retries, &origin));
-    steps.extend(breakers(meaning, choice));
-    steps
-}
-
-/// Everywhere a rule sends to, with the policy for traffic there.
-fn backends<'a>(meaning: &'a Meaning, choice: &'a Choice) -> Vec<(&'a ServiceName, Cow<'a, TrafficPolicy>)> {
-    let names: BTreeSet<&ServiceName> = match &choice.rule {
-        Some(rule) => {
-            rule.backends.iter().filter(|backend| backend.weight > 0).map(|backend| &backend.service).collect()
-        }
-        None => BTreeSet::from([&choice.backend]),
-    };
-    let policy = |name: &ServiceName| meaning.traffic.values().find(|policy| policy.services.contains(name));
-    names.into_iter().map(|name| (name, policy(name).map(Cow::Borrowed).unwrap_or_default())).collect()
-}
-
-/// How an endpoint of each backend is chosen, and who says whether it is well.
-fn endpoints(meaning: &Meaning, question: &Question, parts: &Parts, choice: &Choice) -> Vec<Step> {
-    let domain = meaning.mesh.trust_domain.clone().unwrap_or_else(|| question.trust_domain.clone());
-    let identity = SpiffeId::new(domain, question.from.namespace.clone(), question.from.name.clone());
-    let source = Source { address: question.from_ip, instance: "", identity: &identity };
-    let mut steps = Vec::new();
-    for (backend, policy) in backends(meaning, choice) {
-        let request = Some(parts).filter(|_| !question.tcp);
-        steps.push(explain::balancer(backend, &policy, request, &source));
-        if let Some(service) = meaning.services.get(backend) {
-            steps.extend(explain::health(service, &policy));
-        }
-    }
-    steps
-}
-
-fn breakers(meaning: &Meaning, choice: &Choice) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for (backend, policy) in backends(meaning, choice) {
-        let breaker = match &policy.breaker {
-            Some(breaker) => format!(
-                "opens after {} failures in a row, for {:?} to {:?}",
-                breaker.consecutive_failures, breaker.penalty_min, breaker.penalty_max
-            ),
-            None => "off".to_owned(),
-        };
-        steps.push(step(format!("breaker of {backend}"), Outcome::Decided, breaker, &policy.origin));
-    }
-    steps
 }
 
 /// Mutual TLS, token, authorization, tenant: what the callee's sidecar asks, until one refuses.
@@ -501,7 +410,7 @@ fn stage(name: &'static str, steps: Vec<Step>) -> Stage {
     Stage { name, steps }
 }
 
-fn step(subject: impl Into<String>, outcome: Outcome, because: impl Into<String>, origin: &Origin) -> Step {
+pub(super) fn step(subject: impl Into<String>, outcome: Outcome, because: impl Into<String>, origin: &Origin) -> Step {
     Step { subject: subject.into(), outcome, because: because.into(), origin: origin.clone() }
 }
 

@@ -20,7 +20,11 @@ pub(super) static HEALTH_CHECK: Shape = Shape {
             Form::Whole(0, 100),
             "Up to so much of the interval is added at random; 10 when nothing is written.",
         ),
-        may("timeout", Form::Text(&DURATION), "A question not answered by then has failed; 1s when nothing is written."),
+        may(
+            "timeout",
+            Form::Text(&DURATION),
+            "A question not answered by then has failed; 1s when nothing is written.",
+        ),
         may(
             "healthyThreshold",
             Form::Whole(1, 100),
@@ -54,15 +58,16 @@ static HTTP: Shape = Shape {
 };
 static GRPC: Shape = Shape {
     about: "grpc.health.v1.Health/Check.",
-    fields: &[may("service", Form::Text(&GRPC_SERVICE), "The service asked for; the whole server when nothing is written.")],
+    fields: &[may(
+        "service",
+        Form::Text(&GRPC_SERVICE),
+        "The service asked for; the whole server when nothing is written.",
+    )],
 };
 static TCP: Shape = Shape { about: "A connection; nothing is sent on it.", fields: &[] };
 
-static PATH: Text = Text {
-    expected: "a path that starts with / and has no spaces",
-    pattern: Some("^/[!-~]*$"),
-    check: is_asked_path,
-};
+static PATH: Text =
+    Text { expected: "a path that starts with / and has no spaces", pattern: Some("^/[!-~]*$"), check: is_asked_path };
 static HOST: Text = Text {
     expected: "a host with or without a port, such as search.example:8080",
     pattern: Some("^[!-~]+$"),

@@ -68,9 +68,7 @@ fn an_endpoint_is_avoided_for_as_long_as_it_asks_but_a_minute_at_most() {
     assert!(!state.is_avoided(Moment::of(now + 5 * SECOND)));
     let later = now + 10 * SECOND;
     state.avoid_until(later + 3600 * SECOND, later);
-    assert!(
-        state.is_avoided(Moment::of(later + 59 * SECOND)) && !state.is_avoided(Moment::of(later + 60 * SECOND))
-    );
+    assert!(state.is_avoided(Moment::of(later + 59 * SECOND)) && !state.is_avoided(Moment::of(later + 60 * SECOND)));
     state.avoid_until(later, later + 100 * SECOND);
     assert!(!state.is_avoided(Moment::of(later + 100 * SECOND)), "what is over is over");
 }

@@ -102,11 +102,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn settings(healthy: u32, unhealthy: u32) -> HealthCheck {
-        HealthCheck {
-            healthy_threshold: healthy,
-            unhealthy_threshold: unhealthy,
-            ..HealthCheck::asking(Ask::Tcp {})
-        }
+        HealthCheck { healthy_threshold: healthy, unhealthy_threshold: unhealthy, ..HealthCheck::asking(Ask::Tcp {}) }
     }
 
     /// `+` and `-` are answers; what comes back says after each whether requests are kept away, `x` or `o`.
