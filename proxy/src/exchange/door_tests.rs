@@ -167,9 +167,9 @@ fn whoever_answers_with_an_identity_not_listed_gets_no_request() {
         let world = World::new(MESH);
         let application = application(|_, _| async { says(200, "") }).await;
         let impostor = world.sidecar("shop/impostor", &[("app", "orders")], &[(8080, application.address)], &[]).await;
-        let frontend =
-            world.sidecar("shop/frontend", &[], &[], &[("shop/orders", vec![At::Mesh(impostor.inbound)])]).await;
         for http2 in [false, true] {
+            let at = vec![At::Mesh(impostor.inbound)];
+            let frontend = world.sidecar("shop/frontend", &[], &[], &[("shop/orders", at)]).await;
             let asked = request("POST", "orders", "/", "secret");
             let answered =
                 if http2 { call_http2(frontend.outbound, asked).await } else { call(frontend.outbound, asked).await };
