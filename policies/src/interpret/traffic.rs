@@ -120,7 +120,11 @@ fn failure_percent(at: &At<'_>, notes: &mut Notes<'_>) -> Option<FailurePercent>
 fn limits(at: &At<'_>, notes: &mut Notes<'_>) -> Limits {
     let defaults = Limits::default();
     if let Some(waiting) = at.get("pendingTimeout").filter(|_| at.get("connections").is_none()) {
-        waiting.complain_of(notes, "pendingTimeout without connections", "connections beside it: without that limit nobody waits");
+        waiting.complain_of(
+            notes,
+            "pendingTimeout without connections",
+            "connections beside it: without that limit nobody waits",
+        );
     }
     Limits {
         connections: at.whole("connections"),
