@@ -226,7 +226,11 @@ fn endpoints(name: &str, ports: &[u16]) -> Resource {
         address: EndpointAddress::Mesh(([127, 0, 0, 1], *port).into()),
         weight: 1,
     });
-    Resource::Endpoints(Box::new(EndpointsView { service: service(name), endpoints: endpoints.collect(), unwell: Vec::new() }))
+    Resource::Endpoints(Box::new(EndpointsView {
+        service: service(name),
+        endpoints: endpoints.collect(),
+        unwell: Vec::new(),
+    }))
 }
 
 fn prefix() -> PathMatch {
