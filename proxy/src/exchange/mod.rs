@@ -32,6 +32,8 @@ mod outside_tests;
 #[cfg(test)]
 mod slow_tests;
 #[cfg(test)]
+mod streams_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tries_tests;

@@ -1,7 +1,7 @@
 //! Connections kept for the next exchange, one pool for each worker thread.
 //!
 //! HTTP/1.1 connections are handed out the last first, so that the surplus grows old and is closed; of HTTP/2 there is one
-//! for each destination and worker. A kept connection is used only while its peer is still accepted and our identity is
+//! for each destination and worker, and another when it is full. A kept connection is used only while its peer is still accepted and our identity is
 //! still the one it was made with.
 
 use std::cell::{Cell, RefCell};
@@ -30,6 +30,10 @@ use crate::live::{Held, LimitState, Quick, TlsIdentity};
 
 /// How often idle connections are looked at.
 const REAP_EVERY: Duration = Duration::from_secs(1);
+/// Exchanges that one HTTP/2 connection is given before its peer has said how many it takes: what sidecars take, and what RFC
+/// 9113 (section 6.5.2) expects of others.
+const OF_SIDECARS: usize = 1024;
+const OF_OTHERS: usize = 100;
 /// Session tickets remembered for each Service: eight for each of eight of its ports.
 const TICKETS: usize = 64;
 
@@ -66,10 +70,11 @@ pub(super) struct Shelf {
 /// An HTTP/2 connection on its way, for all who wait for it.
 type Coming = Shared<oneshot::Receiver<Result<Rc<SharedHttp2>, ConnectFailure>>>;
 
-/// An HTTP/2 connection, here or on its way.
-enum Slot {
-    Here(Rc<SharedHttp2>),
-    Coming(Coming),
+/// The HTTP/2 connections that are interchangeable: mostly one. There are more only while those before are full.
+#[derive(Default)]
+struct Slot {
+    here: Vec<Rc<SharedHttp2>>,
+    coming: Option<Coming>,
 }
 
 /// An HTTP/2 connection with the number of exchanges on it, and when the last one ended.
@@ -208,34 +213,37 @@ impl Pool {
             return Ok((here, true));
         }
         let _waiting = target.places.map(|places| places.waiting()).transpose()?;
-        let coming = match self.http2.borrow().get(key) {
-            Some(Slot::Coming(coming)) => Some(coming.clone()),
-            Some(Slot::Here(_)) | None => None,
-        };
+        loop {
+            let arrived = self.new_http2(key, target).await?;
+            if !accepted(&arrived.connection.facts, target.whom) {
+                return Err(ConnectFailure::IdentityMismatch { found: arrived.connection.facts.peer.clone() });
+            }
+            // More may have waited for it than it can carry.
+            if !arrived.is_full() {
+                return Ok((arrived, false));
+            }
+        }
+    }
+
+    async fn new_http2(self: &Rc<Self>, key: &Key, target: &Target<'_>) -> Result<Rc<SharedHttp2>, ConnectFailure> {
+        let coming = self.http2.borrow().get(key).and_then(|slot| slot.coming.clone());
         let coming = match coming {
             Some(coming) => coming,
             None => self.start_http2(key, target)?,
         };
         let Ok(arrived) = coming.await else {
             // The task that was to connect is gone without a word: the next exchange starts another.
-            self.http2.borrow_mut().remove(key);
+            if let Some(slot) = self.http2.borrow_mut().get_mut(key) {
+                slot.coming = None;
+            }
             return Err(ConnectFailure::Failed("the attempt was given up".to_owned()));
         };
-        let arrived = arrived?;
-        if accepted(&arrived.connection.facts, target.whom) {
-            Ok((arrived, false))
-        } else {
-            Err(ConnectFailure::IdentityMismatch { found: arrived.connection.facts.peer.clone() })
-        }
+        arrived
     }
 
     fn kept_http2(&self, key: &Key, whom: Option<Whom<'_>>) -> Option<Rc<SharedHttp2>> {
-        match self.http2.borrow().get(key) {
-            Some(Slot::Here(here)) if here.is_usable() && accepted(&here.connection.facts, whom) => {
-                Some(Rc::clone(here))
-            }
-            _ => None,
-        }
+        let fits = |here: &&Rc<SharedHttp2>| here.is_usable() && !here.is_full() && accepted(&here.connection.facts, whom);
+        self.http2.borrow().get(key)?.here.iter().find(fits).map(Rc::clone)
     }
 
     /// Connects in a task of its own: who asked first may leave, others already wait for the same connection.
@@ -243,7 +251,7 @@ impl Pool {
         let session = self.session(target)?;
         let (tell, told) = oneshot::channel();
         let coming = told.shared();
-        self.http2.borrow_mut().insert(key.clone(), Slot::Coming(coming.clone()));
+        self.http2.borrow_mut().entry(key.clone()).or_default().coming = Some(coming.clone());
         let (owned, key, home) = (OwnedTarget::of(target), key.clone(), Rc::downgrade(self));
         tokio::task::spawn_local(async move {
             let made = http2(&home, &owned.target(), session.as_deref()).await.map(|connection| {
@@ -256,10 +264,11 @@ impl Pool {
             });
             if let Some(home) = home.upgrade() {
                 let mut slots = home.http2.borrow_mut();
-                match &made {
-                    Ok(made) => slots.insert(key, Slot::Here(Rc::clone(made))),
-                    Err(_) => slots.remove(&key),
-                };
+                let slot = slots.entry(key).or_default();
+                slot.coming = None;
+                // What it replaces ends with its last exchange; what is only full will be used again.
+                slot.here.retain(|before| before.is_usable() && before.is_full());
+                slot.here.extend(made.as_ref().ok().map(Rc::clone));
             }
             let _ = tell.send(made);
         });
@@ -306,14 +315,14 @@ impl Pool {
             }
         }
         let mut slots = self.http2.borrow_mut();
-        let idle = slots.iter().find_map(|(key, slot)| match slot {
-            Slot::Here(here) if here.exchanges.get() == 0 && connect::counted_for(&here.connection.place, state) => {
-                Some(key.clone())
+        for slot in slots.values_mut() {
+            let is_idle = |here: &Rc<SharedHttp2>| {
+                here.exchanges.get() == 0 && connect::counted_for(&here.connection.place, state)
+            };
+            if let Some(idle) = slot.here.iter().position(is_idle) {
+                slot.here.remove(idle);
+                return;
             }
-            _ => None,
-        });
-        if let Some(idle) = idle {
-            slots.remove(&idle);
         }
     }
 
@@ -328,12 +337,12 @@ impl Pool {
             shelf.idle.borrow_mut().retain_mut(keep);
             Rc::strong_count(shelf) > 1 || !shelf.idle.borrow().is_empty()
         });
-        self.http2.borrow_mut().retain(|_, slot| match slot {
-            Slot::Coming(_) => true,
-            Slot::Here(here) => {
+        self.http2.borrow_mut().retain(|_, slot| {
+            slot.here.retain(|here| {
                 let unwanted = here.exchanges.get() == 0 && is_waited_for(&here.connection.place);
                 here.is_usable() && !here.is_stale(now) && !unwanted
-            }
+            });
+            slot.coming.is_some() || !slot.here.is_empty()
         });
     }
 }
@@ -412,6 +421,12 @@ fn accepted(facts: &Connected, whom: Option<Whom<'_>>) -> bool {
 impl SharedHttp2 {
     fn is_usable(&self) -> bool {
         self.connection.caller.is_open() && connect::is_young(self.connection.young_until, Instant::now())
+    }
+
+    /// Whether it carries as many exchanges as its peer allows, as far as that is known.
+    fn is_full(&self) -> bool {
+        let unknown = if self.connection.facts.peer.is_some() { OF_SIDECARS } else { OF_OTHERS };
+        self.exchanges.get() >= self.connection.caller.most_streams().unwrap_or(unknown).max(1)
     }
 
     fn is_stale(&self, now: Instant) -> bool {

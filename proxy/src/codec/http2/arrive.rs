@@ -364,9 +364,10 @@ impl State {
         if let Some(size) = settings.header_table_size {
             self.encoder.resize(size);
         }
-        if let Some(most) = settings.max_concurrent_streams {
-            self.max_streams = most;
-        }
+        let most = settings.max_concurrent_streams;
+        // Who does not say so at first sets no bound.
+        self.max_streams = most.unwrap_or(if self.is_settled { self.max_streams } else { u32::MAX });
+        self.is_settled = true;
         if let Some(most) = settings.max_frame_size {
             self.max_frame = most;
         }

@@ -82,6 +82,12 @@ impl Caller {
         self.0.borrow().is_open()
     }
 
+    /// Streams that the peer allows at a time; `None`: it has not said.
+    pub(crate) fn most_streams(&self) -> Option<usize> {
+        let conn = self.0.borrow();
+        conn.is_settled.then_some(conn.max_streams as usize)
+    }
+
     /// Sends a request and waits for the head of its response.
     ///
     /// # Errors

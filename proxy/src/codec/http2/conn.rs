@@ -66,6 +66,8 @@ pub(super) struct State {
     pub(super) max_frame: u32,
     pub(super) initial_window: u32,
     pub(super) max_streams: u32,
+    /// They came.
+    pub(super) is_settled: bool,
     /// What we may send in all.
     pub(super) send_window: SendWindow,
     /// What the peer may send in all.
@@ -126,6 +128,7 @@ impl State {
             initial_window: window::INITIAL,
             // Until the peer says how many; RFC 9113 section 6.5.2 recommends at least 100.
             max_streams: 100,
+            is_settled: false,
             send_window: SendWindow::new(window::INITIAL),
             recv_window,
             unread: 0,
