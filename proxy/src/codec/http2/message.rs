@@ -134,7 +134,7 @@ pub(crate) fn request(
     Ok((parts, length))
 }
 
-/// Reads the head of a response, interim ones like any other, as [`request`] does.
+/// Reads the head of a response, interim ones like any other, as [`request()`] does.
 ///
 /// # Errors
 /// [`Unread`].
@@ -165,7 +165,7 @@ pub(crate) fn response(
     Ok((parts, fields.length))
 }
 
-/// Reads trailers, as [`request`] does.
+/// Reads trailers, as [`request()`] does.
 ///
 /// # Errors
 /// [`Unread`].
