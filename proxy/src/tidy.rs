@@ -12,7 +12,7 @@ use crate::observe;
 const EVERY: Duration = Duration::from_secs(1);
 /// So much processor time between two looks is little to do.
 const QUIET: Duration = Duration::from_millis(50);
-/// Less work than this leaves nothing behind that is worth the walk.
+/// Less work than this leaves nothing behind that is worth the walk; a start does.
 const WORTH: Duration = Duration::from_millis(300);
 /// While there is much to do, so many looks are between two times.
 const SELDOM: u32 = 60;
@@ -33,8 +33,8 @@ pub(crate) async fn keep() {
 struct Work {
     /// Processor time at the last look.
     last: Duration,
-    /// Processor time when memory was given back.
-    given_back: Duration,
+    /// Processor time when memory was given back; `None`: it never was.
+    given_back: Option<Duration>,
     /// Looks since then.
     looks: u32,
 }
@@ -44,9 +44,10 @@ impl Work {
     fn is_over(&mut self, used: Duration) -> bool {
         let now = used.saturating_sub(std::mem::replace(&mut self.last, used));
         self.looks = self.looks.saturating_add(1);
-        let over = used.saturating_sub(self.given_back) >= WORTH && (now <= QUIET || self.looks >= SELDOM);
+        let worth = self.given_back.is_none_or(|then| used.saturating_sub(then) >= WORTH);
+        let over = worth && (now <= QUIET || self.looks >= SELDOM);
         if over {
-            (self.given_back, self.looks) = (used, 0);
+            (self.given_back, self.looks) = (Some(used), 0);
         }
         over
     }
@@ -80,7 +81,9 @@ mod tests {
             used += more;
             work.is_over(used)
         };
-        assert!(!look(40 * MS), "a start leaves nothing behind");
+        assert!(!look(80 * MS), "it starts");
+        assert!(look(MS), "it has started");
+        assert!(!look(MS));
         assert!((1..SELDOM - 1).all(|_| !look(900 * MS)));
         assert!(look(900 * MS), "a busy minute");
         assert!((1..20).all(|_| !look(900 * MS)));
