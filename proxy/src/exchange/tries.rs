@@ -82,9 +82,12 @@ pub(crate) async fn until_answered(
     let mut tried = Vec::new();
     let mut retries = 0;
     let mut place = None;
+    let mut stranger: Option<Box<Refusal>> = None;
     loop {
         errand.deadline.still_wanted(began)?;
-        let chosen = choose(errand, &mut tried, began, record)?;
+        // Where somebody else was met and nobody is left, who was met says more than that nobody is left.
+        let chosen = choose(errand, &mut tried, began, record);
+        let chosen = chosen.map_err(|none| stranger.take().map_or(none, |met| *met))?;
         tell_next_hop(errand, outgoing, retries);
         let outcome = once(errand, (chosen, began), pool, outgoing, record).await;
         drop(place.take());
@@ -100,8 +103,10 @@ pub(crate) async fn until_answered(
         };
         record.observe().retry("sent");
         retries += 1;
-        if let Ok(answered) = outcome {
-            attempt::discard(answered);
+        match outcome {
+            Ok(answered) => attempt::discard(answered),
+            Err(Failed { refusal: met @ Refusal::IdentityMismatch { .. }, .. }) => stranger = Some(Box::new(met)),
+            Err(_) => {}
         }
         tokio::time::sleep(after).await;
         began = now();
