@@ -23,8 +23,11 @@ use super::{Bad, Framing, write};
 use crate::codec::link::LinkCell;
 use crate::codec::{BodyError, Early, Incoming, Link, Outgoing, Seldom, spare};
 
-/// How long whoever was answered before they had sent everything is listened to, so that they read the answer first.
+/// Whoever was answered before they had sent everything is listened to until they say nothing for so long, so that they read the
+/// answer first.
 const LINGER: Duration = Duration::from_millis(500);
+/// And no longer than this, however much they say (nginx allows 30 s).
+const LONGEST_LINGER: Duration = Duration::from_secs(5);
 /// What is read past of a body that nobody wanted, to keep the connection.
 const WORTH_SKIPPING: usize = 64 * 1024;
 
@@ -448,20 +451,21 @@ async fn refused<R: Respond>(shared: &Rc<RefCell<Shared>>, responder: &R, bad: B
 /// Ends the connection after an answer that may have come before all of the request: what is still sent is read for a
 /// moment, because a connection closed with unread bytes takes the answer with it.
 async fn close(shared: &RefCell<Shared>) -> Ended {
-    let closing = poll_fn(|cx| {
-        let Shared { link, .. } = &mut *shared.borrow_mut();
-        if ready!(link.poll_end(cx)).is_err() {
-            return Poll::Ready(());
-        }
-        loop {
-            link.inbox.clear();
-            if matches!(ready!(link.poll_glance(cx)), Ok(0) | Err(_)) {
-                return Poll::Ready(());
+    let until = Instant::now() + LONGEST_LINGER;
+    loop {
+        let more = poll_fn(|cx| {
+            let Shared { link, .. } = &mut *shared.borrow_mut();
+            if ready!(link.poll_end(cx)).is_err() {
+                return Poll::Ready(false);
             }
+            link.inbox.clear();
+            link.poll_glance(cx).map(|read| matches!(read, Ok(1..)))
+        });
+        let more = tokio::time::timeout(LINGER, more).await;
+        if !matches!(more, Ok(true)) || Instant::now() >= until {
+            return Ended::Well;
         }
-    });
-    let _ = tokio::time::timeout(LINGER, closing).await;
-    Ended::Well
+    }
 }
 
 #[cfg(test)]
