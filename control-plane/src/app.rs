@@ -25,6 +25,7 @@ use crate::authority::{Authority, CA_FILE};
 use crate::backup;
 use crate::config::{Command, CommandLine, Settings};
 use crate::control::ControlPlane;
+use crate::notify;
 use crate::serve::{self, Face};
 use crate::store::{Store, StoreOptions};
 
@@ -170,11 +171,13 @@ async fn start_and_serve(settings: &Settings) -> Result<()> {
     tokio::spawn(keep_face(control.clone(), Arc::clone(&face), settings.advertise.clone(), renew_at));
     let grpc = tokio::spawn(serve::serve_grpc(control.clone(), Arc::clone(&face), grpc));
     let admin = tokio::spawn(serve::serve_admin(control.clone(), face, admin));
+    notify::manager(notify::READY);
 
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    notify::manager(notify::STOPPING);
     tracing::info!("stopping; sidecars go on with what they know");
     control.stop();
     control.sign_audit().await;

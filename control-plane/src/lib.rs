@@ -11,6 +11,7 @@ pub mod backup;
 pub mod config;
 pub mod control;
 pub mod metrics;
+mod notify;
 pub mod quota;
 pub mod registry;
 pub mod serve;

@@ -32,6 +32,7 @@ use crate::inbound::Inbound;
 use crate::live::last_good::LastGood;
 use crate::live::state_dir::{StateDir, StateDirError};
 use crate::live::{self, IdentityHandle, Link, Live, LiveHandle, NoIdentity, Quotas, Status};
+use crate::notify;
 use crate::observe::{Direction, Observer, ObserverOptions, SERIES_CAP};
 use crate::outbound::{Outbound, tcp_door};
 use crate::probe;
@@ -250,6 +251,7 @@ impl Control {
         tokio::spawn(say_ready(status.clone(), settings.outbound, inbound));
 
         stop.notified().await;
+        notify::manager(notify::STOPPING);
         tracing::info!(connections = drain.working(), "draining");
         drain.begin();
         let (left, ()) = tokio::join!(drain.all_gone(settings.drain_timeout), async {
@@ -439,6 +441,7 @@ async fn say_ready(status: Status, outbound: SocketAddr, inbound: SocketAddr) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     tracing::info!(%outbound, %inbound, "ready");
+    notify::manager(notify::READY);
 }
 
 /// TERM and INT stop, a second one at once; USR1 opens the access log again.

@@ -12,6 +12,7 @@ pub mod drain;
 pub mod exchange;
 pub mod inbound;
 pub mod live;
+mod notify;
 pub mod observe;
 pub mod outbound;
 mod probe;
