@@ -12,6 +12,7 @@ pub mod load;
 pub mod nginx;
 pub mod peers;
 pub mod storm;
+pub mod webhook;
 pub mod workshop;
 
 use std::path::{Path, PathBuf};

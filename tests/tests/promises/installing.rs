@@ -1,0 +1,107 @@
+//! Installed as services: the programs tell the service manager how they stand, and their units hold together.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use equerry_tests::{Mesh, peers};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::UnixDatagram;
+use tokio::process::{Child, Command};
+
+use crate::{PAIR, program};
+
+/// How long a program may take to say something.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_service_manager_hears_when_a_sidecar_is_ready_and_when_it_stops() -> Result<()> {
+    let mesh = Mesh::plan(program(), &PAIR).await?;
+    mesh.town.start_control_plane(&[]).await?;
+    let home = mesh.town.home("orders")?;
+    mesh.town.start_app(home).await?;
+    mesh.town.join(home).await?;
+    for port in [&home.outbound, &home.inbound, &home.admin, &home.telemetry] {
+        port.release();
+    }
+    let documents = mesh.town.policies().display().to_string();
+    mesh.town.equerry(&["apply", "-f", &documents]).await?.succeeded()?;
+    let mut service = Service::start(&mesh.town.sidecar_args(home), mesh.town.dir())?;
+    ensure!(service.says().await? == "READY=1");
+    let ready = home.telemetry().get("localhost", "/healthz/ready", &[]).await?;
+    ensure!(ready.status == 200, "said READY=1 and answers {}", ready.shown());
+    service.stops().await
+}
+
+#[tokio::test]
+async fn a_service_manager_hears_when_the_control_plane_is_ready_and_when_it_stops() -> Result<()> {
+    let mesh = Mesh::plan(program(), &[]).await?;
+    mesh.town.grpc.release();
+    mesh.town.admin.release();
+    let state = mesh.town.control_plane_state().display().to_string();
+    let args = ["control-plane", "serve", "--state-dir", &state, "--grpc", &mesh.town.grpc.address(), "--admin"];
+    let args: Vec<String> = args.into_iter().map(str::to_owned).chain([mesh.town.admin.address()]).collect();
+    let mut service = Service::start(&args, mesh.town.dir())?;
+    ensure!(service.says().await? == "READY=1");
+    mesh.town.equerry(&["status"]).await?.succeeded().context("said READY=1")?;
+    service.stops().await
+}
+
+/// A program under a service manager that is this test.
+struct Service {
+    child: Child,
+    manager: UnixDatagram,
+}
+
+impl Service {
+    fn start(args: &[String], dir: &Path) -> Result<Self> {
+        let socket = dir.join("notify");
+        let manager = UnixDatagram::bind(&socket)?;
+        let log = std::fs::File::create(dir.join("service.log"))?;
+        let mut command = Command::new(program());
+        command.args(args).env("NOTIFY_SOCKET", &socket).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+        Ok(Self { child: command.spawn()?, manager })
+    }
+
+    async fn says(&self) -> Result<String> {
+        let mut text = [0; 256];
+        let heard = tokio::time::timeout(PATIENCE, self.manager.recv(&mut text)).await;
+        let length = heard.context("the service said nothing")??;
+        Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+    }
+
+    /// Is asked to stop, says so, and ends well.
+    async fn stops(&mut self) -> Result<()> {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw).context("has ended")?;
+        kill_process(id, Signal::TERM)?;
+        ensure!(self.says().await? == "STOPPING=1");
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await.context("does not end")??;
+        ensure!(ended.success(), "ended with {ended}");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn systemd_finds_no_fault_with_the_units() -> Result<()> {
+    if !peers::installed("systemd-analyze", "apt-get install systemd")? {
+        return Ok(());
+    }
+    let (dir, units) = (tempfile::tempdir()?, Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd"));
+    for unit in ["equerry-proxy", "equerry-control-plane"] {
+        let text = std::fs::read_to_string(units.join(format!("{unit}.service")))?;
+        let installed = format!("ExecStart=/usr/local/bin/{unit} ");
+        ensure!(text.contains(&installed), "{unit} starts something else");
+        // The program of this build stands in for the one that is not installed on this machine.
+        let text = text.replace(&installed, &format!("ExecStart={} ", program().display()));
+        let path = dir.path().join(format!("{unit}.service"));
+        std::fs::write(&path, text)?;
+        let said = peers::run("systemd-analyze", &["verify", &path.display().to_string()]).await?.succeeded()?;
+        ensure!(!said.everything().contains(unit), "systemd-analyze verify: {}", said.everything());
+        let threshold = ["security", "--offline=true", "--threshold=20", &path.display().to_string()];
+        peers::run("systemd-analyze", &threshold)
+            .await?
+            .succeeded()
+            .with_context(|| format!("{unit} is not hardened"))?;
+    }
+    Ok(())
+}
