@@ -321,11 +321,11 @@ impl Body for Answer {
                         if let Some(Err(refusal)) = this.watch.as_mut().map(|watch| watch.passed(bytes)) {
                             return Poll::Ready(this.cut(&refusal));
                         }
-                        if let (Some(trailers), Some(watch)) = (frame.trailers_ref(), &this.watch)
-                            && watch.comes_too_late(trailers)
-                            && let Some(word) = Stop::Trailers.outcome()
-                        {
-                            this.record.observe().retry(word);
+                        if let (Some(trailers), Some(watch)) = (frame.trailers_ref(), &mut this.watch) {
+                            watch.trailers(trailers, &this.record);
+                            if let Some(word) = Stop::Trailers.outcome().filter(|_| watch.comes_too_late(trailers)) {
+                                this.record.observe().retry(word);
+                            }
                         }
                         if let Some(data) = frame.data_ref() {
                             this.record.sent(data.len());

@@ -17,7 +17,7 @@ use super::tries_tests::{SERVICE, caller, outcome, route, traffic};
 
 const GRPC: &str = "matches: [{method: POST}], retry: {codes: [503], attempts: 2, backoff: 1ms}";
 
-fn grpc(headers: &[(&'static str, &'static str)]) -> Request<Full<Bytes>> {
+pub(super) fn grpc(headers: &[(&'static str, &'static str)]) -> Request<Full<Bytes>> {
     let mut asked = request("POST", "orders", "/shop.Orders/Get", "");
     for (name, value) in [("content-type", "application/grpc"), ("te", "trailers")].iter().chain(headers) {
         asked.headers_mut().insert(*name, value.parse().unwrap());
@@ -30,10 +30,10 @@ async fn grpc_caller(yaml: &str, at: SocketAddr) -> Sidecar {
     caller(&yaml.replace("targetPort: 8080}", "targetPort: 8080, appProtocol: grpc}"), &[at]).await
 }
 
-type Frames = Vec<(u64, Frame<Bytes>)>;
+pub(super) type Frames = Vec<(u64, Frame<Bytes>)>;
 
 /// A response of these frames, each after so many milliseconds.
-fn frames(
+pub(super) fn frames(
     headers: &[(&str, &str)],
     frames: Frames,
 ) -> Response<http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>> {
@@ -49,11 +49,11 @@ fn frames(
     response.body(StreamBody::new(stream).boxed_unsync()).unwrap()
 }
 
-fn data(text: &'static str) -> Frame<Bytes> {
+pub(super) fn data(text: &'static str) -> Frame<Bytes> {
     Frame::data(Bytes::from_static(text.as_bytes()))
 }
 
-fn trailers(fields: &[(&'static str, &'static str)]) -> Frame<Bytes> {
+pub(super) fn trailers(fields: &[(&'static str, &'static str)]) -> Frame<Bytes> {
     let fields = fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
     Frame::trailers(HeaderMap::from_iter(fields))
 }

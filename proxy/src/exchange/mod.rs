@@ -42,6 +42,8 @@ mod tunnel_tests;
 #[cfg(test)]
 mod upgrade_tests;
 #[cfg(test)]
+mod verdict_tests;
+#[cfg(test)]
 mod words_tests;
 
 /// Now, on the clock that tests pause.

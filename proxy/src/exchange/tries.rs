@@ -15,7 +15,7 @@ use equerry_traffic::deadline::{self, Deadline, Kind, grpc_timeout};
 use equerry_traffic::retry::{self, Failure, Pushback, Stop, Verdict};
 use equerry_traffic::trace_state::{self, Carried, Other};
 use equerry_traffic::{Reason, Refusal};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 
 use super::attempt::{self, Failed, Outgoing, Time};
@@ -160,14 +160,14 @@ async fn once(
     let time = Time { until: deadline, kind: errand.kind, idle: deadline::idle(errand.kind, &backend.traffic) };
     let mut outcome = attempt::send(pool, &target, outgoing, time).await;
     if let Ok(answered) = &mut outcome {
-        look_for_trailers(answered, errand, outgoing).await;
+        look_for_trailers(answered, errand, outgoing, chosen.this_try.is_probe()).await;
     }
     let ended = now();
     record.note(|exchange| exchange.upstream_time = Some(ended.saturating_duration_since(began)));
     let verdict = match &outcome {
         Ok(answered) => {
             record.note(|exchange| exchange.destination_principal = answered.body().peer().cloned());
-            if let Some(wait) = leave_alone(answered) {
+            if let Some(wait) = leave_alone(answered, errand.kind) {
                 chosen.this_try.avoid_until(ended + wait, ended);
             }
             verdict(answered, errand.kind)
@@ -183,8 +183,9 @@ async fn once(
         Err(_) => {}
     }
     let breaker = backend.traffic.breaker.as_ref();
-    if breaker.is_some() && verdict == Some(balance::Verdict::Success) && may_break_off(&chosen, &outcome, errand.kind)
-    {
+    // A gRPC call that fails says so at its end: that counts without a breaker too.
+    let ends_matter = breaker.is_some() || errand.kind == Kind::Grpc;
+    if ends_matter && verdict == Some(balance::Verdict::Success) && may_break_off(&chosen, &outcome, errand.kind) {
         errand.unjudged.set(Some(chosen.this_try.index));
         chosen.this_try.begins_well(breaker, ended);
     } else if let Some(verdict) = verdict {
@@ -201,33 +202,51 @@ fn may_break_off(chosen: &Chosen<'_>, outcome: &Result<Answered, Failed>, kind: 
     more && kind != Kind::Upgrade && !chosen.this_try.is_probe()
 }
 
-/// Tells an endpoint how an answer of its ended that had begun well.
-pub(crate) fn judge_end(backend: &Backend, index: usize, verdict: balance::Verdict, record: &Record) {
+/// Tells an endpoint how an answer of its ended that had begun well, and for how long it asked to be left `alone` then.
+pub(crate) fn judge_end(
+    backend: &Backend,
+    index: usize,
+    (verdict, alone): (balance::Verdict, Option<Duration>),
+    record: &Record,
+) {
     let Some(endpoint) = backend.endpoints.get(index) else { return };
-    let (breaker, random) = (backend.traffic.breaker.as_ref(), with_randomness(fastrand::Rng::f64));
+    let (breaker, random, now) = (backend.traffic.breaker.as_ref(), with_randomness(fastrand::Rng::f64), now());
     let state: &balance::EndpointState = endpoint.as_ref();
-    let change = state.ended(verdict, breaker, &backend.endpoints, now(), random);
+    if let Some(alone) = alone {
+        state.avoid_until(now + alone, now);
+    }
+    let change = state.ended(verdict, breaker, &backend.endpoints, now, random);
     report(change, backend, &endpoint.instance, record);
 }
 
-/// A gRPC call that failed at once has its status in trailers that follow its head: where it could lead to a retry, they are
-/// looked for, and the head waits for them a little.
-async fn look_for_trailers(answered: &mut Answered, errand: &Errand<'_>, outgoing: &Outgoing<'_>) {
-    if errand.kind == Kind::Grpc
-        && retry::may_look_for_trailers(answered.headers(), errand.retry, outgoing.has_come())
-        && believed(answered).is_none()
-    {
+/// A gRPC call that failed at once has its status in trailers that follow its head: where it could lead to a retry, or the call
+/// is a probe, they are looked for, and the head waits for them a little.
+async fn look_for_trailers(answered: &mut Answered, errand: &Errand<'_>, outgoing: &Outgoing<'_>, is_probe: bool) {
+    let (head, has_come) = (answered.headers(), outgoing.has_come());
+    let wanted = retry::may_look_for_trailers(head, errand.retry, has_come)
+        || (is_probe && has_come && retry::status(head).is_none());
+    if errand.kind == Kind::Grpc && wanted && believed(answered).is_none() {
         let _ = tokio::time::timeout(TRAILERS_PATIENCE, answered.body_mut().look_ahead()).await;
     }
 }
 
-/// For how long an application that is not available asks to be left alone.
-fn leave_alone(answered: &Answered) -> Option<Duration> {
-    if answered.status() != StatusCode::SERVICE_UNAVAILABLE || believed(answered).is_some() {
+/// For how long an application that is not available, or has had enough, asks to be left alone.
+fn leave_alone(answered: &Answered, kind: Kind) -> Option<Duration> {
+    let away = matches!(answered.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+    let failed = || grpc_verdict(answered, kind) != balance::Verdict::Success;
+    if !(away || failed()) || believed(answered).is_some() {
         return None;
     }
-    // Longer than anybody is ever left alone, and short enough for any clock.
-    retry::retry_after(answered.headers(), SystemTime::now()).map(|wait| wait.min(Duration::from_secs(3600)))
+    asked_alone(answered.body().trailers_ahead()).or_else(|| asked_alone(Some(answered.headers())))
+}
+
+/// For how long a head or trailers that say so ask that their endpoint be left alone.
+pub(crate) fn asked_alone(says: Option<&HeaderMap>) -> Option<Duration> {
+    match retry::pushback(says?, SystemTime::now()) {
+        // Longer than anybody is ever left alone, and short enough for any clock.
+        Pushback::After(wait) => Some(wait.min(Duration::from_secs(3600))),
+        Pushback::None | Pushback::Never => None,
+    }
 }
 
 fn target<'a>(errand: &'a Errand<'a>, chosen: &Chosen<'_>) -> Result<Target<'a>, Failed> {
@@ -259,15 +278,19 @@ pub(crate) fn believed(answered: &Answered) -> Option<Reason> {
 
 /// What an answer says about its endpoint; `None`: nothing, because policy decided it there.
 fn verdict(answered: &Answered, kind: Kind) -> Option<balance::Verdict> {
-    const UNAVAILABLE: u8 = 14;
     match believed(answered) {
         Some(reason) if reason.counts_against_endpoint() => Some(balance::Verdict::Failure),
         Some(_) => None,
-        None => {
-            let failed = answered.status().is_server_error() || grpc_status(answered, kind) == Some(UNAVAILABLE);
-            Some(if failed { balance::Verdict::Failure } else { balance::Verdict::Success })
-        }
+        None => match balance::Verdict::of_status(answered.status()) {
+            balance::Verdict::Success => Some(grpc_verdict(answered, kind)),
+            bad => Some(bad),
+        },
     }
+}
+
+/// The same of the status of a gRPC call; as long as there is none all is well.
+fn grpc_verdict(answered: &Answered, kind: Kind) -> balance::Verdict {
+    grpc_status(answered, kind).map_or(balance::Verdict::Success, balance::Verdict::of_grpc)
 }
 
 /// The status of a gRPC call, as far as it is known before any data.

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use equerry_policies::compile::RouteRule;
 use equerry_traffic::Refusal;
@@ -59,12 +59,12 @@ impl Watch {
         let allowed = traffic.limits.response_bytes.unwrap_or(u64::MAX);
         let says_something = |rule: &&Arc<RouteRule>| rule.request_timeout.is_some() || rule.retry.is_some();
         let rule = errand.rule.filter(says_something).cloned();
-        let backend = traffic.name.is_some().then(|| Arc::clone(errand.backend));
+        let unjudged = errand.unjudged.get();
+        let backend = (traffic.name.is_some() || unjudged.is_some()).then(|| Arc::clone(errand.backend));
         if let Some(told) = &told {
             // Nobody will send it again.
             told.whole.replace(None);
         }
-        let unjudged = errand.unjudged.get();
         let watch = Self { allowed, told, unjudged, rule, backend, ..Self::with(rest, kind) };
         match answered.body().size_hint().exact() {
             Some(length) if length > allowed => Err(watch.too_large()),
@@ -126,9 +126,21 @@ impl Watch {
 
     /// The response has ended so, unless that was the caller's doing: for an endpoint that is judged by it.
     pub(crate) fn ended(&mut self, verdict: Verdict, record: &Record) {
+        self.ended_asking(verdict, None, record);
+    }
+
+    /// These trailers have come. Where a gRPC call failed by them, that is how it has ended.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap, record: &Record) {
+        let Some(status) = retry::status(trailers).filter(|_| self.is_grpc()) else { return };
+        let verdict = Verdict::of_grpc(status);
+        let alone = if verdict == Verdict::Success { None } else { tries::asked_alone(Some(trailers)) };
+        self.ended_asking(verdict, alone, record);
+    }
+
+    fn ended_asking(&mut self, verdict: Verdict, alone: Option<Duration>, record: &Record) {
         let own_fault = self.told.as_ref().is_none_or(|told| told.broke_off.get().is_none());
         if let (Some(index), Some(backend), true) = (self.unjudged.take(), &self.backend, own_fault) {
-            tries::judge_end(backend, index, verdict, record);
+            tries::judge_end(backend, index, (verdict, alone), record);
         }
     }
 

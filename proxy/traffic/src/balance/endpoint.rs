@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use equerry_policies::policy::{Breaker as BreakerSettings, BreakerMode, HealthCheck};
 
+use super::Verdict;
 use crate::breaker::{Admission, Breaker, State, Transition};
 use crate::health::{self, Asked, Health, Opened, Signs, Stranger, Turn};
 use crate::outlier::may_eject;
@@ -71,15 +72,6 @@ impl AsRef<Self> for EndpointState {
     fn as_ref(&self) -> &Self {
         self
     }
-}
-
-/// How a try ended, as far as its endpoint is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// It answered.
-    Success,
-    /// It counts against the endpoint.
-    Failure,
 }
 
 impl EndpointState {
@@ -168,8 +160,8 @@ impl EndpointState {
         (latency + failing * FAILURE_COST) * (in_flight as f32 / weight + 1.0)
     }
 
-    /// Leaves it alone until `until`, but not for longer than a minute: it answered 429 or 503 with `Retry-After`. Where
-    /// there is nobody else it is tried all the same.
+    /// Leaves it alone until `until`, but not for longer than a minute: it answered 429 or 503 with `Retry-After`, or a gRPC
+    /// status like those with `grpc-retry-pushback-ms`. Where there is nobody else it is tried all the same.
     pub fn avoid_until(&self, until: Instant, now: Instant) {
         let asked = until.saturating_duration_since(now).min(LONGEST_AVOIDED);
         if !asked.is_zero() {
@@ -209,8 +201,8 @@ impl EndpointState {
 
     /// Takes one result into the estimates: a slower answer than estimated counts at once (peak), a faster one by age.
     ///
-    /// Where a breaker `judges`, a failure weighs nothing and wins nothing here: it must see failures in a row to judge them,
-    /// and an endpoint that it let back in must not be shunned.
+    /// Where a breaker `judges`, a failure weighs nothing and wins nothing here. An answer that it has had enough always
+    /// weighs: no breaker opens for that.
     ///
     /// Two threads may write at once and one result be lost, or a time be taken for the other's: an estimate bears that,
     /// and a lock on this path would cost more than it gives.
@@ -227,10 +219,20 @@ impl EndpointState {
             let keep = fading(self.since_estimate(now), LATENCY_DECAY);
             estimated * keep + sample * (1.0 - keep)
         };
-        let outcome = if verdict == Verdict::Failure && !judges { 1.0 } else { 0.0 };
-        let failing = failing + (outcome - failing) * FAILURE_WEIGHT;
+        let outcome = if verdict.is_shunned(judges) { 1.0 } else { 0.0 };
+        self.put_estimate(estimated, failing + (outcome - failing) * FAILURE_WEIGHT, now);
+    }
+
+    /// Takes in that an answer ended badly whose latency is known already.
+    fn observe_bad_end(&self, now: Instant) {
+        let now = Moment::of(now);
+        let (latency, failing) = self.estimate(self.estimate.load(Relaxed), now);
+        self.put_estimate(latency, failing + (1.0 - failing) * FAILURE_WEIGHT, now);
+    }
+
+    fn put_estimate(&self, latency: f32, failing: f32, now: Moment) {
         // Never the word for "nothing known".
-        let word = (u64::from(estimated.max(1e-9).to_bits()) << 32) | u64::from(failing.to_bits());
+        let word = (u64::from(latency.max(1e-9).to_bits()) << 32) | u64::from(failing.to_bits());
         self.estimate.store(word, Relaxed);
         self.estimated_at.store(now.0, Relaxed);
     }
@@ -280,7 +282,7 @@ impl EndpointState {
         before.is_some()
     }
 
-    /// Tells the breaker how an answer ended that had begun well; `all` are the endpoints of which only so many may be kept away at
+    /// Takes in how an answer ended that had begun well; `all` are the endpoints of which only so many may be kept away at
     /// once. `random` is in 0..1.
     pub fn ended<E: AsRef<Self>>(
         &self,
@@ -290,6 +292,10 @@ impl EndpointState {
         now: Instant,
         random: f64,
     ) -> Option<Transition> {
+        let judges = settings.is_some_and(|settings| settings.mode == BreakerMode::Enforce);
+        if verdict.is_shunned(judges) {
+            self.observe_bad_end(now);
+        }
         self.judge((Admission::Closed, verdict), settings, all, now, random)
     }
 
@@ -302,7 +308,7 @@ impl EndpointState {
         now: Instant,
         random: f64,
     ) -> Option<Transition> {
-        if verdict == Verdict::Success && self.signs.load(Relaxed) & TRIPPING == 0 {
+        if verdict != Verdict::Failure && self.signs.load(Relaxed) & TRIPPING == 0 {
             return None;
         }
         let mut known = self.lock();
@@ -313,7 +319,7 @@ impl EndpointState {
             return None;
         };
         let transition = match verdict {
-            Verdict::Success => known.breaker.succeeded(admitted, settings, now),
+            Verdict::Success | Verdict::Busy => known.breaker.succeeded(admitted, settings, now),
             Verdict::Failure => {
                 known.breaker.failed(admitted, settings, || self.may_be_ejected(settings, all), now, random)
             }

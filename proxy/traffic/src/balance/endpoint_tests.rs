@@ -48,6 +48,31 @@ fn an_endpoint_that_fails_fast_costs_more_than_a_slow_one_that_answers() {
 }
 
 #[test]
+fn an_endpoint_that_is_busy_costs_more_than_a_slow_one_also_where_a_breaker_judges() {
+    let now = Instant::now();
+    for judges in [false, true] {
+        let (busy, slow) = (EndpointState::default(), EndpointState::default());
+        busy.observe(MS / 10, Verdict::Busy, judges, now);
+        slow.observe(200 * MS, Verdict::Success, judges, now);
+        assert!(cost(&busy, now) > cost(&slow, now), "{judges}");
+    }
+}
+
+#[test]
+fn an_answer_that_ends_badly_costs_its_endpoint_as_much_as_one_that_began_so() {
+    let (state, now) = (EndpointState::default(), Instant::now());
+    let breaker = BreakerSettings::DEFAULT;
+    let end = |verdict, breaker| state.ended(verdict, breaker, &[&state], now, 0.5);
+    state.observe(10 * MS, Verdict::Success, false, now);
+    assert!(end(Verdict::Success, None).is_none() && end(Verdict::Failure, Some(&breaker)).is_none());
+    assert!((cost(&state, now) - 0.010).abs() < 1e-6, "a failure is the breaker's, where there is one");
+    end(Verdict::Failure, None);
+    assert!((cost(&state, now) - 0.635).abs() < 1e-3, "{}", cost(&state, now));
+    end(Verdict::Busy, Some(&breaker));
+    assert!(cost(&state, now) > 1.0 && matches!(state.breaker(), State::Closed { .. }));
+}
+
+#[test]
 fn an_endpoint_of_twice_the_weight_bears_twice_as_much_in_flight() {
     let (light, heavy) = (EndpointState::default(), EndpointState::default());
     let now = Instant::now();

@@ -13,6 +13,7 @@ mod ramp;
 mod ring;
 mod turns;
 mod two;
+mod verdict;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -21,8 +22,9 @@ use std::time::{Duration, Instant};
 use equerry_policies::policy::{Breaker as BreakerSettings, BreakerMode};
 
 pub use balancer::{Balancer, Member};
-pub use endpoint::{EndpointState, Moment, Verdict};
+pub use endpoint::{EndpointState, Moment};
 pub use hash::Source;
+pub use verdict::Verdict;
 
 use crate::breaker::{Admission, Transition};
 
