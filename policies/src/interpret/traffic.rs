@@ -62,13 +62,11 @@ pub(super) fn traffic_policy(
 
 /// Where every Service speaks nothing but TCP, what is about requests would do nothing.
 fn refuse_without_requests(spec: &At<'_>, notes: &mut Notes<'_>) {
-    const ABOUT_REQUESTS: [(&[&str], &str); 13] = [
+    const ABOUT_REQUESTS: [(&[&str], &str); 11] = [
         (&[], "retryBudget"),
         (&[], "retryBuffer"),
         (&["timeouts"], "idle"),
         (&["timeouts"], "maxAge"),
-        (&["limits"], "pending"),
-        (&["limits"], "pendingTimeout"),
         (&["limits"], "requests"),
         (&["limits"], "retries"),
         (&["limits"], "requestBytes"),

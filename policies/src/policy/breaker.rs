@@ -93,7 +93,7 @@ pub enum BreakerMode {
 pub struct Limits {
     /// Open connections.
     pub connections: Option<u32>,
-    /// Requests waiting for a connection.
+    /// Requests, and TCP connections, waiting for a connection.
     pub pending: Option<u32>,
     /// How long one of them waits at most. Default 1 s (Linkerd's failfast).
     #[serde(default = "a_second")]

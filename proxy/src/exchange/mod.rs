@@ -28,6 +28,8 @@ mod health_tests;
 #[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
+mod load_tests;
+#[cfg(test)]
 mod outside_tests;
 #[cfg(test)]
 mod slow_tests;

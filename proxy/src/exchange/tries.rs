@@ -161,6 +161,7 @@ async fn once(
     let mut outcome = attempt::send(pool, &target, outgoing, time).await;
     if let Ok(answered) = &mut outcome {
         look_for_trailers(answered, errand, outgoing, chosen.this_try.is_probe()).await;
+        answered.body_mut().counts(chosen.this_try.goes_on(&chosen.endpoint.state));
     }
     let ended = now();
     record.note(|exchange| exchange.upstream_time = Some(ended.saturating_duration_since(began)));

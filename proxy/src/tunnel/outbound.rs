@@ -147,7 +147,8 @@ async fn connect(
             tries::report(change, backend, &chosen.endpoint.instance, record);
         }
         match outcome {
-            Ok((tunnel, early)) => {
+            Ok((mut tunnel, early)) => {
+                tunnel.in_flight = chosen.this_try.goes_on(&chosen.endpoint.state);
                 record.note(|exchange| exchange.destination_principal = tunnel.facts.peer.clone());
                 return Ok((tunnel, early));
             }

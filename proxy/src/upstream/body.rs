@@ -8,15 +8,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
+use equerry_traffic::balance::InFlight;
 use equerry_traffic::normalize;
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 
-use super::connect::{Connected, Tunnel};
+use super::connect::{Connected, Counted, Tunnel};
 use super::lease::{Exchanging, Home};
 use crate::codec::http1::call::Call;
 use crate::codec::{BodyError, Incoming, Link, Outgoing, http2};
-use crate::live::Held;
 
 /// A body that comes in one piece is kept up to this size until there is an answer.
 const SMALL: usize = 16 * 1024;
@@ -159,19 +159,21 @@ pub(crate) struct Switched {
     pub(crate) link: Link,
     /// Given back with the connection.
     _place: Place,
+    /// Over with the connection.
+    _in_flight: Option<InFlight>,
 }
 
 #[expect(dead_code, reason = "kept for as long as the connection lives")]
 enum Place {
     Shelf(Home),
-    Tunnel(Option<Held>),
+    Tunnel(Counted),
 }
 
 impl Switched {
     /// A connection that was opened for bytes, of which `early` came already.
     pub(crate) fn of_tunnel(tunnel: Tunnel, early: &[u8]) -> Self {
-        let (wire, place) = tunnel.into_parts();
-        Self { link: Link::resumed(wire, early), _place: Place::Tunnel(place) }
+        let (wire, place, in_flight) = tunnel.into_parts();
+        Self { link: Link::resumed(wire, early), _place: Place::Tunnel(place), _in_flight: in_flight }
     }
 }
 
@@ -182,6 +184,8 @@ pub(crate) struct ResponseBody {
     /// A frame that was looked at and not passed on yet; boxed, because there seldom is one.
     ahead: Option<Box<Result<Frame<Bytes>, BodyError>>>,
     from: From,
+    /// Counts at its endpoint until all has passed.
+    in_flight: Option<InFlight>,
 }
 
 enum From {
@@ -199,16 +203,24 @@ enum From {
 
 impl ResponseBody {
     pub(super) fn http1(facts: Rc<Connected>, call: Call<RequestBody>, home: Home) -> Self {
-        Self { facts, ahead: None, from: From::Http1 { call: Box::new(call), home } }.unless_passed()
+        Self { facts, ahead: None, from: From::Http1 { call: Box::new(call), home }, in_flight: None }.unless_passed()
     }
 
     pub(super) fn http2(facts: Rc<Connected>, call: http2::call::Call<RequestBody>, exchanging: Exchanging) -> Self {
-        Self { facts, ahead: None, from: From::Http2 { call, _exchanging: exchanging } }.unless_passed()
+        let from = From::Http2 { call, _exchanging: exchanging };
+        Self { facts, ahead: None, from, in_flight: None }.unless_passed()
     }
 
     /// Who answers there, if a certificate says so.
     pub(crate) fn peer(&self) -> Option<&equerry_policies::names::SpiffeId> {
         self.facts.peer.as_ref()
+    }
+
+    /// Keeps what counts it at its endpoint, for as long as there is more to come.
+    pub(crate) fn counts(&mut self, in_flight: Option<InFlight>) {
+        if !matches!(self.from, From::Passed) {
+            self.in_flight = in_flight;
+        }
     }
 
     /// Looks at the first frame, which is passed on all the same.
@@ -231,9 +243,11 @@ impl ResponseBody {
     /// The connection itself, after a response that changed its protocol; `None` after any other, and when the request was
     /// not sent whole before.
     pub(crate) fn switch(self) -> Option<Switched> {
+        let in_flight = self.in_flight;
         match self.from {
             From::Http1 { call, home } => {
-                call.into_switched().map(|link| Switched { link, _place: Place::Shelf(home) })
+                let place = Place::Shelf(home);
+                call.into_switched().map(|link| Switched { link, _place: place, _in_flight: in_flight })
             }
             From::Http2 { .. } | From::Passed => None,
         }
@@ -252,6 +266,7 @@ impl ResponseBody {
     }
 
     fn passed(&mut self) {
+        self.in_flight = None;
         if let From::Http1 { call, home } = std::mem::replace(&mut self.from, From::Passed)
             && let Some(link) = call.into_link()
         {
@@ -275,7 +290,7 @@ impl Body for ResponseBody {
             From::Passed => return Poll::Ready(None),
         };
         match &frame {
-            Some(Err(_)) => this.from = From::Passed,
+            Some(Err(_)) => (this.from, this.in_flight) = (From::Passed, None),
             None => this.passed(),
             Some(Ok(_)) if ended => this.passed(),
             Some(Ok(_)) => {}

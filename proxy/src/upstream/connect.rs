@@ -17,6 +17,7 @@ use equerry_certs::PeerFault;
 use equerry_certs::tls::{self, TicketWatch};
 use equerry_policies::names::{ServiceName, SpiffeId};
 use equerry_policies::policy::{AppProtocol, TrafficPolicy};
+use equerry_traffic::balance::InFlight;
 use equerry_traffic::deadline;
 use equerry_traffic::refusal::{Limited, OverLimit};
 use rustls_pki_types::ServerName;
@@ -79,7 +80,7 @@ pub(crate) struct Target<'a> {
     pub(crate) places: Option<Places<'a>>,
 }
 
-/// The open connections to one Service, and the requests that wait for one.
+/// The open connections to one Service, and who waits for one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Places<'a> {
     /// The Service.
@@ -96,14 +97,7 @@ impl Places<'_> {
         self.state.connection(self.traffic.limits.connections)
     }
 
-    /// The same for who does not wait.
-    fn at_once(&self) -> Result<Held, ConnectFailure> {
-        let limit = self.traffic.limits.connections;
-        let over = || self.over(Limited::Connections, limit, self.state.present().connections);
-        self.connection().ok_or_else(over)
-    }
-
-    /// A place among the requests that wait for a connection.
+    /// A place among those who wait for a connection.
     pub(super) fn waiting(&self) -> Result<Held, ConnectFailure> {
         let pending = self.traffic.limits.pending;
         self.state.pending(pending).ok_or_else(|| self.over(Limited::Pending, pending, self.state.present().pending))
@@ -280,22 +274,27 @@ pub(crate) struct Tunnel {
     pub(crate) wire: Wire,
     /// What is known of it.
     pub(crate) facts: Rc<Connected>,
-    place: Option<Held>,
+    /// Counts it at its endpoint for as long as it lasts, where that matters.
+    pub(crate) in_flight: Option<InFlight>,
+    place: Counted,
 }
 
 impl Tunnel {
-    /// The bytes, and its place among those that are counted.
-    pub(super) fn into_parts(self) -> (Wire, Option<Held>) {
-        (self.wire, self.place)
+    /// The bytes, its place among those that are counted, and what counts it at its endpoint.
+    pub(super) fn into_parts(self) -> (Wire, Counted, Option<InFlight>) {
+        (self.wire, self.place, self.in_flight)
     }
 }
 
-/// Opens a connection for bytes that nobody looks at.
-pub(super) async fn tunnel(target: &Target<'_>, session: Option<&Session>) -> Result<Tunnel, ConnectFailure> {
+/// Opens a connection for bytes that nobody looks at, which has a place among those that are counted.
+pub(super) async fn tunnel(
+    target: &Target<'_>,
+    session: Option<&Session>,
+    place: Counted,
+) -> Result<Tunnel, ConnectFailure> {
     in_time(target.connect_timeout, async {
-        let place = target.places.map(|places| places.at_once()).transpose()?;
         let (wire, facts) = open(target, session).await?;
-        Ok(Tunnel { wire, facts, place })
+        Ok(Tunnel { wire, facts, in_flight: None, place })
     })
     .await
 }

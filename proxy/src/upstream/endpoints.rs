@@ -22,7 +22,8 @@ pub(crate) struct Chosen<'a> {
     pub(crate) address: SocketAddr,
     /// Whether mutual TLS is spoken there.
     pub(crate) mesh: bool,
-    /// The try: in flight until it is dropped, which is at the head of the response.
+    /// The try: in flight until it is dropped, which is at the head of the response, or when a connection for bytes stands. What
+    /// [`Try::goes_on`] gives is kept for as long as the response or the connection lasts.
     pub(crate) this_try: Try<'a>,
 }
 

@@ -189,14 +189,24 @@ impl Pool {
         }
     }
 
-    /// A new connection for bytes that nobody looks at; never kept for another.
+    /// A place for a connection that no kept one can stand for; see [`Self::place`].
+    async fn new_place(&self, target: &Target<'_>) -> Result<Counted, ConnectFailure> {
+        let Some(places) = target.places else { return Ok(None) };
+        match self.place(&places, &Shelf::default(), || None::<Infallible>).await? {
+            Place::Free(place) => Ok(Some((place, Arc::clone(places.state)))),
+            Place::Kept(never) => match never {},
+        }
+    }
+
+    /// A new connection for bytes that nobody looks at; never kept for another. It waits for a place as a request does.
     ///
     /// # Errors
     /// When there is none to be had.
     pub(crate) async fn tunnel(&self, target: &Target<'_>) -> Result<Tunnel, ConnectFailure> {
         let session = self.session(target)?;
-        self.make_place(target);
-        Box::pin(connect::tunnel(target, session.as_deref())).await
+        let _pending = target.places.map(|places| places.waiting()).transpose()?;
+        let place = Box::pin(self.new_place(target)).await?;
+        Box::pin(connect::tunnel(target, session.as_deref(), place)).await
     }
 
     fn shelf(&self, key: Key) -> Rc<Shelf> {
@@ -298,13 +308,6 @@ impl Pool {
         Ok(Some(session))
     }
 
-    /// When as many connections are open as may be, closes an idle one.
-    fn make_place(&self, target: &Target<'_>) {
-        if let Some(places) = target.places.filter(|places| places.connection().is_none()) {
-            self.close_idle(places.state);
-        }
-    }
-
     /// Closes a connection of the same Service that is idle here, whatever endpoint it leads to.
     fn close_idle(&self, state: &Arc<LimitState>) {
         for shelf in self.http1.borrow().values() {
@@ -387,18 +390,8 @@ impl Drop for Waits<'_> {
 
 /// Makes an HTTP/2 connection once there is a place for it.
 async fn http2(home: &Weak<Pool>, target: &Target<'_>, session: Option<&Session>) -> Result<Http2, ConnectFailure> {
-    let place = match target.places {
-        None => None,
-        Some(places) => {
-            let gone = || ConnectFailure::Failed("the attempt was given up".to_owned());
-            let home = home.upgrade().ok_or_else(gone)?;
-            let none = || None::<Infallible>;
-            match home.place(&places, &Shelf::default(), none).await? {
-                Place::Free(place) => Some((place, Arc::clone(places.state))),
-                Place::Kept(never) => match never {},
-            }
-        }
-    };
+    let gone = || ConnectFailure::Failed("the attempt was given up".to_owned());
+    let place = home.upgrade().ok_or_else(gone)?.new_place(target).await?;
     connect::http2(target, session, place).await
 }
 

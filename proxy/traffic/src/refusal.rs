@@ -447,7 +447,6 @@ impl Refusal {
             Self::StreamIdle(_) | Self::Unread(_) => Reason::StreamIdle,
             Self::HeadTimeout { .. } | Self::BodyTimeout(_) => Reason::ClientSlow,
             Self::Limit(over) => match over.limit {
-                Limited::Connections => Reason::LimitConnections,
                 Limited::Pending | Limited::Waited(_) => Reason::LimitPending,
                 Limited::Requests => Reason::LimitRequests,
             },

@@ -132,7 +132,7 @@ static LIMITS: Shape = Shape {
     about: "What one sidecar may have in flight to the Service, and how large a body may be.",
     fields: &[
         may("connections", Form::Whole(1, 10_000_000), "Open connections."),
-        may("pending", Form::Whole(1, 10_000_000), "Requests waiting for a connection."),
+        may("pending", Form::Whole(1, 10_000_000), "Requests, and TCP connections, waiting for a connection."),
         may(
             "pendingTimeout",
             Form::Text(&DURATION),

@@ -65,7 +65,7 @@ enum Way {
 struct Bound {
     factor: f64,
     total_weight: f64,
-    /// Tries in flight at all endpoints; outlives the list.
+    /// What is in flight at all endpoints; outlives the list.
     in_flight: Arc<AtomicU32>,
 }
 
@@ -125,6 +125,12 @@ impl Balancer {
             Way::RingHash(_, Some(bound)) => Some(&bound.in_flight),
             _ => None,
         }
+    }
+
+    /// Whether an answer counts as in flight until all of it has passed, and not only until it begins: where choices go by how
+    /// much is in flight. By latency, what has begun is no longer waited for.
+    pub(super) fn counts_whole_answers(&self) -> bool {
+        matches!(self.way, Way::LeastRequest(_) | Way::RingHash(_, Some(_)))
     }
 
     /// The place of the endpoint to try: one that `may` be tried, or `None` when there is none. Without a `hash`, those that

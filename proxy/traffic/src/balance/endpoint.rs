@@ -75,7 +75,7 @@ impl AsRef<Self> for EndpointState {
 }
 
 impl EndpointState {
-    /// Tries under way.
+    /// Tries under way, and answers where [`InFlight`](super::InFlight) counts them.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }

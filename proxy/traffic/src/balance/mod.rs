@@ -2,12 +2,14 @@
 //!
 //! [`EndpointState`] is what is known of one endpoint, shared by all threads and kept across changes of configuration; a
 //! [`Balancer`] is a list of endpoints made ready, once for each change; [`choose`] puts breakers and choice together and
-//! returns a [`Try`], which counts as in flight until it is dropped.
+//! returns a [`Try`], which counts as in flight until it is dropped. Where choices go by how much is in flight, not by how soon an
+//! answer begins, it goes on counting as [`InFlight`] until all of its answer has passed.
 
 mod balancer;
 mod draw;
 mod endpoint;
 pub mod hash;
+mod in_flight;
 mod maglev;
 mod ramp;
 mod ring;
@@ -16,7 +18,6 @@ mod two;
 mod verdict;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use equerry_policies::policy::{Breaker as BreakerSettings, BreakerMode};
@@ -24,6 +25,7 @@ use equerry_policies::policy::{Breaker as BreakerSettings, BreakerMode};
 pub use balancer::{Balancer, Member};
 pub use endpoint::{EndpointState, Moment};
 pub use hash::Source;
+pub use in_flight::InFlight;
 pub use verdict::Verdict;
 
 use crate::breaker::{Admission, Transition};
@@ -60,8 +62,7 @@ pub struct Try<'e> {
     /// What the breaker did to let it pass.
     pub transition: Option<Transition>,
     state: &'e EndpointState,
-    /// Where all tries in flight are counted together, if somewhere.
-    load: Option<Arc<AtomicU32>>,
+    count: in_flight::Count,
     admitted: Admission,
     started: Instant,
     finished: bool,
@@ -91,6 +92,12 @@ impl Try<'_> {
         self.state.judge((self.admitted, verdict), settings, endpoints, now, rng.f64())
     }
 
+    /// What goes on counting until the whole answer has passed, though the try is over: `None` where only tries count. `state`
+    /// is that of the endpoint that was chosen.
+    pub fn goes_on(&mut self, state: &Arc<EndpointState>) -> Option<InFlight> {
+        if std::ptr::eq(Arc::as_ptr(state), self.state) { self.count.hand_over(state) } else { None }
+    }
+
     /// Its answer has begun and looks well. That counts for its latency; whether it is well says the end of the answer, to
     /// [`EndpointState::ended`].
     pub fn begins_well(&mut self, settings: Option<&BreakerSettings>, now: Instant) {
@@ -118,10 +125,7 @@ impl Try<'_> {
 
 impl Drop for Try<'_> {
     fn drop(&mut self) {
-        self.state.end();
-        if let Some(load) = &self.load {
-            load.fetch_sub(1, Relaxed);
-        }
+        self.count.end(self.state);
         if !self.finished && self.admitted == Admission::Probe {
             self.state.abandon_probe();
         }
@@ -186,10 +190,6 @@ fn begin<'e>(
     (admitted, transition): (Admission, Option<Transition>),
     now: Instant,
 ) -> Try<'e> {
-    state.begin();
-    let load = balancer.load().cloned();
-    if let Some(load) = &load {
-        load.fetch_add(1, Relaxed);
-    }
-    Try { index, transition, state, load, admitted, started: now, finished: false }
+    let count = in_flight::Count::begin(state, balancer.load().cloned(), balancer.counts_whole_answers());
+    Try { index, transition, state, count, admitted, started: now, finished: false }
 }

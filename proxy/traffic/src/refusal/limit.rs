@@ -29,8 +29,6 @@ impl fmt::Display for Expired {
 /// Which limit of a `TrafficPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limited {
-    /// `limits.connections`.
-    Connections,
     /// `limits.pending`.
     Pending,
     /// `limits.pendingTimeout`: it waited so long for a connection.
@@ -58,8 +56,7 @@ impl fmt::Display for OverLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { limit, service, value, present, policy } = self;
         let (name, what) = match limit {
-            Limited::Connections => ("connections", format!("{present} connections to {service} are open")),
-            Limited::Pending => ("pending", format!("{present} requests to {service} wait for a connection")),
+            Limited::Pending => ("pending", format!("{present} wait for a connection to {service}")),
             Limited::Requests => ("requests", format!("{present} requests to {service} are in flight")),
             Limited::Waited(after) => (
                 "connections",
