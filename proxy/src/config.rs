@@ -97,8 +97,8 @@ pub struct Given {
     /// these are ever forwarded to; the first is probed.
     #[arg(long, env = "EQUERRY_APP_PORT", value_name = "PORT[=LOCAL]", value_delimiter = ',')]
     app_port: Option<Vec<AppPort>>,
-    /// Local port that leads, as plain TCP, to a Service port with `appProtocol: tcp`: the application connects to 127.0.0.1
-    /// there, such as `5432=db.shop` or `6380=cache:6379`. May be repeated.
+    /// Local port that leads to a Service port, as plain TCP, or as requests where HTTP comes and the port declares nothing: the
+    /// application connects to 127.0.0.1 there, such as `5432=db.shop` or `6380=cache:6379`. May be repeated.
     #[arg(long, env = "EQUERRY_TCP", value_name = "LOCAL=SERVICE[.NS][:PORT]", value_delimiter = ',')]
     tcp: Option<Vec<TcpPort>>,
     /// Directory for the identity and the last good configuration [default: /var/lib/equerry-proxy].

@@ -2,7 +2,7 @@
 //!
 //! accept → detect → normalize → which Service is meant → may it leave → route → deadline → tries (breaker, balance,
 //! connection, send, judge) → reply. The last eight are `exchange::serve::outbound`. What comes to a local port of `--tcp`
-//! is nobody's request: `tunnel::outbound` leads it on. CONNECT asks `tunnel::connect` for such a connection, and after an answer
+//! is nobody's request, unless its port declares nothing and HTTP comes: `tunnel::outbound` leads it on. CONNECT asks `tunnel::connect` for such a connection, and after an answer
 //! that changed the protocol it goes on in `tunnel::opened_outbound`.
 
 use std::cell::RefCell;
@@ -14,7 +14,7 @@ use equerry_traffic::normalize::Normal;
 use http::{HeaderValue, Method, Request, Response};
 use tokio::net::TcpStream;
 
-use crate::accept::detect::{self, Speaks};
+use crate::accept::detect::{self, Speaks, Spoken};
 use crate::app::Shared;
 use crate::codec::http1::Bad;
 use crate::codec::http1::serve::Respond;
@@ -51,6 +51,8 @@ pub struct Outbound {
 pub(crate) struct Via {
     /// The application's address.
     pub(crate) address: SocketAddr,
+    /// The Service port that its requests are for, whatever they say themselves: they came by a local port that leads there.
+    pub(crate) meant: Option<Authority>,
 }
 
 impl Outbound {
@@ -92,9 +94,15 @@ impl Outbound {
             Ok(spoken) => spoken,
             Err(error) => return tracing::debug!(%error, peer = %address, "an outbound connection said nothing"),
         };
-        let responder = Responder { at: Rc::clone(self), via: Via { address } };
+        self.serve_requests(stream, speaks, Via { address, meant: None }).await;
+    }
+
+    /// Serves the requests of one connection until it ends.
+    pub(crate) async fn serve_requests(self: &Rc<Self>, stream: Spoken<TcpStream>, speaks: Speaks, via: Via) {
+        let peer = via.address;
+        let responder = Responder { at: Rc::clone(self), via };
         if let Some(word) = connection::serve(stream, speaks, std::future::pending(), responder).await {
-            tracing::debug!(reason = word, peer = %address, "an outbound connection ended badly");
+            tracing::debug!(reason = word, %peer, "an outbound connection ended badly");
         }
     }
 
@@ -126,7 +134,8 @@ impl Respond for Responder {
     type Answer = Answer;
 
     async fn respond(&self, request: Request<Incoming>, early: &Early) -> Response<Answer> {
-        if *request.method() == Method::CONNECT {
+        // What leads to one port leads nowhere else.
+        if *request.method() == Method::CONNECT && self.via.meant.is_none() {
             return Box::pin(tunnel::connect(&self.at, &self.via, request)).await;
         }
         serve::outbound(&self.at, &self.via, request, early).await

@@ -101,6 +101,16 @@ impl CompiledDestination {
         is_tcp(&self.ports, port)
     }
 
+    /// The Service port of that number.
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|known| known.port == port)
+    }
+
+    /// Whether callers of the Service port `port` meet rules that only HTTP requests can be measured by.
+    pub fn has_rules_about_http(&self, port: u16) -> bool {
+        !self.is_tcp(port) && (self.routes.contains_key(&port) || !self.faults.is_empty())
+    }
+
     /// The one rule of the `TCPRoute` that holds on the Service port `port`.
     pub fn tcp_route(&self, port: u16) -> Option<&Arc<RouteRule>> {
         self.tcp.get(&port)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::authorization::Authorization;
+use super::authorization::{Authorization, Rule, Turn};
 use super::csrf::Csrf;
 use super::in_scope;
 use super::tenants::Tenants;
@@ -43,6 +43,20 @@ impl CompiledWorkload {
         let here = self.trusted_hops.iter().filter(|scoped| in_scope(scoped.ports.as_deref(), port));
         // Of several Services behind one port the one that believes least is right about all.
         here.map(|scoped| scoped.policy).min().unwrap_or(self.mesh.trusted_hops)
+    }
+
+    /// Whether some rule holds on the application port `port` that only HTTP requests can be measured by. Shadows and audits do not
+    /// count: what they say changes nothing.
+    pub fn has_rules_about_http(&self, port: u16) -> bool {
+        let authorization = &self.authorization;
+        let enforced = |rule: &Rule| {
+            let policy = authorization.policy_of(rule);
+            matches!(policy.turn, Turn::Deny | Turn::Allow) && policy.holds_on(port)
+        };
+        authorization.rules().any(|(_, rule)| rule.about_http() && enforced(rule))
+            || self.tokens.on(port).next().is_some()
+            || self.csrf.iter().any(|csrf| csrf.holds_on(port))
+            || self.tenants.all().iter().any(|tenant| tenant.quotas(port).next().is_some())
     }
 
     /// Whether some port accepts plain text, so that the listener must wait to see what is spoken.

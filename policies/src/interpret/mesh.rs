@@ -30,6 +30,7 @@ pub(super) fn mesh(document: &Document, root: &At<'_>, notes: &mut Notes<'_>) ->
         },
         http10: if spec.text_of("http10") == Some("SERVE") { Http10::Serve } else { Http10::Refuse },
         trusted_hops: spec.whole("trustedHops").unwrap_or(0),
+        protocol_detection_timeout: spec.duration("protocolDetectionTimeout"),
         origin: root.origin(notes),
     })
 }

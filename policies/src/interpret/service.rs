@@ -129,8 +129,14 @@ fn ports(spec: &At<'_>, notes: &mut Notes<'_>) -> Vec<ServicePort> {
             }
             _ => {}
         }
-        let app_protocol = app_protocol(at.text_of("appProtocol"));
-        ports.push(ServicePort { name, port, target_port: at.whole("targetPort").unwrap_or(port), app_protocol });
+        let (word, target_port) = (at.text_of("appProtocol"), at.whole("targetPort").unwrap_or(port));
+        ports.push(ServicePort {
+            name,
+            port,
+            target_port,
+            app_protocol: app_protocol(word),
+            undeclared: word.is_none(),
+        });
     }
     ports
 }

@@ -1,6 +1,7 @@
 //! Mesh-wide settings, and who may speak in plain text.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,8 +30,17 @@ pub struct Mesh {
     /// believed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub trusted_hops: u8,
+    /// How long a connection to a port that declares nothing may be silent until it is taken for one whose server speaks first;
+    /// zero: not at all. `None`: [`Mesh::PROTOCOL_DETECTION_TIMEOUT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol_detection_timeout: Option<Duration>,
     /// Where it was written.
     pub origin: Origin,
+}
+
+impl Mesh {
+    /// What holds where no `protocolDetectionTimeout` is written: as Istio's once was, half of Linkerd's.
+    pub const PROTOCOL_DETECTION_TIMEOUT: Duration = Duration::from_secs(5);
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "shaped for serde")]

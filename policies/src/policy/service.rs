@@ -43,6 +43,21 @@ pub struct ServicePort {
     pub target_port: u16,
     /// What is spoken there.
     pub app_protocol: AppProtocol,
+    /// Nobody wrote down what is spoken there: it may be bytes as well, where no rule about HTTP holds.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub undeclared: bool,
+}
+
+impl ServicePort {
+    /// Whether a connection may lead there in which nobody looks for requests, as far as the port itself says.
+    pub fn takes_bytes(&self) -> bool {
+        self.undeclared || self.app_protocol == AppProtocol::Tcp
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "shaped for serde")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// What an application speaks on a port.
@@ -74,4 +89,22 @@ pub struct StaticEndpoints {
     pub ports: Vec<(Option<String>, u16)>,
     /// Where it was written.
     pub origin: Origin,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_declares_what_it_speaks_travels_as_it_always_did_and_one_that_does_not_says_so() {
+        let before = r#"{"name":null,"port":80,"targetPort":8080,"appProtocol":"http"}"#;
+        let declared: ServicePort = serde_json::from_str(before).unwrap();
+        assert!(!declared.takes_bytes());
+        assert_eq!(serde_json::to_string(&declared).unwrap(), before);
+        let undeclared = ServicePort { undeclared: true, ..declared };
+        let written = serde_json::to_string(&undeclared).unwrap();
+        assert!(written.ends_with(r#""appProtocol":"http","undeclared":true}"#), "{written}");
+        assert_eq!(serde_json::from_str::<ServicePort>(&written).unwrap(), undeclared);
+        assert!(undeclared.takes_bytes());
+    }
 }

@@ -3,6 +3,8 @@
 //! The bytes looked at are kept and read again by whoever serves the connection. A caller that says nothing within
 //! [`PATIENCE`] is let go: until it has spoken it holds a socket and nothing else.
 
+mod guess;
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::codec::Wire;
+
+pub(crate) use guess::{Guess, guess};
 
 /// How long the first bytes may take. The clock of an idle connection starts only after them.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,7 +52,7 @@ pub(crate) struct Spoken<S> {
 /// # Errors
 /// The connection's own, `UnexpectedEof` when it ends before it says anything, `TimedOut` after [`PATIENCE`].
 pub(crate) async fn detect<S: AsyncRead + Unpin>(stream: S) -> io::Result<(Speaks, Spoken<S>)> {
-    let mut spoken = Spoken { first: [0; PREFACE.len()], read: 0, given: 0, stream };
+    let mut spoken = Spoken::unheard(stream);
     let speaks = tokio::time::timeout(PATIENCE, spoken.look())
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nothing was said"))??;
@@ -56,6 +60,11 @@ pub(crate) async fn detect<S: AsyncRead + Unpin>(stream: S) -> io::Result<(Speak
 }
 
 impl<S> Spoken<S> {
+    /// A connection at which nobody has looked yet.
+    pub(crate) fn unheard(stream: S) -> Self {
+        Self { first: [0; PREFACE.len()], read: 0, given: 0, stream }
+    }
+
     /// The connection itself.
     pub(crate) fn inner(&self) -> &S {
         &self.stream

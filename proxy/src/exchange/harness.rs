@@ -218,6 +218,7 @@ impl World {
             compiled: Arc::new(compiled),
             complete: true,
             budget: Arc::default(),
+            habits: Arc::default(),
             backend: Arc::new(backend),
             used: Arc::default(),
         }

@@ -42,6 +42,8 @@ mod tries_tests;
 #[cfg(test)]
 mod tunnel_tests;
 #[cfg(test)]
+mod undeclared_tests;
+#[cfg(test)]
 mod upgrade_tests;
 #[cfg(test)]
 mod verdict_tests;

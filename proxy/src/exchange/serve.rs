@@ -82,7 +82,7 @@ pub(crate) async fn outbound(
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
     let mut filtered = None;
-    let asker = Asker { address: from.address.ip(), early };
+    let asker = Asker { address: from.address.ip(), meant: from.meant.as_ref(), early };
     let left = leave(at, asker, live, &mut head, body, &mut record, &mut filtered).await;
     spare::keep(head.headers);
     let mut response = match left {
@@ -102,6 +102,8 @@ pub(crate) async fn outbound(
 #[derive(Clone, Copy)]
 struct Asker<'a> {
     address: IpAddr,
+    /// The Service port that is meant, where the request need not name it.
+    meant: Option<&'a Authority>,
     early: &'a Early,
 }
 
@@ -140,7 +142,10 @@ async fn leave(
     record.note(|exchange| {
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });
-    let (live, named) = resolve(at, live, &normal).await?;
+    let (live, named) = match asker.meant {
+        Some(meant) => Box::pin(fixed(at, live, meant)).await,
+        None => resolve(at, live, &normal).await?,
+    };
     record.note(|exchange| exchange.epoch = live.epoch);
     let (may_leave, destination) = may_leave(&named)?;
     record.note(|exchange| exchange.destination = Some(may_leave.service().clone()));
@@ -270,6 +275,19 @@ pub(crate) async fn resolve(
         Err(NotThere::Unknown { nearest }) => Ok((live, (authority, Found::Unknown { nearest }))),
         Err(NotThere::Unavailable) => Ok((live, (authority, Found::NotYet))),
     }
+}
+
+/// The Service that is meant, whatever a request names: never anybody outside the mesh.
+async fn fixed(at: &Outbound, live: Arc<Live>, meant: &Authority) -> (Arc<Live>, (Authority, Found)) {
+    let (live, found) = match at.shared.live.want(&meant.service).await {
+        Ok(live) => {
+            let found = live.destination(&meant.service).cloned().map_or(Found::NotYet, Found::Known);
+            (live, found)
+        }
+        Err(NotThere::Unknown { nearest }) => (live, Found::Unknown { nearest }),
+        Err(NotThere::Unavailable) => (live, Found::NotYet),
+    };
+    (live, (meant.clone(), found))
 }
 
 /// Whoever a name means that no Service has, where callers may name anybody (`ALLOW_ANY`): never asked while the control

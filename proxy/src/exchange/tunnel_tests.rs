@@ -20,7 +20,7 @@ const MESH: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: db, namespace: shop, annotations: {equerry.dev/accounts: db}}
-spec: {selector: {app: db}, ports: [{name: sql, port: 5432, targetPort: 5433, appProtocol: tcp}, {name: http, port: 80, targetPort: 8080}]}
+spec: {selector: {app: db}, ports: [{name: sql, port: 5432, targetPort: 5433, appProtocol: tcp}, {name: http, port: 80, targetPort: 8080, appProtocol: http}]}
 ";
 
 const DENIED: &str = "

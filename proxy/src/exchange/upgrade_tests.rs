@@ -18,7 +18,7 @@ metadata: {name: chat, namespace: shop, annotations: {equerry.dev/accounts: chat
 spec:
   selector: {app: chat}
   ports:
-  - {name: http, port: 80, targetPort: 8080}
+  - {name: http, port: 80, targetPort: 8080, appProtocol: http}
   - {name: grpc, port: 81, targetPort: 8081, appProtocol: grpc}
   - {name: db, port: 5432, targetPort: 5433, appProtocol: tcp}
 ";

@@ -14,6 +14,7 @@ use equerry_policies::policy::LoadBalancer;
 use equerry_traffic::balance::{Balancer, EndpointState, Member};
 use equerry_traffic::retry::RetryBudget;
 
+use super::habits::Habits;
 use super::limits::LimitState;
 
 /// How long a thing is remembered after it was last named.
@@ -26,6 +27,7 @@ pub(crate) struct Keep {
     balancers: HashMap<ServiceName, (Arc<Balancer>, Instant)>,
     budgets: Kept<ServiceName, RetryBudget>,
     limits: Kept<ServiceName, LimitState>,
+    habits: Kept<ServiceName, Habits>,
 }
 
 impl Keep {
@@ -64,11 +66,17 @@ impl Keep {
         self.limits.named(backend.clone(), now)
     }
 
+    /// What the ports of a Service that callers name were seen to do.
+    pub(crate) fn habits(&mut self, service: &ServiceName, now: Instant) -> Arc<Habits> {
+        self.habits.named(service.clone(), now)
+    }
+
     /// Forgets what has not been named for [`MEMORY`]; the endpoints forgotten.
     pub(crate) fn forget(&mut self, now: Instant) -> Vec<(ServiceName, InstanceId)> {
         self.balancers.retain(|_, (_, named)| now.duration_since(*named) <= MEMORY);
         self.budgets.forget(now);
         self.limits.forget(now);
+        self.habits.forget(now);
         self.endpoints.forget(now)
     }
 }

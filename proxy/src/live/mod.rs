@@ -4,6 +4,7 @@
 //! at its start. What must outlive a change (breakers, budgets, counts) hangs on it by id and is kept by `keep`.
 
 mod backoff;
+mod habits;
 pub mod health;
 mod keep;
 pub mod last_good;
@@ -35,6 +36,7 @@ use equerry_traffic::balance::{Balancer, EndpointState};
 use equerry_traffic::retry::RetryBudget;
 use tokio::sync::{mpsc, watch};
 
+pub(crate) use habits::{Habit, Habits};
 pub(crate) use lease::Lease;
 pub use limits::{Held, LimitState};
 pub use link::Link;
@@ -76,6 +78,8 @@ pub struct Destination {
     pub budget: Arc<RetryBudget>,
     /// The same Service as traffic reaches it.
     pub backend: Arc<Backend>,
+    /// What its ports that declare nothing were seen to do; kept across changes.
+    pub(crate) habits: Arc<Habits>,
     /// Every backend its routes can send to is here too, so callers may name it.
     pub(crate) complete: bool,
     /// Set on use, so that names nobody calls any more are let go.

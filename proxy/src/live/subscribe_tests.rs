@@ -208,7 +208,13 @@ fn destination(name: &str, routes: Vec<HttpRoute>) -> Resource {
     backends.dedup();
     Resource::Destination(Box::new(DestinationView {
         service: service(name),
-        ports: vec![ServicePort { name: None, port: 80, target_port: 8080, app_protocol: AppProtocol::Http }],
+        ports: vec![ServicePort {
+            name: None,
+            port: 80,
+            target_port: 8080,
+            app_protocol: AppProtocol::Http,
+            undeclared: false,
+        }],
         accounts: vec![equerry_policies::names::AccountName::parse("shop/orders").unwrap()],
         external: None,
         routes,

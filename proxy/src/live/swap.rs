@@ -323,6 +323,7 @@ impl Swap {
             compiled: Arc::clone(&meant.compiled),
             budget: self.keep.budget(service, now),
             backend: Arc::new(backend),
+            habits: self.keep.habits(service, now),
             complete: self.callable.contains(service),
             used: Arc::clone(self.used.entry(service.clone()).or_default()),
         }

@@ -27,7 +27,8 @@ fn swap() -> Swap {
 
 /// `shop/payments`, which stands for `name` on port `to`.
 fn payments(swap: &mut Swap, name: &str, to: u16) {
-    let ports = vec![ServicePort { name: None, port: 80, target_port: to, app_protocol: AppProtocol::Http }];
+    let ports =
+        vec![ServicePort { name: None, port: 80, target_port: to, app_protocol: AppProtocol::Http, undeclared: false }];
     let view =
         DestinationView { external: Some(host(name)), ..DestinationView::plain(service("shop/payments"), ports) };
     let endpoints = EndpointsView { service: service("shop/payments"), endpoints: Vec::new(), unwell: Vec::new() };

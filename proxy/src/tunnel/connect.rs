@@ -1,4 +1,4 @@
-//! CONNECT (RFC 9110 section 9.3.6): an application asks its sidecar by name for a connection to a port that speaks TCP, and is
+//! CONNECT (RFC 9110 section 9.3.6): an application asks its sidecar by name for a connection to a port that takes bytes, and is
 //! answered 200 only when the other side has let it in.
 //!
 //! A port that speaks HTTP is called, not connected to: its rules would be passed by. Outside the mesh, where callers may name

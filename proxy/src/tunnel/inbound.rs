@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 
 use equerry_policies::compile::CompiledWorkload;
 use equerry_policies::names::ServiceName;
-use equerry_policies::policy::AppProtocol;
 use equerry_traffic::authorize::{self, Permit};
 use equerry_traffic::token::Caller;
 use equerry_traffic::{Reason, Refusal, token};
@@ -111,7 +110,10 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result
     let (service, ports) =
         workload.services.iter().find(|(name, _)| serve::is_called(name, called)).ok_or_else(no_such_port)?;
     match ports.iter().find(|known| known.target_port == port) {
-        Some(known) if known.app_protocol == AppProtocol::Tcp => {
+        Some(known) if known.undeclared && workload.has_rules_about_http(port) => {
+            Err(Refusal::not_measured(known.port, service))
+        }
+        Some(known) if known.takes_bytes() => {
             Ok(Door { port, local: (Ipv4Addr::LOCALHOST, local).into(), service: service.clone() })
         }
         Some(known) => Err(not_tcp(known.port, service)),

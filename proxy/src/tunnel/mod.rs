@@ -1,8 +1,8 @@
 //! Plain TCP through the mesh: a connection is authorized, an endpoint picked, and bytes are copied both ways until both
 //! ends are done; a half that is closed stays closed while the other goes on.
 //!
-//! Nobody looks at the bytes and nobody waits for the first of them, so whoever speaks first may. Only ports declared
-//! `appProtocol: tcp` are reached. Between sidecars (ALPN `eq-tcp`) the callee's first line is the reason for which it goes no
+//! Ports declared `appProtocol: tcp` are reached, where nobody looks at the bytes and nobody waits for the first of them, so that
+//! whoever speaks first may; and ports that declare nothing ([`undeclared`]), where no rule about HTTP holds. Between sidecars (ALPN `eq-tcp`) the callee's first line is the reason for which it goes no
 //! further, or `ok`; then the application's bytes begin. What is cut later is reset: nobody takes half for all.
 //!
 //! A connection comes to a local port that names a Service, by CONNECT, or out of HTTP after 101.
@@ -12,6 +12,7 @@ mod inbound;
 mod limits;
 mod opened;
 mod outbound;
+mod undeclared;
 
 use std::cell::Cell;
 use std::io;
@@ -32,7 +33,7 @@ use crate::observe::Direction;
 pub(crate) use connect::connect;
 pub(crate) use inbound::inbound;
 pub(crate) use opened::{opened_outbound, upgraded_inbound};
-pub(crate) use outbound::outbound;
+pub(crate) use undeclared::outbound;
 
 /// A peer that went silent is asked for a sign of life after this, and then this often.
 const SIGN_OF_LIFE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use equerry_policies::names::Authority;
-use equerry_policies::policy::{AppProtocol, ServicePort};
+use equerry_policies::policy::ServicePort;
 use equerry_traffic::balance::{self, Source};
 use equerry_traffic::deadline::Authors;
 use equerry_traffic::route::{self, Known, MayLeave};
@@ -15,7 +15,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::limits::Limits;
+use super::undeclared::Undeclared;
 use super::{BUFFER, Flow, ask_for_life, carry, ended, not_tcp, open, reset};
+use crate::accept::detect::Spoken;
 use crate::exchange::facts::Record;
 use crate::exchange::watch::Watch;
 use crate::exchange::{attempt, now, serve, tries};
@@ -29,27 +31,39 @@ const ENDPOINTS: usize = 3;
 /// The longest first line of a callee: longer than any reason.
 const LONGEST_ANSWER: usize = 64;
 
-/// Leads a connection of the application to the Service that it `named`.
-pub(crate) async fn outbound(at: &Outbound, named: &str, mut near: TcpStream, from: SocketAddr) {
+/// Leads a connection of the application to the Service that it `named`, as it is. `silent`: nothing was said to that port, which
+/// declares nothing.
+pub(super) async fn bytes(
+    at: &Outbound,
+    named: &str,
+    mut near: Spoken<TcpStream>,
+    from: SocketAddr,
+    silent: Option<&Undeclared>,
+) {
     let mut record = open(Direction::Outbound, from, &at.shared);
     let authority = HeaderValue::from_str(named).unwrap_or_else(|_| HeaderValue::from_static(""));
     record.note(|exchange| exchange.authority = authority);
-    ask_for_life(&near);
-    let Reached { mut tunnel, early, watch } = match reach(at, named, from, &mut record).await {
+    ask_for_life(near.inner());
+    let Reached { mut tunnel, mut early, watch } = match reach(at, named, from, &mut record).await {
         Ok(reached) => reached,
         Err(refusal) => {
             ended(&mut record, &Flow::new(), Err(refusal.into()));
-            return reset(&near);
+            return reset(near.inner());
         }
     };
     ask_for_life(tunnel.wire.socket());
     let (flow, limits) = (Flow::new(), Limits::after(watch));
     let end = tokio::select! {
-        carried = carry(&mut near, &mut tunnel.wire, &early, &flow) => carried,
+        carried = async {
+            if let Some(port) = silent {
+                port.watch_who_begins(&near, &mut tunnel, &mut early).await?;
+            }
+            carry(&mut near, &mut tunnel.wire, &early, &flow).await
+        } => carried,
         refusal = limits.reached(&flow) => Err(refusal.into()),
     };
     if end.is_err() {
-        reset(&near);
+        reset(near.inner());
         reset(tunnel.wire.socket());
     }
     ended(&mut record, &flow, end);
@@ -62,7 +76,8 @@ pub(super) struct Reached {
     pub(super) watch: Watch,
 }
 
-async fn reach(at: &Outbound, named: &str, from: SocketAddr, record: &mut Record) -> Result<Reached, Refusal> {
+/// Which Service is meant by a name, and the configuration that knows it.
+pub(super) async fn named(at: &Outbound, named: &str) -> Result<(Arc<Live>, Authority), Refusal> {
     let live = at.shared.live.load();
     let named = Authority::parse(named, &live.own.namespace)
         .map_err(|_| Refusal::NoService { name: named.to_owned(), nearest: None })?;
@@ -70,6 +85,11 @@ async fn reach(at: &Outbound, named: &str, from: SocketAddr, record: &mut Record
         NotThere::Unknown { nearest } => Refusal::NoService { name: named.service.to_string(), nearest },
         NotThere::Unavailable => Refusal::ConfigUnavailable { service: named.service.clone() },
     })?;
+    Ok((live, named))
+}
+
+async fn reach(at: &Outbound, name: &str, from: SocketAddr, record: &mut Record) -> Result<Reached, Refusal> {
+    let (live, named) = named(at, name).await?;
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let destination = live
         .destination(&named.service)
@@ -96,7 +116,7 @@ pub(super) async fn lead(
     record.note(|exchange| exchange.route = choice.route().cloned());
     let backend = serve::backend(live, destination, &choice)?;
     let port = serve::service_port(backend, choice.port)?;
-    if port.app_protocol != AppProtocol::Tcp && !outside {
+    if !port.takes_bytes() && !outside {
         return Err(not_tcp(port.port, &backend.name));
     }
     let (tunnel, early) = connect(at, live, backend, port, from, record).await?;

@@ -149,7 +149,13 @@ fn forget(known: &mut HashMap<Outside, Known>, now: Instant) {
 
 /// A destination whose endpoints are at `addresses`; endpoints, budget and limits of `before` go on.
 fn destination(to: &Outside, addresses: &[IpAddr], before: Option<&Destination>, now: Instant) -> Destination {
-    let port = ServicePort { name: None, port: to.port(), target_port: to.port(), app_protocol: AppProtocol::Http };
+    let port = ServicePort {
+        name: None,
+        port: to.port(),
+        target_port: to.port(),
+        app_protocol: AppProtocol::Http,
+        undeclared: false,
+    };
     let ports = vec![port];
     let told = view::resolved(&ports, addresses);
     let members = told.iter().map(|endpoint| Member::new(endpoint.instance.as_str(), endpoint.weight)).collect();
@@ -179,6 +185,7 @@ fn destination(to: &Outside, addresses: &[IpAddr], before: Option<&Destination>,
         compiled,
         budget: before.map(|before| Arc::clone(&before.budget)).unwrap_or_default(),
         backend: Arc::new(backend),
+        habits: Arc::default(),
         complete: true,
         used: Arc::new(AtomicBool::new(true)),
     }

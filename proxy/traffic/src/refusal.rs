@@ -424,6 +424,11 @@ impl Refusal {
         Self::BadRequest { detail: detail.into() }
     }
 
+    /// What is not HTTP, where rules hold that only HTTP can be measured by.
+    pub fn not_measured(port: u16, of: &ServiceName) -> Self {
+        Self::bad_request(format!("port {port} of {of} has rules about HTTP, and this is not HTTP"))
+    }
+
     /// Its one metric label.
     pub fn reason(&self) -> Reason {
         match self {

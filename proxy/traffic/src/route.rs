@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use equerry_policies::compile::{CompiledDestination, PortRoutes, RouteEntry, RouteRule};
 use equerry_policies::names::{Authority, ServiceName};
-use equerry_policies::policy::Retry;
+use equerry_policies::policy::{Retry, ServicePort};
 use http::header::{CONTENT_TYPE, HeaderMap};
 use http::request::Parts;
 
@@ -191,15 +191,18 @@ pub fn decide(
 /// Chooses a backend for a connection of which nothing but its destination is known.
 ///
 /// # Errors
-/// [`Refusal::BadRequest`] where HTTP or gRPC is spoken: what is neither would pass their rules by.
+/// [`Refusal::BadRequest`] where HTTP or gRPC is spoken, or rules about them hold: what is neither would pass them by.
 /// [`Refusal::NoBackend`] when the `TCPRoute` sends nowhere.
 pub fn connect(
     leave: &MayLeave,
     destination: &CompiledDestination,
     rng: &mut fastrand::Rng,
 ) -> Result<Choice, Refusal> {
-    if !destination.is_tcp(leave.port) {
+    if !destination.port(leave.port).is_some_and(ServicePort::takes_bytes) {
         return Err(not_spoken(leave, "HTTP", "TCP"));
+    }
+    if destination.has_rules_about_http(leave.port) {
+        return Err(Refusal::not_measured(leave.port, &leave.service));
     }
     straight(leave, destination, rng)
 }

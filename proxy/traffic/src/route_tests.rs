@@ -19,7 +19,7 @@ fn service(text: &str) -> ServiceName {
 }
 
 fn port(port: u16) -> ServicePort {
-    ServicePort { name: None, port, target_port: port, app_protocol: AppProtocol::Http }
+    ServicePort { name: None, port, target_port: port, app_protocol: AppProtocol::Http, undeclared: false }
 }
 
 fn on(path: PathMatch) -> RouteMatch {

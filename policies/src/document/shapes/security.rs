@@ -1,7 +1,9 @@
 //! `Mesh`, `PeerAuthentication`, `RequestAuthentication` and `AuthorizationPolicy` of `equerry.dev/v1`, with Istio's
 //! field names where the meaning is Istio's.
 
-use super::{API_VERSION, CLAIM, Choice, FILLED, Form, HEADER, KIND, META, SELECTOR, STATUS, Shape, TARGET_REFS, Text};
+use super::{
+    API_VERSION, CLAIM, Choice, DURATION, FILLED, Form, HEADER, KIND, META, SELECTOR, STATUS, Shape, TARGET_REFS, Text,
+};
 use super::{may, must, unbuilt};
 use crate::names;
 
@@ -41,6 +43,12 @@ static MESH_SPEC: Shape = Shape {
             Form::Whole(0, 16),
             "How many proxies in front of a workload write down in X-Forwarded-For whom they speak for; 0 when nothing is written: \
              nobody is believed. A Service's annotation equerry.dev/trusted-hops says it for that Service.",
+        ),
+        may(
+            "protocolDetectionTimeout",
+            Form::Text(&DURATION),
+            "How long a connection to a port without appProtocol may be silent until it is taken for one whose server speaks first; 5s \
+             when nothing is written, 0s: no wait.",
         ),
         unbuilt("accessLog"),
         unbuilt("locality"),

@@ -62,8 +62,9 @@ static SERVICE_PORT: Shape = Shape {
         may(
             "appProtocol",
             Form::Choice(&APP_PROTOCOL),
-            "What the application speaks there; http when nothing is written. With tcp nobody looks at the bytes: no rule about \
-             HTTP allows anything there.",
+            "What the application speaks there. With tcp nobody looks at the bytes: no rule about HTTP allows anything there. When \
+             nothing is written, requests are HTTP/1.1, and connections that do not begin with HTTP are bytes where no rule about \
+             HTTP holds.",
         ),
         ignored("nodePort"),
     ],

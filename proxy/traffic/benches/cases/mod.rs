@@ -220,7 +220,13 @@ fn destination(rules: usize) -> CompiledDestination {
     };
     let view = DestinationView {
         service: service(),
-        ports: vec![ServicePort { name: None, port: 80, target_port: 8080, app_protocol: AppProtocol::Http }],
+        ports: vec![ServicePort {
+            name: None,
+            port: 80,
+            target_port: 8080,
+            app_protocol: AppProtocol::Http,
+            undeclared: false,
+        }],
         accounts: vec![],
         external: None,
         routes: vec![all],
