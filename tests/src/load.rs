@@ -1,4 +1,5 @@
-//! Load for promises: callers that each keep one connection and ask again as soon as they are answered, every failure kept.
+//! Load for promises: callers that each keep one connection, or share one of HTTP/2, and ask again as soon as they are answered,
+//! every failure kept.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,15 +7,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use http::{Method, Request};
+use futures_util::future::join_all;
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 /// Failures that are kept in words; the rest is counted.
 const KEPT: usize = 5;
+/// Callers that share a connection of HTTP/2: every second one sends a body that nobody may send twice.
+const STREAMS: usize = 4;
 
 /// What came of a load.
 #[derive(Debug, Default)]
@@ -40,6 +46,14 @@ impl Tally {
         }
         Ok(())
     }
+
+    fn add(&mut self, more: Self) {
+        self.answered += more.answered;
+        self.failed += more.failed;
+        self.connections += more.connections;
+        self.failures.extend(more.failures);
+        self.failures.truncate(KEPT);
+    }
 }
 
 /// What is asked, and through which door.
@@ -53,6 +67,8 @@ pub struct Load {
     pub gets: usize,
     /// Callers that ask with POST and a small body: nobody may send that twice.
     pub posts: usize,
+    /// Connections of HTTP/2, each shared by four callers.
+    pub http2: usize,
 }
 
 /// A load under way.
@@ -70,6 +86,9 @@ impl Load {
         for number in 0..self.gets + self.posts {
             let method = if number < self.gets { Method::GET } else { Method::POST };
             callers.spawn(call_until(self.clone(), method, Arc::clone(&stop), Arc::clone(&answered)));
+        }
+        for _ in 0..self.http2 {
+            callers.spawn(share_until(self.clone(), Arc::clone(&stop), Arc::clone(&answered)));
         }
         UnderWay { stop, answered, callers }
     }
@@ -89,12 +108,7 @@ impl UnderWay {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Tally::default();
         while let Some(one) = self.callers.join_next().await {
-            let Tally { answered, failed, connections, failures } = one.context("a caller")?;
-            all.answered += answered;
-            all.failed += failed;
-            all.connections += connections;
-            all.failures.extend(failures);
-            all.failures.truncate(KEPT);
+            all.add(one.context("a caller")?);
         }
         Ok(all)
     }
@@ -126,18 +140,84 @@ type Connection = SendRequest<Full<Bytes>>;
 
 async fn call(load: &Load, method: &Method, open: &mut Option<Connection>, connections: &mut u64) -> Result<()> {
     if open.as_ref().is_none_or(Connection::is_closed) {
-        let stream = TcpStream::connect(load.to).await.context("connecting")?;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) = http1::handshake(connect(load).await?).await?;
         tokio::spawn(connection);
         *connections += 1;
         *open = Some(sender);
     }
     let Some(sender) = open else { bail!("no connection") };
     sender.ready().await.context("the connection was closed")?;
-    let body = if *method == Method::POST { "something" } else { "" };
-    let request = Request::builder().method(method).uri("/").header("host", &load.host);
-    let answer = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await.context("asking")?;
+    let request = Request::builder().method(method).uri("/").header("host", &load.host).body(body_of(method))?;
+    well(sender.send_request(request).await.context("asking")?).await
+}
+
+/// Callers that share a connection of HTTP/2, and make another when one of them has failed.
+async fn share_until(load: Load, stop: Arc<AtomicBool>, answered: Arc<AtomicU64>) -> Tally {
+    let mut tally = Tally::default();
+    while !stop.load(Ordering::Relaxed) {
+        match share(&load).await {
+            Ok(sender) => {
+                tally.connections += 1;
+                let one = |number| stream_until(&load, number, sender.clone(), &stop, &answered);
+                join_all((0..STREAMS).map(one)).await.into_iter().for_each(|one| tally.add(one));
+            }
+            Err(error) => {
+                tally.failed += 1;
+                tally.failures.push(format!("{error:#}"));
+                tally.failures.truncate(KEPT);
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    tally
+}
+
+type Shared = http2::SendRequest<Full<Bytes>>;
+
+async fn share(load: &Load) -> Result<Shared> {
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), connect(load).await?).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// One caller of a shared connection, until it is told to stop or a call has failed.
+async fn stream_until(load: &Load, number: usize, sender: Shared, stop: &AtomicBool, answered: &AtomicU64) -> Tally {
+    let mut tally = Tally::default();
+    let method = if number.is_multiple_of(2) { Method::GET } else { Method::POST };
+    while !stop.load(Ordering::Relaxed) {
+        match ask(load, &method, sender.clone()).await {
+            Ok(()) => {
+                tally.answered += 1;
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tally.failed += 1;
+                tally.failures.push(format!("{method} over HTTP/2: {error:#}"));
+                break;
+            }
+        }
+    }
+    tally
+}
+
+async fn ask(load: &Load, method: &Method, mut sender: Shared) -> Result<()> {
+    sender.ready().await.context("the connection was closed")?;
+    let request = Request::builder().method(method).uri(format!("http://{}/", load.host)).body(body_of(method))?;
+    well(sender.send_request(request).await.context("asking")?).await
+}
+
+async fn connect(load: &Load) -> Result<TokioIo<TcpStream>> {
+    let stream = TcpStream::connect(load.to).await.context("connecting")?;
+    stream.set_nodelay(true)?;
+    Ok(TokioIo::new(stream))
+}
+
+fn body_of(method: &Method) -> Full<Bytes> {
+    Full::new(Bytes::from(if *method == Method::POST { "something" } else { "" }))
+}
+
+/// The answer is 200, and whole.
+async fn well(answer: Response<Incoming>) -> Result<()> {
     let status = answer.status();
     let said = answer.into_body().collect().await.context("reading the answer")?.to_bytes();
     if status != http::StatusCode::OK {

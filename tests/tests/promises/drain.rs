@@ -1,16 +1,26 @@
 //! Sidecars come and go, and so does configuration, while calls pass: none of them fails, and no connection is dropped.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use equerry::demo::town::{Home, Resident};
+use bytes::Bytes;
+use equerry::demo::town::{Home, Resident, SHOP};
 use equerry::demo::web::Caller;
 use equerry_tests::load::Load;
+use equerry_tests::workshop::Workshop;
 use equerry_tests::{Mesh, api, eventually};
-use http::StatusCode;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{PAIR, program};
 
@@ -23,14 +33,22 @@ metadata: {name: inventory, namespace: shop, annotations: {equerry.dev/accounts:
 spec: {selector: {app: inventory}, ports: [{port: 80, targetPort: 8080}]}
 ";
 
-/// A mesh in which `orders` calls every other resident as `inventory`.
+/// And one whose application keeps streams open.
+const STREAMING: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: streaming, namespace: shop, annotations: {equerry.dev/accounts: frontend}}
+spec: {selector: {app: frontend}, ports: [{port: 80, targetPort: 8080, appProtocol: kubernetes.io/h2c}]}
+";
+
+/// A mesh in which `orders` calls the instances of `inventory`.
 async fn mesh(residents: &[Resident], of_orders: &[&str]) -> Result<Mesh> {
     let mesh = Mesh::found(program(), residents, INVENTORY).await?;
     for home in &mesh.town.homes {
         let is_caller = home.resident.name == "orders";
         mesh.town.join(home).await?;
         mesh.town.start_sidecar_with(home, if is_caller { of_orders } else { &[] }).await?;
-        if !is_caller {
+        if home.resident.account == "inventory" {
             mesh.town.start_app(home).await?;
         }
     }
@@ -39,7 +57,7 @@ async fn mesh(residents: &[Resident], of_orders: &[&str]) -> Result<Mesh> {
     }
     // A client of its own, that keeps no connection beyond this.
     let caller = Caller::local(mesh.town.home("orders")?.outbound.number());
-    for home in mesh.town.homes.iter().filter(|home| home.resident.name != "orders") {
+    for home in mesh.town.homes.iter().filter(|home| home.resident.account == "inventory") {
         eventually(SOON, &format!("orders to reach {}", home.resident.name), async || {
             let answer = caller.get("inventory", "/", &[]).await?;
             Ok((answer.shown().contains(home.resident.name)).then_some(()))
@@ -49,8 +67,54 @@ async fn mesh(residents: &[Resident], of_orders: &[&str]) -> Result<Mesh> {
     Ok(mesh)
 }
 
-fn load(home: &Home, gets: usize, posts: usize) -> Result<Load> {
-    Ok(Load { to: home.outbound.address().parse()?, host: "inventory".to_owned(), gets, posts })
+fn load(home: &Home, gets: usize, posts: usize, http2: usize) -> Result<Load> {
+    Ok(Load { to: home.outbound.address().parse()?, host: "inventory".to_owned(), gets, posts, http2 })
+}
+
+/// A stream as gRPC keeps them open: every word comes back while both sides go on.
+struct Words {
+    say: mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>,
+    heard: Incoming,
+}
+
+impl Words {
+    async fn begin(home: &Home) -> Result<Self> {
+        let socket = TcpStream::connect(home.outbound.address()).await?;
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await?;
+        tokio::spawn(connection);
+        let (say, said) = mpsc::unbounded_channel();
+        let request = Request::post("http://streaming/echo").header("content-type", "application/grpc");
+        let body = StreamBody::new(UnboundedReceiverStream::new(said));
+        let answer = timeout(SOON, sender.send_request(request.body(body)?)).await.context("no answer")??;
+        ensure!(answer.status() == 200, "{}", answer.status());
+        Ok(Self { say, heard: answer.into_body() })
+    }
+
+    /// Says something, which comes back.
+    async fn exchange(&mut self, word: &str) -> Result<()> {
+        self.say.send(Ok(Frame::data(Bytes::copy_from_slice(word.as_bytes()))))?;
+        let mut heard = Vec::new();
+        while heard.len() < word.len() {
+            let data = self.next().await?.into_data().ok().context("trailers")?;
+            heard.extend_from_slice(&data);
+        }
+        ensure!(heard == word.as_bytes(), "{}", String::from_utf8_lossy(&heard));
+        Ok(())
+    }
+
+    /// Ends, as gRPC does, with trailers.
+    async fn end(mut self) -> Result<()> {
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+        self.say.send(Ok(Frame::trailers(trailers.clone())))?;
+        let last = self.next().await?.into_trailers().ok().context("more data")?;
+        ensure!(last == trailers, "{last:?}");
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Frame<Bytes>> {
+        let next = timeout(SOON, self.heard.frame()).await.context("the stream stands still")?;
+        next.context("the stream has ended")?.context("the stream was cut")
+    }
 }
 
 /// Waits until the application of `home` is called.
@@ -75,7 +139,7 @@ async fn the_same_over_whatever_sidecars_choose_to_speak() -> Result<()> {
 async fn restarts_fail_no_call(between: &str) -> Result<()> {
     let mesh = mesh(&PAIR, &["--mesh-protocol", between]).await?;
     let town = &mesh.town;
-    let under_way = load(town.home("orders")?, 4, 4)?.begin();
+    let under_way = load(town.home("orders")?, 4, 4, 2)?.begin();
     for _ in 0..2 {
         for name in ["inventory-v1", "inventory-v2"] {
             let home = town.home(name)?;
@@ -89,8 +153,8 @@ async fn restarts_fail_no_call(between: &str) -> Result<()> {
     let tally = under_way.end().await?;
     tally.all_well()?;
     ensure!(
-        tally.connections == 8,
-        "{} connections of 8 callers: the caller's own sidecar went nowhere",
+        tally.connections == 10,
+        "{} connections instead of 10: the caller's own sidecar went nowhere",
         tally.connections
     );
     eprintln!("{} calls over {between} while four sidecars were restarted", tally.answered);
@@ -99,25 +163,30 @@ async fn restarts_fail_no_call(between: &str) -> Result<()> {
 
 #[tokio::test]
 async fn a_hundred_changes_of_configuration_under_load_drop_no_connection_and_fail_no_call() -> Result<()> {
-    let mesh = mesh(&PAIR, &[]).await?;
+    let mesh = mesh(&SHOP, &[]).await?;
     let (town, orders) = (&mesh.town, mesh.town.home("orders")?);
-    let under_way = load(orders, 4, 4)?.begin();
+    mesh.apply(STREAMING).await?;
+    let frontend = town.home("frontend")?;
+    frontend.app.release();
+    let _app = Workshop::open(frontend.app.number()).await?;
+    let mut words = eventually(SOON, "a stream", async || Words::begin(orders).await.map(Some)).await?;
+    let under_way = load(orders, 4, 4, 2)?.begin();
     is_called(town.home("inventory-v1")?).await?;
     let epoch = mesh.epoch().await?;
     for number in 0..100 {
-        // Both sidecars' configuration changes: how calls go, and who may call.
+        // The configuration of sidecars on both sides changes: how calls go, and who may call.
         let changed = format!(
             "\
 apiVersion: equerry.dev/v1
 kind: TrafficPolicy
 metadata: {{name: inventory, namespace: shop}}
-spec: {{targetRefs: [{{kind: Service, name: inventory}}], timeouts: {{connect: {}ms}}}}
+spec: {{targetRefs: [{{kind: Service, name: inventory}}, {{kind: Service, name: streaming}}], timeouts: {{connect: {}ms}}}}
 ---
 apiVersion: equerry.dev/v1
 kind: AuthorizationPolicy
 metadata: {{name: change, namespace: shop}}
 spec:
-  targetRefs: [{{kind: Service, name: inventory}}]
+  targetRefs: [{{kind: Service, name: inventory}}, {{kind: Service, name: streaming}}]
   action: DENY
   rules: [{{to: [{{operation: {{paths: [/never/{number}]}}}}]}}]
 ",
@@ -126,6 +195,7 @@ spec:
         let files = serde_json::json!({"files": [{"name": "change.yaml", "text": changed}]});
         let (status, said) = api::ask(town, "POST", "/api/v1/apply", files.to_string().into()).await?;
         ensure!(status == StatusCode::OK, "change {number}: {status} {said}");
+        words.exchange(&format!("word {number}")).await.with_context(|| format!("change {number}"))?;
     }
     let last = mesh.epoch().await?;
     ensure!(last >= epoch + 100, "only {} epochs", last - epoch);
@@ -141,9 +211,11 @@ spec:
         Ok(Some(()))
     })
     .await?;
+    words.exchange("the last word").await?;
+    words.end().await?;
     let tally = under_way.end().await?;
     tally.all_well()?;
-    ensure!(tally.connections == 8, "{} connections of 8 callers", tally.connections);
+    ensure!(tally.connections == 10, "{} connections instead of 10", tally.connections);
     println!("{} calls over the same connections while {} epochs went by", tally.answered, last - epoch);
     Ok(())
 }
@@ -153,7 +225,7 @@ async fn a_sidecar_told_to_stop_serves_its_application_until_that_has_hung_up() 
     // With more time to leave than anybody here takes.
     let mesh = mesh(&PAIR[..2], &["--drain-timeout", "60s"]).await?;
     let (town, orders) = (&mesh.town, mesh.town.home("orders")?);
-    let under_way = load(orders, 2, 2)?.begin();
+    let under_way = load(orders, 2, 2, 1)?.begin();
     is_called(town.home("inventory-v1")?).await?;
     // A connection that is kept for later, as pools do.
     let kept = TcpStream::connect(orders.outbound.address()).await?;
@@ -165,7 +237,7 @@ async fn a_sidecar_told_to_stop_serves_its_application_until_that_has_hung_up() 
     .await?;
     let answered = under_way.answered();
     eventually(SOON, "calls to go on", async || Ok((under_way.answered() > answered + 200).then_some(()))).await?;
-    let late = load(orders, 1, 1)?.begin();
+    let late = load(orders, 1, 1, 1)?.begin();
     eventually(SOON, "new connections to be served", async || Ok((late.answered() > 100).then_some(()))).await?;
     for load in [under_way, late] {
         load.end().await?.all_well()?;

@@ -196,7 +196,7 @@ async fn thousands_of_idle_connections_cost_a_bounded_memory_and_a_request_is_se
 async fn whoever_reads_nothing_or_sends_without_end_is_cut_and_others_are_served_meanwhile() -> Result<()> {
     let pair = Pair::up(&[]).await?;
     let (door, before) = (pair.door()?, pair.resident().await?);
-    let normal = Load { to: door, host: "inventory".to_owned(), gets: 2, posts: 0 }.begin();
+    let normal = Load { to: door, host: "inventory".to_owned(), gets: 2, posts: 0, http2: 0 }.begin();
 
     let mut strangers = JoinSet::new();
     for _ in 0..100 {

@@ -5,9 +5,15 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
 use equerry_tests::{Mesh, eventually, peers};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use crate::{PAIR, program};
@@ -147,6 +153,11 @@ async fn curl_tunnels_by_connect_to_a_port_that_speaks_tcp_and_to_no_other() -> 
         if said.code == Some(0) && said.out.ends_with(" 200 200") { Ok(Some(())) } else { bail!("{said:?}") }
     })
     .await?;
+    // The same over HTTP/2 is refused wherever it would lead.
+    for port in ["raw.shop:7000", "inventory.shop:80"] {
+        let (status, said) = connect_by_http2(&orders.outbound.address(), port).await?;
+        ensure!(status == 400 && said.contains("CONNECT"), "{port}: {status} {said}");
+    }
     for (url, status) in
         [("http://inventory.shop:80/", 400), ("http://raw.shop:7001/", 404), ("http://rawr:7000/", 502)]
     {
@@ -154,4 +165,15 @@ async fn curl_tunnels_by_connect_to_a_port_that_speaks_tcp_and_to_no_other() -> 
         ensure!(said.code != Some(0) && said.out.ends_with(&format!(" {status} 000")), "{url}: {said:?}");
     }
     Ok(())
+}
+
+/// What is answered to CONNECT over HTTP/2.
+async fn connect_by_http2(sidecar: &str, port: &str) -> Result<(StatusCode, String)> {
+    let socket = TcpStream::connect(sidecar).await?;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await?;
+    tokio::spawn(connection);
+    let request = Request::connect(port).body(Empty::<Bytes>::new())?;
+    let answer = tokio::time::timeout(Duration::from_secs(10), sender.send_request(request)).await??;
+    let status = answer.status();
+    Ok((status, String::from_utf8_lossy(&answer.into_body().collect().await?.to_bytes()).into_owned()))
 }
