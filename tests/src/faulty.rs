@@ -1,7 +1,9 @@
 //! A faulty application of our own, on bare sockets: it does to its callers what no HTTP library would let it do.
 //!
-//! It knows just enough HTTP/1.1 to read what a sidecar sends. Every call carries its own name (`x-call`), and every time the
-//! head of a call arrives it is counted, so that a test sees whether one was ever made twice.
+//! It knows just enough HTTP/1.1 to read what a sidecar sends, and HTTP/2 by prior knowledge. Every call carries its own name
+//! (`x-call`), and every time the head of a call arrives it is counted, so that a test sees whether one was ever made twice.
+
+mod http2;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -50,6 +52,12 @@ pub enum Fault {
     Garbage,
     /// Answers with a head of a megabyte.
     HeaderBomb,
+    /// Refuses a stream without having looked at it; an HTTP/1.1 caller loses its connection instead.
+    Refuses,
+    /// Sends GOAWAY in the middle of the body of its answer and closes; over HTTP/1.1 it just closes.
+    GoesAway,
+    /// Says after every answer that its connection ends, and ends it when what came meanwhile is answered.
+    SaysGoodbye,
 }
 
 impl fmt::Display for Fault {
@@ -69,6 +77,9 @@ impl fmt::Display for Fault {
             Self::RefusesEarly => "refuses before the body",
             Self::Garbage => "sends garbage",
             Self::HeaderBomb => "sends a megabyte of headers",
+            Self::Refuses => "refuses streams",
+            Self::GoesAway => "goes away mid-body",
+            Self::SaysGoodbye => "says goodbye every time",
         })
     }
 }
@@ -191,6 +202,10 @@ struct Head {
 
 impl Connection {
     async fn serve(&mut self, fault: watch::Receiver<Fault>) -> io::Result<End> {
+        if self.begins_http2().await? {
+            let served = http2::serve(&mut self.stream, self.name, &self.arrivals, fault).await;
+            return Ok(served.unwrap_or(End::Close));
+        }
         loop {
             let Some(head) = self.head().await? else { return Ok(End::Close) };
             self.arrivals.add(&head.call);
@@ -198,6 +213,18 @@ impl Connection {
             let end = self.answer(&head, fault).await?;
             if end != End::GoOn {
                 return Ok(end);
+            }
+        }
+    }
+
+    /// No method of HTTP/1.1 that is used here begins like the preface of HTTP/2.
+    async fn begins_http2(&self) -> io::Result<bool> {
+        let mut first = [0; 2];
+        loop {
+            match self.stream.peek(&mut first).await? {
+                0 => return Ok(false),
+                1 => tokio::task::yield_now().await,
+                _ => return Ok(&first == b"PR"),
             }
         }
     }
@@ -211,7 +238,7 @@ impl Connection {
         let half = &whole[..whole.len() - ANSWER_LENGTH / 2];
         match fault {
             Fault::None => self.say(&whole).await,
-            Fault::Killed | Fault::Resets => Ok(End::Reset),
+            Fault::Killed | Fault::Resets | Fault::Refuses => Ok(End::Reset),
             // Until whoever called has had enough.
             Fault::Frozen => self.stream.read_u8().await.map(|_| End::Close),
             Fault::Slow => {
@@ -219,8 +246,12 @@ impl Connection {
                 self.say(&whole).await
             }
             Fault::ResetsMidBody => self.say(half).await.map(|_| End::Reset),
-            Fault::SaysLess => self.say(half).await.map(|_| End::Close),
+            Fault::SaysLess | Fault::GoesAway => self.say(half).await.map(|_| End::Close),
             Fault::ClosesIdle => self.say(&whole).await.map(|_| End::Close),
+            Fault::SaysGoodbye => {
+                let said = format!("HTTP/1.1 200 OK\r\ncontent-length: {ANSWER_LENGTH}\r\nconnection: close\r\n\r\n");
+                self.say(&[said.into_bytes(), body(self.name, &head.call)].concat()).await.map(|_| End::Close)
+            }
             Fault::SaysMore => {
                 let unasked = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nSMUGGLED";
                 self.say(&[&whole, unasked.as_slice()].concat()).await
@@ -245,12 +276,10 @@ impl Connection {
         }
     }
 
-    /// A whole answer: its body names who answers which call, and is filled up.
+    /// A whole answer.
     fn whole(&self, call: &str) -> Vec<u8> {
-        let mut body = format!("{} answers {call}\n", self.name).into_bytes();
-        body.resize(ANSWER_LENGTH, b'.');
         let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {ANSWER_LENGTH}\r\n\r\n");
-        [head.into_bytes(), body].concat()
+        [head.into_bytes(), body(self.name, call)].concat()
     }
 
     async fn say(&mut self, bytes: &[u8]) -> io::Result<End> {
@@ -319,6 +348,13 @@ impl Connection {
             _ => Ok(()),
         }
     }
+}
+
+/// The body of an answer: it names who answers which call, and is filled up.
+fn body(name: &str, call: &str) -> Vec<u8> {
+    let mut body = format!("{name} answers {call}\n").into_bytes();
+    body.resize(ANSWER_LENGTH, b'.');
+    body
 }
 
 fn position(of: &[u8], what: &[u8]) -> Option<usize> {

@@ -281,10 +281,9 @@ fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
     if let Some(refusal) = outgoing.body.broke_off() {
         return Failed { refusal, unprocessed: false };
     }
-    if not_connected {
+    // What was refused was not begun. A sidecar before us could not know that of a reset.
+    if not_connected || refused {
         Failed::unprocessed(Refusal::ConnectFailed { detail })
-    } else if refused {
-        Failed::unprocessed(Refusal::UpstreamReset { detail })
     } else {
         Failed::reset(detail)
     }

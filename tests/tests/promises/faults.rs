@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use crate::{PAIR, program};
 
 /// Calls of each kind that meet a fault.
-const CALLS: usize = 32;
+const CALLS: usize = 48;
 /// The call before which the fault begins: those before it are answered well, and leave connections behind.
 const BEGINS: usize = 8;
 
@@ -103,7 +103,7 @@ const LATE: Expect = Or(&["try_timeout"]);
 const BROKEN: Expect = Cut(&["upstream_reset"]);
 
 /// The promise. An answer that has begun cannot be taken back, so that there nobody is spared a broken one.
-const MATRIX: [Row; 15] = [
+const MATRIX: [Row; 16] = [
     //  the application                GET    PUT    named   POST   upload   opens a breaker
     row(Fault::Killed, [Whole, Whole, Whole, RESET, GONE], true),
     row(Fault::Frozen, [Whole, Whole, Whole, LATE, LATE], true),
@@ -111,6 +111,7 @@ const MATRIX: [Row; 15] = [
     row(Fault::Resets, [Whole, Whole, Whole, RESET, RESET], true),
     row(Fault::ResetsMidBody, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], true),
     row(Fault::ClosesIdle, [Whole, Whole, Whole, RESET, RESET], false),
+    row(Fault::SaysGoodbye, [Whole, Whole, Whole, Whole, Whole], false),
     row(Fault::SaysMore, [Whole, Whole, Whole, Whole, Whole], false),
     row(Fault::SaysLess, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], true),
     row(Fault::BreaksChunks, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], true),
@@ -120,6 +121,33 @@ const MATRIX: [Row; 15] = [
     row(Fault::HeaderBomb, [Whole, Whole, Whole, RESET, RESET], true),
     all(Trouble::Frozen, [Whole, Whole, Whole, LATE, LATE], true),
     all(Trouble::Killed, [Whole, Whole, Whole, GONE, GONE], true),
+];
+
+/// What shares a connection may be in the middle of its answer when another's end closes it.
+const BEGUN: Expect = Cut(&[]);
+/// And an upload may not have begun where its connection ends.
+const CUT_OR_GONE: Expect = Cut(&["upstream_reset", "connect_failed"]);
+
+/// The same of an application that speaks HTTP/2. What it refused it has not begun, as it says itself: any call goes
+/// elsewhere that is not on its way already.
+const HTTP2: [Row; 15] = [
+    //  the application                GET    PUT    named   POST   upload   opens a breaker
+    row(Fault::Killed, [BEGUN, BEGUN, BEGUN, BROKEN, CUT_OR_GONE], true),
+    row(Fault::Frozen, [Whole, Whole, Whole, LATE, LATE], true),
+    row(Fault::Slow, [Whole, Whole, Whole, LATE, LATE], true),
+    row(Fault::Resets, [Whole, Whole, Whole, RESET, RESET], true),
+    row(Fault::ResetsMidBody, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], true),
+    row(Fault::Refuses, [Whole, Whole, Whole, Whole, GONE], true),
+    row(Fault::GoesAway, [BROKEN, BROKEN, BROKEN, BROKEN, CUT_OR_GONE], true),
+    row(Fault::SaysGoodbye, [Whole, Whole, Whole, Whole, Whole], false),
+    row(Fault::ClosesIdle, [BEGUN, BEGUN, BEGUN, BROKEN, CUT_OR_GONE], false),
+    row(Fault::SaysMore, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], false),
+    row(Fault::SaysLess, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], true),
+    row(Fault::BreaksChunks, [BROKEN, BROKEN, BROKEN, BROKEN, CUT_OR_GONE], true),
+    row(Fault::AnswersEarly, [Whole, Whole, Whole, Whole, Whole], false),
+    // Who is still sending when the connection is closed may not have read what was answered.
+    row(Fault::RefusesEarly, [Whole, Whole, Whole, Whole, BEGUN], false),
+    row(Fault::HeaderBomb, [Whole, Whole, Whole, RESET, RESET], true),
 ];
 
 /// Two names for the same two instances: by the first every second call meets the faulty one, behind the second it is soon left
@@ -192,8 +220,8 @@ struct Ground {
 }
 
 impl Ground {
-    async fn lay() -> Result<Self> {
-        let mesh = Mesh::found(program(), &PAIR, DOCUMENTS).await?;
+    async fn lay(documents: &str) -> Result<Self> {
+        let mesh = Mesh::found(program(), &PAIR, documents).await?;
         let arrivals = Arrivals::default();
         let start = async |name| -> Result<Faulty> {
             let home = mesh.town.home(name)?;
@@ -326,8 +354,8 @@ impl Ground {
 }
 
 /// The rows' faults one after the other.
-async fn suffer_all(rows: &[Row]) -> Result<()> {
-    let ground = Ground::lay().await?;
+async fn suffer_all(rows: &[Row], documents: &str) -> Result<()> {
+    let ground = Ground::lay(documents).await?;
     let mut table = String::new();
     for row in rows {
         let began = Instant::now();
@@ -344,7 +372,13 @@ async fn suffer_all(rows: &[Row]) -> Result<()> {
 
 #[tokio::test]
 async fn what_may_be_repeated_never_fails_and_what_may_not_is_made_once() -> Result<()> {
-    suffer_all(&MATRIX).await
+    suffer_all(&MATRIX, DOCUMENTS).await
+}
+
+#[tokio::test]
+async fn nor_does_it_when_the_application_speaks_http2() -> Result<()> {
+    let documents = DOCUMENTS.replace("targetPort: 8080}", "targetPort: 8080, appProtocol: kubernetes.io/h2c}");
+    suffer_all(&HTTP2, &documents).await
 }
 
 #[tokio::test]
