@@ -34,7 +34,8 @@ impl SigningKey {
     /// When it is no PEM, or not of an Ed25519 key.
     pub fn read(text: &str) -> Result<Self, pem::BadPem> {
         let pkcs8 = pem::read_private_key(text)?;
-        let bad = |error: &dyn fmt::Display| pem::BadPem { expected: "an Ed25519 key (PKCS#8)", error: error.to_string() };
+        let bad =
+            |error: &dyn fmt::Display| pem::BadPem { expected: "an Ed25519 key (PKCS#8)", error: error.to_string() };
         Ed25519KeyPair::from_pkcs8(&pkcs8).map(Self).map_err(|error| bad(&error))
     }
 
