@@ -125,7 +125,11 @@ fn too_large_is_refused_by_the_sender_and_by_the_receiver() {
         address: EndpointAddress::Mesh("10.0.0.1:15006".parse().unwrap()),
         weight: 1,
     };
-    let view = EndpointsView { service: service("shop/orders"), endpoints: (0..100_000).map(endpoint).collect(), unwell: Vec::new() };
+    let view = EndpointsView {
+        service: service("shop/orders"),
+        endpoints: (0..100_000).map(endpoint).collect(),
+        unwell: Vec::new(),
+    };
     assert!(matches!(Resource::Endpoints(Box::new(view)).encode(), Err(EncodeError::TooLarge { .. })));
     let body = " ".repeat(MAX_RESOURCE + 1);
     assert!(matches!(

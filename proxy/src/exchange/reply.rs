@@ -13,8 +13,8 @@ use equerry_policies::policy::ErrorDetail;
 use equerry_traffic::quota::Share;
 use equerry_traffic::{Reason, Refusal, filter};
 use http::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    UPGRADE, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE,
+    WWW_AUTHENTICATE,
 };
 use http::{Method, Response, StatusCode, Version};
 use serde::Serialize;

@@ -86,9 +86,7 @@ pub(crate) async fn outbound(
     let left = leave(at, asker, live, &mut head, body, &mut record, &mut filtered).await;
     spare::keep(head.headers);
     let mut response = match left {
-        Ok(Left::Answered(answered, held, watch)) => {
-            reply::answer(answered, Some(held), Some(watch), &style, record)
-        }
+        Ok(Left::Answered(answered, held, watch)) => reply::answer(answered, Some(held), Some(watch), &style, record),
         Ok(Left::ByRule(answer)) => reply::by_rule(answer, &style, record),
         Err(refusal) => reply::refuse(&refusal, &style, record),
     };
@@ -398,12 +396,7 @@ async fn in_time(
 }
 
 /// An exchange that somebody begins with our application.
-pub(crate) async fn inbound(
-    at: &Inbound,
-    via: &Via,
-    request: Request<Incoming>,
-    early: &Early,
-) -> Response<Answer> {
+pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>, early: &Early) -> Response<Answer> {
     let (mut head, body) = request.into_parts();
     let mut record = Record::open(facts::describe(Direction::Inbound, &mut head, via.address), &at.shared.observe);
     let live = at.shared.live.load();
@@ -521,12 +514,7 @@ pub(super) struct Door {
 }
 
 /// Which port is meant, and whether it may be spoken to in this way.
-pub(super) fn door(
-    at: &Inbound,
-    workload: &CompiledWorkload,
-    via: &Via,
-    normal: &Normal,
-) -> Result<Door, Refusal> {
+pub(super) fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -> Result<Door, Refusal> {
     let settings = &at.shared.settings;
     let ports = || settings.app_ports.iter().map(|known| known.port);
     let named = if via.peer.is_some() { via.port } else { normal.port() };

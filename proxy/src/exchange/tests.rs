@@ -283,7 +283,7 @@ fn a_caller_that_leaves_ends_the_work_behind_it_and_is_logged() {
             for line in sidecar.log(2).await {
                 assert_eq!(
                     (line["reason"].as_str(), line["response_code"].as_u64()),
-                    (Some("client_gone"), Some(0)),
+                    (Some("client_gone"), Some(499)),
                     "{line}"
                 );
             }

@@ -364,7 +364,10 @@ fn an_endpoint_whose_answers_begin_well_and_break_off_is_left_alone() {
             let answer = ask(is).await;
             assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("whole") != is, "{answer}");
         }
-        until("the breaker to open", || sidecar.metrics("equerry_breaker_state{").iter().any(|line| line.ends_with(" 2"))).await;
+        until("the breaker to open", || {
+            sidecar.metrics("equerry_breaker_state{").iter().any(|line| line.ends_with(" 2"))
+        })
+        .await;
         let answer = ask(false).await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("breaker_open"), "{answer}");
     });

@@ -337,9 +337,7 @@ async fn in_time<T>(
     limit: Duration,
     connecting: impl Future<Output = Result<T, ConnectFailure>>,
 ) -> Result<T, ConnectFailure> {
-    tokio::time::timeout(limit, connecting)
-        .await
-        .unwrap_or_else(|_| Err(ConnectFailure::TooSlow(limit)))
+    tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| Err(ConnectFailure::TooSlow(limit)))
 }
 
 /// Runs the connection beside the exchanges that use it, until it ends.
@@ -360,7 +358,8 @@ async fn open(target: &Target<'_>, session: Option<&Session>) -> Result<(Wire, R
     };
     let (config, ticket) = TicketWatch::on(&session.config, &session.tickets);
     let name = ServerName::try_from(whom.server_name()).map_err(|error| ConnectFailure::Failed(error.to_string()))?;
-    let stream = TlsConnector::from(config).connect(name, Ahead::new(stream)).await.map_err(|error| tls_failure(&error))?;
+    let stream =
+        TlsConnector::from(config).connect(name, Ahead::new(stream)).await.map_err(|error| tls_failure(&error))?;
     let (_, secured) = stream.get_ref();
     if secured.alpn_protocol() != Some(target.protocol.alpn()) {
         return Err(ConnectFailure::Failed("the peer does not speak the protocol asked for (ALPN)".to_owned()));

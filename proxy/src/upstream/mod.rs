@@ -18,7 +18,6 @@ pub(crate) use lease::{Lease, Message, SendFailure};
 pub use outside::Outsiders;
 pub(crate) use pool::Pool;
 
-
 /// No connection to a sidecar is kept idle for longer, whatever the policy says: its inbound side waits a little longer,
 /// so that it is always the caller who closes.
 pub(crate) const LONGEST_IDLE: std::time::Duration = std::time::Duration::from_secs(90);

@@ -252,7 +252,8 @@ impl Pool {
     }
 
     fn kept_http2(&self, key: &Key, whom: Option<Whom<'_>>) -> Option<Rc<SharedHttp2>> {
-        let fits = |here: &&Rc<SharedHttp2>| here.is_usable() && !here.is_full() && accepted(&here.connection.facts, whom);
+        let fits =
+            |here: &&Rc<SharedHttp2>| here.is_usable() && !here.is_full() && accepted(&here.connection.facts, whom);
         self.http2.borrow().get(key)?.here.iter().find(fits).map(Rc::clone)
     }
 

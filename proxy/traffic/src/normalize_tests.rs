@@ -280,7 +280,9 @@ fn connect_names_a_host_and_a_port_and_is_no_request() {
     }
     let mut request = parts("CONNECT", "a:80", &[]);
     request.version = Version::HTTP_2;
-    assert!(matches!(normalize_connect(&request), Err(Refusal::BadRequest { detail }) if detail.contains("HTTP/1.1 only")));
+    assert!(
+        matches!(normalize_connect(&request), Err(Refusal::BadRequest { detail }) if detail.contains("HTTP/1.1 only"))
+    );
 }
 
 proptest! {

@@ -204,7 +204,10 @@ struct Asked {
 }
 
 /// What comes instead of a next request, or it.
-#[allow(clippy::large_enum_variant, reason = "the large one is what comes nearly always, and a box costs an allocation")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is what comes nearly always, and a box costs an allocation"
+)]
 enum Next {
     Head(RequestHead),
     Gone,

@@ -170,7 +170,9 @@ impl State {
         }
         match self.streams.how_ended(stream) {
             Ended::Dropped => Ok(()),
-            Ended::Well | Ended::Unknown => Err(Bad::at(stream, Code::STREAM_CLOSED, "a frame on a stream that has ended")),
+            Ended::Well | Ended::Unknown => {
+                Err(Bad::at(stream, Code::STREAM_CLOSED, "a frame on a stream that has ended"))
+            }
         }
     }
 

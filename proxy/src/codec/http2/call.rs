@@ -60,7 +60,8 @@ pub(crate) struct NoAnswer<B> {
 /// says in words why the connection has ended.
 pub(crate) fn begin(link: Link) -> (Caller, impl Future<Output = String>) {
     let shared: Shared = Rc::new(RefCell::new(State::new(Role::Calling, link, Instant::now().into_std())));
-    let (driven, mut driver) = (Rc::clone(&shared), Driver::new(Role::Calling, Patience { head: PATIENCE, idle: None }));
+    let (driven, mut driver) =
+        (Rc::clone(&shared), Driver::new(Role::Calling, Patience { head: PATIENCE, idle: None }));
     let driving = async move {
         poll_fn(|cx| driver.poll(&mut driven.borrow_mut(), cx)).await;
         driven.borrow().end_in_words()

@@ -213,7 +213,8 @@ async fn heads_before_the_answer_arrive_before_it_and_not_without_end() {
         let (stream, _serving) = our_server(&responder);
         let (caller, _driving) = our_client(stream);
         let (method, headers, early) = (Method::GET, HeaderMap::new(), Early::new());
-        let head = |target| Head { method: &method, authority: "orders.shop", target, headers: &headers, early: &early };
+        let head =
+            |target| Head { method: &method, authority: "orders.shop", target, headers: &headers, early: &early };
         let (parts, _) = caller.send(head("/early?3"), Content::of(Bytes::new())).await.unwrap();
         assert_eq!(parts.status, StatusCode::OK);
         for at in 0..3 {
@@ -237,7 +238,8 @@ async fn a_body_that_waits_for_a_word_gets_it_when_it_is_wanted() {
             let (caller, _driving) = our_client(stream);
             let (method, early) = (Method::POST, Early::new());
             let headers = HeaderMap::from_iter([(http::header::EXPECT, HeaderValue::from_static("100-continue"))]);
-            let head = Head { method: &method, authority: "orders.shop", target: path, headers: &headers, early: &early };
+            let head =
+                Head { method: &method, authority: "orders.shop", target: path, headers: &headers, early: &early };
             // It has nothing to send before it heard the word; here it never will.
             let silent = Content::Silent(Rc::default());
             let asking = Box::pin(caller.send(head, silent));
@@ -253,7 +255,8 @@ async fn a_body_that_waits_for_a_word_gets_it_when_it_is_wanted() {
                 _ = asking => {}
                 () = heard => {}
             }
-            let heard = std::iter::from_fn(|| early.take()).filter(|(status, _)| *status == StatusCode::CONTINUE).count();
+            let heard =
+                std::iter::from_fn(|| early.take()).filter(|(status, _)| *status == StatusCode::CONTINUE).count();
             assert_eq!(heard, words, "{path}");
         }
     })

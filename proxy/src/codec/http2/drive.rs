@@ -297,7 +297,8 @@ impl Driver {
 
     /// Something has lasted too long.
     fn too_late(&mut self, conn: &mut State, now: Instant) {
-        let has_passed = |since: Option<Instant>, patience: Duration| since.is_some_and(|since| now >= since + patience);
+        let has_passed =
+            |since: Option<Instant>, patience: Duration| since.is_some_and(|since| now >= since + patience);
         let begun = self.news.begun.as_ref().map(|begun| Instant::from_std(begun.since));
         let unread = if self.news.introduced { begun } else { Some(self.began) };
         if has_passed(self.ended, LINGER) || has_passed(self.asked, PING_PATIENCE) {

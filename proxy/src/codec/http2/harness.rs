@@ -209,7 +209,10 @@ pub(super) fn our_server_until(
 /// The `h2` crate as a client.
 pub(super) async fn h2_client(stream: DuplexStream, window: u32) -> h2::client::SendRequest<Bytes> {
     let mut builder = h2::client::Builder::new();
-    builder.initial_window_size(window).initial_connection_window_size(window.max(65_535)).max_send_buffer_size(64 * 1024);
+    builder
+        .initial_window_size(window)
+        .initial_connection_window_size(window.max(65_535))
+        .max_send_buffer_size(64 * 1024);
     let (client, connection) = builder.handshake(stream).await.unwrap();
     tokio::task::spawn_local(async move {
         let _ = connection.await;

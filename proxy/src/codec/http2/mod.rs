@@ -4,8 +4,8 @@
 //! what comes on it; `drive` moves its bytes. [`serve`] and [`call`] are its two ends.
 
 mod arrive;
-mod body;
 pub(crate) mod bad;
+mod body;
 pub(crate) mod call;
 mod conn;
 mod crew;

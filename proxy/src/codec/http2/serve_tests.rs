@@ -18,9 +18,7 @@ async fn exchange(
 ) -> Result<(StatusCode, Bytes, Option<http::HeaderMap>), h2::Error> {
     let mut client = client.clone().ready().await?;
     let (response, mut sending) = client.send_request(ask(method, path), body.is_empty())?;
-    let sent = async {
-        if body.is_empty() { Ok(()) } else { send_all(&mut sending, body, true).await }
-    };
+    let sent = async { if body.is_empty() { Ok(()) } else { send_all(&mut sending, body, true).await } };
     let received = async {
         let (head, mut body) = response.await?.into_parts();
         let bytes = read_all(&mut body).await?;
@@ -73,7 +71,8 @@ async fn bodies_of_every_size_pass_both_ways_through_windows_of_every_size() {
                     assert!(back == pattern(size), "{path} {size} through {window}: {} bytes came back", back.len());
                 }
                 for path in ["/size", "/pieces", "/trailers"] {
-                    let (_, back, trailing) = exchange(&client, "GET", &format!("{path}?{size}"), Bytes::new()).await.unwrap();
+                    let (_, back, trailing) =
+                        exchange(&client, "GET", &format!("{path}?{size}"), Bytes::new()).await.unwrap();
                     assert!(back == pattern(size), "{path} {size} through {window}: {} bytes came", back.len());
                     assert_eq!(trailing, (path == "/trailers").then(trailers));
                 }
@@ -277,7 +276,9 @@ async fn a_head_that_is_too_large_is_answered_431() {
         }
         match client.send_request(request, true) {
             // It reads in our SETTINGS that we would not take it.
-            Err(error) => assert!(error.is_library() || error.is_reset() || error.to_string().contains("big"), "{error}"),
+            Err(error) => {
+                assert!(error.is_library() || error.is_reset() || error.to_string().contains("big"), "{error}")
+            }
             Ok((response, _)) => assert_eq!(response.await.unwrap().status(), 431),
         }
         let (status, ..) = exchange(&client, "GET", "/size?3", Bytes::new()).await.unwrap();

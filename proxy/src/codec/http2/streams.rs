@@ -313,6 +313,10 @@ impl Streams {
     /// Every stream that is not over.
     pub(super) fn each(&mut self) -> impl Iterator<Item = (Key, &mut Stream)> {
         let open = |stream: &Stream| stream.id != 0 && !stream.is_closed();
-        self.slots.iter_mut().enumerate().filter(move |(_, stream)| open(stream)).map(|(at, stream)| (at as Key, stream))
+        self.slots
+            .iter_mut()
+            .enumerate()
+            .filter(move |(_, stream)| open(stream))
+            .map(|(at, stream)| (at as Key, stream))
     }
 }
