@@ -130,7 +130,7 @@ const CUT_OR_GONE: Expect = Cut(&["upstream_reset", "connect_failed"]);
 
 /// The same of an application that speaks HTTP/2. What it refused it has not begun, as it says itself: any call goes
 /// elsewhere that is not on its way already.
-const HTTP2: [Row; 15] = [
+const HTTP2: [Row; 14] = [
     //  the application                GET    PUT    named   POST   upload   opens a breaker
     row(Fault::Killed, [BEGUN, BEGUN, BEGUN, BROKEN, CUT_OR_GONE], true),
     row(Fault::Frozen, [Whole, Whole, Whole, LATE, LATE], true),
@@ -143,7 +143,6 @@ const HTTP2: [Row; 15] = [
     row(Fault::ClosesIdle, [BEGUN, BEGUN, BEGUN, BROKEN, CUT_OR_GONE], false),
     row(Fault::SaysMore, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], false),
     row(Fault::SaysLess, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], true),
-    row(Fault::BreaksChunks, [BROKEN, BROKEN, BROKEN, BROKEN, CUT_OR_GONE], true),
     row(Fault::AnswersEarly, [Whole, Whole, Whole, Whole, Whole], false),
     // Who is still sending when the connection is closed may not have read what was answered.
     row(Fault::RefusesEarly, [Whole, Whole, Whole, Whole, BEGUN], false),
