@@ -277,7 +277,7 @@ async fn a_head_that_is_too_large_is_answered_431() {
         match client.send_request(request, true) {
             // It reads in our SETTINGS that we would not take it.
             Err(error) => {
-                assert!(error.is_library() || error.is_reset() || error.to_string().contains("big"), "{error}")
+                assert!(error.is_library() || error.is_reset() || error.to_string().contains("big"), "{error}");
             }
             Ok((response, _)) => assert_eq!(response.await.unwrap().status(), 431),
         }
