@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tracing_subscriber::filter::Targets;
@@ -25,7 +26,6 @@ use crate::authority::{Authority, CA_FILE};
 use crate::backup;
 use crate::config::{Command, CommandLine, Settings};
 use crate::control::ControlPlane;
-use crate::notify;
 use crate::serve::{self, Face};
 use crate::store::{Store, StoreOptions};
 
@@ -171,13 +171,13 @@ async fn start_and_serve(settings: &Settings) -> Result<()> {
     tokio::spawn(keep_face(control.clone(), Arc::clone(&face), settings.advertise.clone(), renew_at));
     let grpc = tokio::spawn(serve::serve_grpc(control.clone(), Arc::clone(&face), grpc));
     let admin = tokio::spawn(serve::serve_admin(control.clone(), face, admin));
-    notify::manager(notify::READY);
+    tell_manager(NotifyState::Ready);
 
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    notify::manager(notify::STOPPING);
+    tell_manager(NotifyState::Stopping);
     tracing::info!("stopping; sidecars go on with what they know");
     control.stop();
     control.sign_audit().await;
@@ -271,6 +271,13 @@ async fn keep_face(control: ControlPlane, face: Arc<Face>, names: Vec<String>, m
                 SystemTime::now() + RENEW_AGAIN
             }
         };
+    }
+}
+
+/// Tells the service manager, where one listens; one that does not hear is told of in the log, and nothing else.
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager cannot be told");
     }
 }
 

@@ -11,7 +11,6 @@ pub mod backup;
 pub mod config;
 pub mod control;
 pub mod metrics;
-mod notify;
 pub mod quota;
 pub mod registry;
 pub mod serve;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use equerry_policies::names::{HostName, ServiceName, SpiffeId};
 use equerry_traffic::outside::OwnDoors;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, watch};
@@ -32,7 +33,6 @@ use crate::inbound::Inbound;
 use crate::live::last_good::LastGood;
 use crate::live::state_dir::{StateDir, StateDirError};
 use crate::live::{self, IdentityHandle, Link, Live, LiveHandle, NoIdentity, Quotas, Status};
-use crate::notify;
 use crate::observe::{Direction, Observer, ObserverOptions, SERIES_CAP};
 use crate::outbound::{Outbound, tcp_door};
 use crate::probe;
@@ -251,7 +251,7 @@ impl Control {
         tokio::spawn(say_ready(status.clone(), settings.outbound, inbound));
 
         stop.notified().await;
-        notify::manager(notify::STOPPING);
+        tell_manager(NotifyState::Stopping);
         tracing::info!(connections = drain.working(), "draining");
         drain.begin();
         let (left, ()) = tokio::join!(drain.all_gone(settings.drain_timeout), async {
@@ -441,7 +441,7 @@ async fn say_ready(status: Status, outbound: SocketAddr, inbound: SocketAddr) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     tracing::info!(%outbound, %inbound, "ready");
-    notify::manager(notify::READY);
+    tell_manager(NotifyState::Ready);
 }
 
 /// TERM and INT stop, a second one at once; USR1 opens the access log again.
@@ -489,4 +489,11 @@ fn log_to_stderr(filter: &str) {
     } else {
         logger.with(lines.json()).try_init()
     };
+}
+
+/// Tells the service manager, where one listens; one that does not hear is told of in the log, and nothing else.
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
 }

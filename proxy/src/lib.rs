@@ -12,7 +12,6 @@ pub mod drain;
 pub mod exchange;
 pub mod inbound;
 pub mod live;
-mod notify;
 pub mod observe;
 pub mod outbound;
 mod probe;

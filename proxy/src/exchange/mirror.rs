@@ -25,7 +25,7 @@ use super::attempt::{self, Outgoing};
 use super::body::ToSend;
 use super::facts::Record;
 use super::tries::{self, Errand};
-use super::{now, serve};
+use super::{door, meant, now};
 use crate::app::Shared;
 use crate::codec::Early;
 use crate::live::{Destination, Live};
@@ -144,9 +144,9 @@ impl Copy {
     /// Sends it once.
     async fn send(mut self, shared: &Shared, pool: &Rc<Pool>) -> Result<(), Refusal> {
         let backend = &self.destination.backend;
-        let port = serve::service_port(backend, self.port)?;
+        let port = meant::service_port(backend, self.port)?;
         if port.app_protocol == AppProtocol::Tcp {
-            return Err(serve::not_http(port.port));
+            return Err(door::not_http(port.port));
         }
         if let Some(limit) = backend.traffic.limits.request_bytes
             && self.body.len() as u64 > limit
@@ -154,7 +154,7 @@ impl Copy {
             let policy = backend.traffic.name.as_ref().map(ToString::to_string).unwrap_or_default();
             return Err(Refusal::BodyTooLarge { limit, policy: policy.into() });
         }
-        let _held = serve::take_place(backend)?;
+        let _held = meant::take_place(backend)?;
         let source = Source { address: self.from, instance: shared.settings.instance.as_str(), identity: &self.own };
         let key = backend.balancer.key(&self.head, &source);
         let began = now();

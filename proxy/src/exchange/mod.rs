@@ -6,7 +6,9 @@
 pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod connection;
+pub(crate) mod door;
 pub(crate) mod facts;
+pub(crate) mod meant;
 pub(crate) mod mirror;
 pub(crate) mod overload;
 pub(crate) mod reply;

@@ -2,30 +2,31 @@
 //! request may leave, nothing forwarded without a permit.
 
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use equerry_policies::compile::{CompiledDestination, CompiledWorkload, Tenant};
-use equerry_policies::names::{Authority, ServiceName, TenantName};
-use equerry_policies::policy::{AppProtocol, ErrorDetail, Http10, MtlsMode, OutboundTraffic, ServicePort};
+use equerry_policies::names::{Authority, TenantName};
+use equerry_policies::policy::{AppProtocol, ErrorDetail, Http10};
 use equerry_traffic::authorize::{self, Permit};
 use equerry_traffic::balance::Source;
 use equerry_traffic::deadline::{self, Authors, Deadline, Kind, grpc_timeout};
-use equerry_traffic::normalize::{self, Normal, normalize};
+use equerry_traffic::normalize::{self, normalize};
 use equerry_traffic::quota::Share;
-use equerry_traffic::refusal::{Limited, OverLimit};
-use equerry_traffic::route::{self, Choice, Decision, Known, MayLeave};
+use equerry_traffic::route::{self, Choice, Decision};
 use equerry_traffic::token::Caller;
 use equerry_traffic::trace_state::{self, Carried, Other};
-use equerry_traffic::{Reason, Refusal, fault, filter, outside, tenant, token};
+use equerry_traffic::{Reason, Refusal, fault, filter, tenant, token};
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 
 use super::attempt::{self, Outgoing, Time};
 use super::body::{Answer, ToSend};
+use super::door::{Door, door, not_http};
 use super::facts::{self, Record};
+use super::meant::{backend, fixed, may_leave, resolve, service_port, take_place};
 use super::mirror;
 use super::now;
 use super::reply::{self, Style};
@@ -37,7 +38,7 @@ use crate::codec::http1::Bad;
 use crate::codec::{Early, Incoming, MAX_HEADER_BYTES, spare};
 use crate::config::MeshProtocol;
 use crate::inbound::{Inbound, Via};
-use crate::live::{self, Backend, Destination, Live, NotThere};
+use crate::live::{self, Live};
 use crate::observe::Direction;
 use crate::outbound::{self, Outbound};
 use crate::upstream::{Protocol, Target};
@@ -248,140 +249,6 @@ fn carried(headers: &HeaderMap, from: Other) -> Option<Carried> {
     headers.contains_key(&TRACESTATE).then(|| trace_state::read(headers, from, SystemTime::now()))
 }
 
-/// Which Service is meant, and the configuration that knows it: at most a second later, the first time it is named.
-pub(crate) async fn resolve(
-    at: &Outbound,
-    live: Arc<Live>,
-    normal: &Normal,
-) -> Result<(Arc<Live>, (Authority, Found)), Refusal> {
-    let Some(authority) = at.meant(normal, &live.own.namespace) else {
-        let named = Box::pin(outside(at, &live, normal, None)).await?;
-        return Ok((live, named));
-    };
-    if let Some(here) = live.destination(&authority.service).cloned() {
-        return Ok((live, (authority, Found::Known(here))));
-    }
-    match at.shared.live.want(&authority.service).await {
-        Ok(live) => {
-            let found = live.destination(&authority.service).cloned().map_or(Found::NotYet, Found::Known);
-            Ok((live, (authority, found)))
-        }
-        Err(NotThere::Unknown { nearest }) if outbound_traffic(&live) == OutboundTraffic::AllowAny => {
-            let named = Box::pin(outside(at, &live, normal, nearest)).await?;
-            Ok((live, named))
-        }
-        Err(NotThere::Unknown { nearest }) => Ok((live, (authority, Found::Unknown { nearest }))),
-        Err(NotThere::Unavailable) => Ok((live, (authority, Found::NotYet))),
-    }
-}
-
-/// The Service that is meant, whatever a request names: never anybody outside the mesh.
-async fn fixed(at: &Outbound, live: Arc<Live>, meant: &Authority) -> (Arc<Live>, (Authority, Found)) {
-    let (live, found) = match at.shared.live.want(&meant.service).await {
-        Ok(live) => {
-            let found = live.destination(&meant.service).cloned().map_or(Found::NotYet, Found::Known);
-            (live, found)
-        }
-        Err(NotThere::Unknown { nearest }) => (live, Found::Unknown { nearest }),
-        Err(NotThere::Unavailable) => (live, Found::NotYet),
-    };
-    (live, (meant.clone(), found))
-}
-
-/// Whoever a name means that no Service has, where callers may name anybody (`ALLOW_ANY`): never asked while the control
-/// plane has not said that there is no such Service. `nearest` is the name nearest to it that is known.
-async fn outside(
-    at: &Outbound,
-    live: &Live,
-    normal: &Normal,
-    nearest: Option<String>,
-) -> Result<(Authority, Found), Refusal> {
-    let to = outside::may_leave(normal.authority(), nearest.as_deref(), outbound_traffic(live))?;
-    let destination = at.shared.outsiders.reach(&to).await.map_err(|refusal| match refusal {
-        Refusal::NoService { name, .. } => Refusal::NoService { name, nearest },
-        other => other,
-    })?;
-    let named = Authority { service: destination.backend.name.clone(), port: Some(to.port()) };
-    Ok((named, Found::Known(destination)))
-}
-
-/// While this workload's policy is not known, nothing leaves the mesh.
-fn outbound_traffic(live: &Live) -> OutboundTraffic {
-    live.workload.as_ref().map_or(OutboundTraffic::RegistryOnly, |workload| workload.mesh.outbound_traffic)
-}
-
-/// What asking for a Service found.
-#[derive(Debug)]
-pub(crate) enum Found {
-    /// A Service, or somebody outside the mesh.
-    Known(Arc<Destination>),
-    /// Nobody.
-    Unknown {
-        /// The nearest name that is known.
-        nearest: Option<String>,
-    },
-    /// The control plane has not said.
-    NotYet,
-}
-
-/// Whether it may be called, and what is known of it.
-pub(crate) fn may_leave(named: &(Authority, Found)) -> Result<(MayLeave, &Destination), Refusal> {
-    let (authority, found) = named;
-    let known = match found {
-        Found::Known(destination) => Known::Service(&destination.compiled),
-        Found::Unknown { nearest } => Known::Nothing { nearest: nearest.as_deref() },
-        Found::NotYet => Known::NotYet,
-    };
-    let may_leave = route::may_leave(authority, known)?;
-    match found {
-        Found::Known(destination) => Ok((may_leave, destination)),
-        _ => Err(Refusal::ConfigUnavailable { service: authority.service.clone() }),
-    }
-}
-
-/// The destination itself, or another Service that its route chose. A backend need not be one that callers may name yet: its
-/// own routes are not asked.
-pub(crate) fn backend<'a>(
-    live: &'a Live,
-    destination: &'a Destination,
-    choice: &Choice,
-) -> Result<&'a Arc<Backend>, Refusal> {
-    if destination.backend.name == choice.backend {
-        return Ok(&destination.backend);
-    }
-    live.destinations
-        .get(&choice.backend)
-        .map(|destination| &destination.backend)
-        .ok_or_else(|| Refusal::ConfigUnavailable { service: choice.backend.clone() })
-}
-
-/// The port of a backend that is meant.
-pub(crate) fn service_port(backend: &Backend, named: Option<u16>) -> Result<&ServicePort, Refusal> {
-    let found = match (named, backend.ports.as_slice()) {
-        (Some(port), ports) => ports.iter().find(|known| known.port == port),
-        (None, [only]) => Some(only),
-        (None, _) => None,
-    };
-    found.ok_or_else(|| Refusal::NoSuchPort {
-        of: backend.name.to_string(),
-        port: named.unwrap_or_default(),
-        ports: backend.ports.iter().map(|known| known.port).collect(),
-    })
-}
-
-pub(super) fn take_place(backend: &Backend) -> Result<live::Held, Refusal> {
-    let limit = backend.traffic.limits.requests;
-    backend.limits.request(limit).ok_or_else(|| {
-        Refusal::Limit(Box::new(OverLimit {
-            limit: Limited::Requests,
-            service: backend.name.clone(),
-            value: limit.unwrap_or(u32::MAX),
-            present: backend.limits.present().requests,
-            policy: backend.traffic.name.as_ref().map(|name| name.to_string().into()),
-        }))
-    })
-}
-
 /// Holding a body for retries is part of the exchange's time.
 async fn in_time(
     deadline: Deadline,
@@ -500,77 +367,6 @@ fn deadline_that_came(
 
 /// What is left to a tenant, when the request was counted for one.
 type Counted = Option<(TenantName, Share)>;
-
-/// The application's port that a request means.
-#[derive(Debug)]
-pub(super) struct Door {
-    /// As the mesh knows it.
-    pub(super) port: u16,
-    /// Where the application listens.
-    local: SocketAddr,
-    protocol: Protocol,
-    /// The Service that the port belongs to.
-    service: Option<ServiceName>,
-}
-
-/// Which port is meant, and whether it may be spoken to in this way.
-pub(super) fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -> Result<Door, Refusal> {
-    let settings = &at.shared.settings;
-    let ports = || settings.app_ports.iter().map(|known| known.port);
-    let named = if via.peer.is_some() { via.port } else { normal.port() };
-    let known = named.filter(|named| ports().any(|port| port == *named));
-    let port = match (known, named, settings.app_ports.as_slice()) {
-        (Some(port), ..) => port,
-        // Plain text names no port of ours, but maybe that of this listener: the only one is meant.
-        (None, _, [only]) if via.peer.is_none() => only.port,
-        (None, named, all) => {
-            // A stranger without identity gets no list of the ports of an instance that speaks to none.
-            let strict = |port: u16| workload.mtls(port) == MtlsMode::Strict;
-            if via.peer.is_none() && all.iter().all(|known| strict(known.port)) {
-                let port = named.or(all.first().map(|known| known.port)).unwrap_or_default();
-                return Err(Refusal::TlsRequired { port });
-            }
-            let of = "this instance".to_owned();
-            return Err(Refusal::NoSuchPort { of, port: named.unwrap_or_default(), ports: ports().collect() });
-        }
-    };
-    if via.peer.is_none() && workload.mtls(port) == MtlsMode::Strict {
-        return Err(Refusal::TlsRequired { port });
-    }
-    let local = settings.local_port(port).unwrap_or(port);
-    let called = via.server_name.as_deref();
-    let serving = |service: &&(ServiceName, Vec<ServicePort>)| service.1.iter().any(|known| known.target_port == port);
-    let service = workload
-        .services
-        .iter()
-        .filter(serving)
-        .max_by_key(|(name, _)| called.is_some_and(|called| is_called(name, called)));
-    let app_protocol = service
-        .and_then(|(_, ports)| ports.iter().find(|known| known.target_port == port))
-        .map(|known| known.app_protocol);
-    if app_protocol == Some(AppProtocol::Tcp) {
-        return Err(not_http(port));
-    }
-    Ok(Door {
-        port,
-        local: (Ipv4Addr::LOCALHOST, local).into(),
-        protocol: Protocol::of(app_protocol.unwrap_or_default()),
-        service: service.map(|(name, _)| name.clone()),
-    })
-}
-
-/// Nobody looks for requests where TCP is spoken, and nobody sends any.
-pub(super) fn not_http(port: u16) -> Refusal {
-    Refusal::bad_request(format!("port {port} speaks TCP, and this is HTTP"))
-}
-
-/// Whether `p<port>.<service>.<namespace>.mesh` names the Service.
-pub(crate) fn is_called(service: &ServiceName, server_name: &str) -> bool {
-    let rest = server_name.split_once('.').and_then(|(_, rest)| rest.strip_suffix(".mesh"));
-    let namespace =
-        rest.and_then(|rest| rest.strip_prefix(service.name.as_str())).and_then(|rest| rest.strip_prefix('.'));
-    namespace == Some(service.namespace.as_str())
-}
 
 /// Who calls, by certificate and by token.
 fn caller(

@@ -12,7 +12,7 @@ use equerry_traffic::{Refusal, authorize, token};
 use http::request::Parts;
 use http::{HeaderMap, Method};
 
-use super::serve;
+use super::door;
 use crate::inbound::{Inbound, Via};
 use crate::upstream::Protocol;
 
@@ -53,7 +53,7 @@ impl Asked {
     pub(crate) fn judged_again(&self, at: &Inbound, via: &Via) -> Result<(), Refusal> {
         let live = at.shared.live.load();
         let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
-        let door = serve::door(at, workload, via, &self.normal)?;
+        let door = door::door(at, workload, via, &self.normal)?;
         let mut headers = self.headers.clone();
         let caller = token::verify(workload, door.port, &mut headers, via.peer.as_ref(), self.at)?;
         let facts = authorize::Facts {

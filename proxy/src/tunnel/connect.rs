@@ -16,7 +16,7 @@ use crate::codec::Incoming;
 use crate::exchange::body::Answer;
 use crate::exchange::facts::{self, Record};
 use crate::exchange::reply::{self, Style};
-use crate::exchange::serve;
+use crate::exchange::{meant, serve};
 use crate::live::Live;
 use crate::observe::Direction;
 use crate::outbound::{Outbound, Via};
@@ -47,8 +47,8 @@ async fn reach(
     serve::version_served(head.version, &live)?;
     let normal = normalize_connect(head)?;
     record.note(|exchange| exchange.authority = normal.host_header().clone());
-    let (live, named) = serve::resolve(at, live, &normal).await?;
+    let (live, named) = meant::resolve(at, live, &normal).await?;
     record.note(|exchange| exchange.epoch = live.epoch);
-    let (leave, destination) = serve::may_leave(&named)?;
+    let (leave, destination) = meant::may_leave(&named)?;
     outbound::lead(at, &live, (&leave, destination), from.address, record).await
 }

@@ -19,8 +19,8 @@ use tokio_rustls::server::TlsStream;
 use super::{Cut, Flow, ask_for_life, carry, ended, not_tcp, open, reset};
 use crate::accept::detect::Spoken;
 use crate::codec::Ahead;
+use crate::exchange::door;
 use crate::exchange::facts::Record;
-use crate::exchange::serve;
 use crate::inbound::{self, Inbound};
 use crate::observe::Direction;
 
@@ -108,7 +108,7 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result
     let local = settings.local_port(port).ok_or_else(no_such_port)?;
     let called = via.server_name.as_deref().unwrap_or_default();
     let (service, ports) =
-        workload.services.iter().find(|(name, _)| serve::is_called(name, called)).ok_or_else(no_such_port)?;
+        workload.services.iter().find(|(name, _)| door::is_called(name, called)).ok_or_else(no_such_port)?;
     match ports.iter().find(|known| known.target_port == port) {
         Some(known) if known.undeclared && workload.has_rules_about_http(port) => {
             Err(Refusal::not_measured(known.port, service))

@@ -20,7 +20,7 @@ use super::{BUFFER, Flow, ask_for_life, carry, ended, not_tcp, open, reset};
 use crate::accept::detect::Spoken;
 use crate::exchange::facts::Record;
 use crate::exchange::watch::Watch;
-use crate::exchange::{attempt, now, serve, tries};
+use crate::exchange::{attempt, meant, now, tries};
 use crate::live::{Backend, Destination, Live, NotThere, TlsIdentity};
 use crate::observe::Direction;
 use crate::outbound::Outbound;
@@ -114,8 +114,8 @@ pub(super) async fn lead(
         tries::with_randomness(|rng| route::connect(leave, &destination.compiled, rng))?
     };
     record.note(|exchange| exchange.route = choice.route().cloned());
-    let backend = serve::backend(live, destination, &choice)?;
-    let port = serve::service_port(backend, choice.port)?;
+    let backend = meant::backend(live, destination, &choice)?;
+    let port = meant::service_port(backend, choice.port)?;
     if !port.takes_bytes() && !outside {
         return Err(not_tcp(port.port, &backend.name));
     }

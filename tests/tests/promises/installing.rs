@@ -67,7 +67,7 @@ impl Service {
         let mut text = [0; 256];
         let heard = tokio::time::timeout(PATIENCE, self.manager.recv(&mut text)).await;
         let length = heard.context("the service said nothing")??;
-        Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+        Ok(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())
     }
 
     /// Is asked to stop, says so, and ends well.

@@ -3,11 +3,17 @@
 //! A request passes from the outside in: counted, every error a problem, body limit, token, overload, time limit, handler. Only
 //! `/healthz`, `/metrics` and `/openapi.json` need no token.
 
+#[cfg(test)]
+mod access_tests;
 mod audit;
 mod description;
 mod documents;
 mod door;
+#[cfg(test)]
+mod harness;
 mod instances;
+#[cfg(test)]
+mod instances_tests;
 mod problem;
 pub mod shapes;
 #[cfg(test)]

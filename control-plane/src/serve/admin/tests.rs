@@ -1,108 +1,12 @@
-//! The admin API in process: a real store and authority in a temporary directory, no socket.
+//! The admin API: documents, views, the door, and how errors look.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
-use axum::Router;
 use axum::body::Body;
-use equerry_policies::names::{Namespace, TrustDomain};
-use http::{HeaderMap, Method, Request, StatusCode, header};
+use http::{Method, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tower::ServiceExt;
 
+use super::harness::{Answer, Place, ROUTE, SERVICE, TENANT, bare};
 use super::*;
-use crate::access::{Limits, Role};
-use crate::audit::By;
-use crate::authority::Authority;
-use crate::store::{Store, StoreOptions};
-
-const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\n";
-const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: orders, namespace: shop}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules: [{backendRefs: [{name: orders, port: 80}]}]\n";
-const TENANT: &str = "apiVersion: equerry.dev/v1\nkind: Tenant\nmetadata: {name: acme}\nspec:\n  match: [{claim: {name: tenant, value: acme}}]\n  quotas: [{services: [shop/orders], requests: 100, window: 5s}]\n";
-
-/// The API, and a token for it. The directory lives as long as the place.
-struct Place {
-    router: Router,
-    control: ControlPlane,
-    token: String,
-    _dir: tempfile::TempDir,
-}
-
-/// An answer, read whole.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
-    }
-
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).unwrap()
-    }
-
-    fn etag(&self) -> String {
-        self.headers[header::ETAG].to_str().unwrap().to_owned()
-    }
-
-    #[track_caller]
-    fn is_a_problem(&self, status: StatusCode, reason: &str) -> Value {
-        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
-        assert_eq!(self.headers[header::CONTENT_TYPE], PROBLEM_JSON);
-        let problem = self.json();
-        assert_eq!((&problem["reason"], &problem["status"]), (&json!(reason), &json!(status.as_u16())), "{problem}");
-        problem
-    }
-}
-
-impl Place {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions::default()).unwrap();
-        let domain = TrustDomain::parse("equerry.local").unwrap();
-        let authority = Authority::open(dir.path(), &domain, Duration::from_secs(3600), SystemTime::now()).unwrap();
-        let control = ControlPlane::restore(store, Arc::new(authority)).await.unwrap();
-        let token = control.create_admin_token("test", Role::Admin, Limits::default(), By::name("test")).await.unwrap();
-        Self { router: router(control.clone()), control, token, _dir: dir }
-    }
-
-    async fn send(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let (head, body) = response.into_parts();
-        Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes().to_vec() }
-    }
-
-    async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
-        let mut request =
-            Request::builder().method(method).uri(path).header(header::AUTHORIZATION, format!("Bearer {}", self.token));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        self.send(request.body(body.into()).unwrap()).await
-    }
-
-    async fn get(&self, path: &str) -> Answer {
-        self.ask(Method::GET, path, &[], Body::empty()).await
-    }
-
-    async fn apply(&self, texts: &[&str], query: &str) -> Answer {
-        let files: Vec<_> = texts
-            .iter()
-            .enumerate()
-            .map(|(index, text)| json!({"name": format!("{index}.yaml"), "text": text}))
-            .collect();
-        self.ask(Method::POST, &format!("/api/v1/apply{query}"), &[], json!({"files": files}).to_string()).await
-    }
-}
-
-fn bare(path: &str) -> Request<Body> {
-    Request::get(path).body(Body::empty()).unwrap()
-}
 
 #[tokio::test]
 async fn nobody_without_a_token_sees_anything_but_health_metrics_and_the_description() {
@@ -299,85 +203,6 @@ async fn documents_are_listed_by_kind_and_namespace_beside_the_routes_of_the_sam
 }
 
 #[tokio::test]
-async fn instances_are_registered_refused_and_taken_out() {
-    let place = Place::new().await;
-    place.apply(&[SERVICE], "").await;
-    let instance = |account: &str| json!({"account": account, "labels": {"app": "orders"}, "inbound": "10.0.0.7:15006", "ports": [8080]});
-    let registered =
-        place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance("shop/orders").to_string()).await;
-    assert_eq!(registered.json(), json!({"instance": "shop/orders-1", "services": ["shop/orders"]}));
-    let stranger =
-        place.ask(Method::PUT, "/api/v1/instances/orders-2", &[], instance("shop/frontend").to_string()).await;
-    assert!(
-        stranger.is_a_problem(StatusCode::FORBIDDEN, "not_listed")["detail"].as_str().unwrap().contains("shop/orders")
-    );
-    let held = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance("shop/frontend").to_string()).await;
-    assert!(held.status.is_client_error());
-
-    let mut second = instance("shop/orders");
-    second["id"] = json!("orders-2");
-    let mut third = instance("shop/frontend");
-    third["id"] = json!("orders-3");
-    let bulk = place
-        .ask(Method::POST, "/api/v1/instances:bulk", &[], json!({"instances": [second, third]}).to_string())
-        .await
-        .json();
-    assert_eq!(bulk["items"][0]["services"], json!(["shop/orders"]), "{bulk}");
-    assert!(bulk["items"][1]["refused"].is_string());
-
-    let service = place.get("/api/v1/services/shop/orders").await.json();
-    assert_eq!((&service["healthy"], &service["total"]), (&json!(2), &json!(2)));
-    assert_eq!(
-        place.ask(Method::DELETE, "/api/v1/instances/orders-1?namespace=shop", &[], Body::empty()).await.status,
-        StatusCode::NO_CONTENT
-    );
-    place
-        .ask(Method::DELETE, "/api/v1/instances/orders-1?namespace=shop", &[], Body::empty())
-        .await
-        .is_a_problem(StatusCode::NOT_FOUND, "not_found");
-}
-
-#[tokio::test]
-async fn many_instances_come_as_lines_all_readable_or_none() {
-    let place = Place::new().await;
-    place.apply(&[SERVICE], "").await;
-    let line = |id: &str, account: &str| {
-        json!({"id": id, "account": account, "labels": {"app": "orders"}, "inbound": "10.0.0.7:15006", "ports": [8080]})
-            .to_string()
-    };
-    let lines = [("content-type", "application/x-ndjson")];
-    let bulk = "/api/v1/instances:bulk";
-
-    let bad = [
-        line("orders-1", "shop/orders"),
-        "{\"id\": \"orders-2\"".into(),
-        String::new(),
-        line("Orders_3", "shop/orders"),
-    ];
-    let refused = place.ask(Method::POST, bulk, &lines, bad.join("\n")).await;
-    let problem = refused.is_a_problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid");
-    let told: Vec<_> = problem["complaints"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| (one["line"].as_u64(), one["key"].as_str()))
-        .collect();
-    assert_eq!(told, [(Some(2), Some("")), (Some(4), Some("id"))], "{problem}");
-    assert_eq!(place.get("/api/v1/services/shop/orders").await.json()["total"], 0, "nothing is half applied");
-
-    let good = [line("orders-1", "shop/orders"), line("orders-2", "shop/frontend"), line("orders-3", "shop/orders")];
-    let answer = place.ask(Method::POST, bulk, &lines, good.join("\n") + "\n").await;
-    assert_eq!(answer.status, StatusCode::OK);
-    let replies: Vec<Value> = answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(replies[0], json!({"instance": "shop/orders-1", "services": ["shop/orders"]}));
-    assert!(replies[1]["refused"].as_str().unwrap().contains("equerry.dev/accounts"), "{}", replies[1]);
-    assert_eq!(place.get("/api/v1/services/shop/orders").await.json()["total"], 2);
-
-    let again = place.ask(Method::POST, bulk, &lines, good.join("\n")).await;
-    assert_eq!(again.text(), answer.text(), "put again, they are renewed");
-}
-
-#[tokio::test]
 async fn a_token_is_shown_once_and_an_admin_token_lets_in() {
     let place = Place::new().await;
     let join = place
@@ -476,6 +301,11 @@ async fn the_description_is_openapi_3_1_and_names_every_route() {
         "/api/v1/epochs/{epoch}",
         "/api/v1/tenants/{name}/usage",
         "/api/v1/tokens",
+        "/api/v1/tokens/{id}",
+        "/api/v1/admin-tokens",
+        "/api/v1/admin-tokens/{id}",
+        "/api/v1/audit",
+        "/api/v1/audit/head",
     ] {
         assert!(description["paths"][path].is_object(), "{path}");
     }
@@ -510,143 +340,4 @@ async fn whoever_comes_when_all_hands_are_busy_is_told_to_come_back() {
     }
     let text = String::from_utf8(place.send(bare("/metrics")).await.body).unwrap();
     assert!(text.contains("equerry_control_plane_admin_refused_total{reason=\"overload\"} 1"), "{text}");
-}
-
-/// The same place, asked with a token of its own.
-async fn as_someone(place: &mut Place, role: Role, namespaces: &[&str]) -> String {
-    let namespaces = namespaces.iter().map(|name| Namespace::parse(name).unwrap()).collect();
-    let limits = Limits { namespaces, tenants: Vec::new() };
-    let token = place.control.create_admin_token("someone", role, limits, By::name("test")).await.unwrap();
-    std::mem::replace(&mut place.token, token)
-}
-
-#[tokio::test]
-async fn a_viewer_looks_and_changes_nothing() {
-    let mut place = Place::new().await;
-    place.apply(&[SERVICE], "").await;
-    as_someone(&mut place, Role::Viewer, &[]).await;
-    assert_eq!(place.get("/api/v1/documents").await.json()["items"].as_array().unwrap().len(), 1);
-    assert_eq!(place.apply(&[ROUTE], "?dryRun=true").await.status, StatusCode::OK, "to judge is to look");
-    let refused = place.apply(&[ROUTE], "").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    assert!(refused["detail"].as_str().unwrap().contains("permission documents:write is missing"), "{refused}");
-    let path = "/api/v1/namespaces/shop/services/orders";
-    place.ask(Method::PUT, path, &[], SERVICE).await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    place.ask(Method::DELETE, path, &[], Body::empty()).await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    let all = json!({"documents": [{"kind": "Service", "namespace": "shop", "name": "orders"}]}).to_string();
-    place.ask(Method::POST, "/api/v1/delete", &[], all).await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    let instance = json!({"account": "shop/orders", "inbound": "10.0.0.7:15006", "ports": [8080]}).to_string();
-    let put = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance).await;
-    put.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    for body in [
-        json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 60}),
-        json!({"kind": "admin", "name": "me"}),
-    ] {
-        let made = place.ask(Method::POST, "/api/v1/tokens", &[], body.to_string()).await;
-        made.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    }
-    assert_eq!(place.get("/api/v1/epochs/2").await.status, StatusCode::NOT_FOUND, "nothing was changed");
-}
-
-#[tokio::test]
-async fn a_limited_token_neither_changes_nor_sees_what_is_elsewhere() {
-    let mut place = Place::new().await;
-    place.apply(&[SERVICE, TENANT, &SERVICE.replace("namespace: shop", "namespace: bank")], "").await;
-    as_someone(&mut place, Role::Operator, &["bank"]).await;
-    let seen = place.get("/api/v1/documents").await.json();
-    assert_eq!(seen["items"].as_array().unwrap().len(), 1, "{seen}");
-    assert_eq!(seen["items"][0]["metadata"]["namespace"], "bank");
-    assert_eq!(place.get("/api/v1/services").await.json()["items"].as_array().unwrap().len(), 1);
-    place
-        .get("/api/v1/namespaces/shop/services/orders")
-        .await
-        .is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    place.get("/api/v1/services/shop/orders").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    place.get("/api/v1/tenants/acme/usage").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    let refused = place.apply(&[ROUTE], "").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    assert!(refused["detail"].as_str().unwrap().contains("limited to namespace bank"), "{refused}");
-    assert_eq!(place.apply(&[&ROUTE.replace("namespace: shop", "namespace: bank")], "").await.status, StatusCode::OK);
-}
-
-#[tokio::test]
-async fn a_revoked_token_is_good_for_nothing_at_once_and_the_last_admin_stays() {
-    let mut place = Place::new().await;
-    let admin = as_someone(&mut place, Role::Viewer, &[]).await;
-    let viewer = std::mem::replace(&mut place.token, admin);
-    let list = place.get("/api/v1/admin-tokens").await.json();
-    let ids: Vec<_> =
-        list["items"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
-    assert_eq!((ids.len(), &list["items"][1]["role"]), (2, &json!("viewer")), "{list}");
-    let last = place.ask(Method::DELETE, &format!("/api/v1/admin-tokens/{}", ids[0]), &[], Body::empty()).await;
-    last.is_a_problem(StatusCode::CONFLICT, "last");
-    let path = format!("/api/v1/admin-tokens/{}", ids[1]);
-    assert_eq!(place.ask(Method::DELETE, &path, &[], Body::empty()).await.status, StatusCode::NO_CONTENT);
-    place.ask(Method::DELETE, &path, &[], Body::empty()).await.is_a_problem(StatusCode::NOT_FOUND, "not_found");
-    place.token = viewer;
-    place.get("/api/v1/documents").await.is_a_problem(StatusCode::UNAUTHORIZED, "token_invalid");
-}
-
-#[tokio::test]
-async fn a_join_token_can_be_taken_back_until_it_is_used() {
-    let place = Place::new().await;
-    let body = json!({"kind": "join", "namespace": "shop", "account": "orders", "ttlSeconds": 60}).to_string();
-    place.ask(Method::POST, "/api/v1/tokens", &[], body).await;
-    let id = place.get("/api/v1/tokens").await.json()["items"][0]["id"].as_str().unwrap().to_owned();
-    let path = format!("/api/v1/tokens/{id}");
-    assert_eq!(place.ask(Method::DELETE, &path, &[], Body::empty()).await.status, StatusCode::NO_CONTENT);
-    assert_eq!(place.get("/api/v1/tokens").await.json()["items"][0]["state"], "revoked");
-    place.ask(Method::DELETE, &path, &[], Body::empty()).await.is_a_problem(StatusCode::CONFLICT, "over");
-}
-
-#[tokio::test]
-async fn every_change_and_every_refusal_is_in_a_log_that_proves_itself() {
-    let mut place = Place::new().await;
-    place.apply(&[SERVICE], "").await;
-    place.apply(&["kind: Nonsense"], "").await;
-    let admin = as_someone(&mut place, Role::Viewer, &[]).await;
-    place.apply(&[ROUTE], "").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    place.get("/api/v1/audit").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
-    place.token = "eqa1.00.nobody".to_owned();
-    place.get("/api/v1/documents").await.is_a_problem(StatusCode::UNAUTHORIZED, "token_invalid");
-    place.token = admin;
-    place.control.sign_audit().await;
-
-    let head = place.get("/api/v1/audit/head").await.json();
-    let log = place.get("/api/v1/audit").await;
-    let key = equerry_certs::VerifyingKey::parse(head["key"].as_str().unwrap());
-    let known = crate::audit::Head { seq: head["seq"].as_u64().unwrap(), hash: head["hash"].as_str().unwrap().into() };
-    let mut verifier = crate::audit::Verifier::new(key.as_ref(), Some(known));
-    log.text().lines().try_for_each(|line| verifier.line(line)).unwrap();
-    assert_eq!(verifier.finish().unwrap().signed, head["seq"].as_u64().unwrap() - 1);
-
-    let entries: Vec<Value> = log.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let told: Vec<_> = entries
-        .iter()
-        .map(|entry| {
-            format!(
-                "{} {} {}",
-                entry["by"]["name"].as_str().unwrap(),
-                entry["action"].as_str().unwrap(),
-                entry["outcome"].as_str().unwrap()
-            )
-        })
-        .collect();
-    assert_eq!(
-        told,
-        [
-            "test token.create done",
-            "test apply done",
-            "test admin refused",
-            "test token.create done",
-            "someone admin refused",
-            "someone admin refused",
-            "somebody without a token that is known here admin refused",
-            "control plane checkpoint done",
-        ]
-    );
-    assert_eq!(entries[1]["about"], json!(["Service shop/orders created"]));
-    assert_eq!(entries[1]["epoch"], 1);
-    assert_eq!((&entries[4]["reason"], &entries[4]["by"]["role"]), (&json!("permission_missing"), &json!("viewer")));
-    let after = place.get("/api/v1/audit?after=7&limit=1").await;
-    assert_eq!(after.text().lines().count(), 1);
-    place.get("/api/v1/audit?limit=0").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
 }
