@@ -1,7 +1,9 @@
 //! Public keys that verify tokens, read from a key set (RFC 7517).
 //!
 //! Each key is pinned to the algorithms it may verify; what a token's header asks for never widens that. Private and
-//! symmetric keys are refused: a set that holds one has been copied from the wrong place.
+//! symmetric keys are refused: a set that holds one has been copied from the wrong place. Of a set that somebody else
+//! publishes ([`read_published`]) a key that cannot be used is passed over; a set that is written down says no such thing by
+//! intention.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,6 +15,8 @@ const MIN_RSA_BITS: usize = 2048;
 const MAX_RSA_BITS: usize = 8192;
 /// Most keys of one set.
 const MAX_KEYS: usize = 100;
+/// Deepest nesting of a set: a key's lists (`key_ops`, `x5c`) are the third level.
+const MAX_DEPTH: usize = 8;
 
 /// A signature algorithm of RFC 7518 or RFC 8037 that this mesh verifies. `none` and the HMAC family are not here, and
 /// so can never be accepted.
@@ -142,11 +146,32 @@ struct Jwk {
 /// # Errors
 /// When it is no key set, holds a secret, holds a malformed key, or holds no usable one.
 pub fn read(text: &str) -> Result<Vec<Key>, BadKeySet> {
+    let (keys, mut passed_over) = sort(text)?;
+    match passed_over.is_empty() {
+        true if keys.is_empty() => Err(BadKeySet::NoUsableKey),
+        true => Ok(keys),
+        false => Err(passed_over.remove(0)),
+    }
+}
+
+/// Reads a key set that an issuer publishes: the keys that can be used, and why others cannot (RFC 7517 section 5).
+///
+/// # Errors
+/// When it is no key set, holds a secret, gives one id to two keys, or holds no usable key.
+pub fn read_published(text: &str) -> Result<(Vec<Key>, Vec<BadKeySet>), BadKeySet> {
+    let (keys, passed_over) = sort(text)?;
+    if keys.is_empty() { Err(BadKeySet::NoUsableKey) } else { Ok((keys, passed_over)) }
+}
+
+fn sort(text: &str) -> Result<(Vec<Key>, Vec<BadKeySet>), BadKeySet> {
+    if depth(text) > MAX_DEPTH {
+        return Err(BadKeySet::NotASet(format!("nested deeper than {MAX_DEPTH}")));
+    }
     let set: Set = serde_json::from_str(text).map_err(|error| BadKeySet::NotASet(error.to_string()))?;
     if set.keys.len() > MAX_KEYS {
         return Err(BadKeySet::NotASet(format!("{} keys, at most {MAX_KEYS} are read", set.keys.len())));
     }
-    let mut keys = Vec::new();
+    let (mut keys, mut bad): (Vec<Key>, _) = (Vec::new(), Vec::new());
     for (index, jwk) in set.keys.iter().enumerate() {
         if jwk.kty == "oct" || jwk.d.is_some() || jwk.p.is_some() || jwk.k.is_some() {
             return Err(BadKeySet::Secret(index));
@@ -154,11 +179,43 @@ pub fn read(text: &str) -> Result<Vec<Key>, BadKeySet> {
         if !jwk.verifies() {
             continue;
         }
-        if let Some(key) = jwk.read().map_err(|why| BadKeySet::Key { index, why })? {
-            keys.push(key);
+        match jwk.read() {
+            Ok(None) => {}
+            // Which of the two made a signature nobody could say.
+            Ok(Some(key)) if key.id.is_some() && keys.iter().any(|other| other.is_named_like(&key)) => {
+                return Err(BadKeySet::Key { index, why: "its id is that of another key" });
+            }
+            Ok(Some(key)) => keys.push(key),
+            Err(why) => bad.push(BadKeySet::Key { index, why }),
         }
     }
-    if keys.is_empty() { Err(BadKeySet::NoUsableKey) } else { Ok(keys) }
+    Ok((keys, bad))
+}
+
+/// How deep lists and maps are nested in a JSON text; braces within texts do not count.
+fn depth(text: &str) -> usize {
+    let (mut now, mut deepest, mut quoted, mut escaped) = (0_usize, 0, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => {
+                now += 1;
+                deepest = deepest.max(now);
+            }
+            b']' | b'}' if !quoted => now = now.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+impl Key {
+    /// Whether both have the same id, and could verify the same signature.
+    fn is_named_like(&self, other: &Self) -> bool {
+        self.id == other.id && self.algorithms.iter().any(|algorithm| other.algorithms.contains(algorithm))
+    }
 }
 
 impl Jwk {
@@ -249,6 +306,39 @@ mod tests {
             let refused = read(&format!(r#"{{"keys":[{jwk}]}}"#)).unwrap_err();
             assert_eq!(refused, BadKeySet::Secret(0));
             assert!(refused.to_string().contains("could sign tokens"));
+        }
+    }
+
+    #[test]
+    fn of_a_published_set_only_keys_that_cannot_be_used_are_passed_over() {
+        let good = format!(r#"{{"kty":"EC","crv":"P-256","kid":"a","x":"{X}","y":"{Y}"}}"#);
+        let weak = r#"{"kty":"RSA","kid":"old","n":"AQAB","e":"AQAB"}"#;
+        let (keys, bad) = read_published(&format!(r#"{{"keys":[{weak},{good}]}}"#)).unwrap();
+        assert_eq!((keys.len(), keys[0].id.as_deref()), (1, Some("a")));
+        assert!(bad.len() == 1 && bad[0].to_string().starts_with("keys[0]: RSA keys have 2048"), "{bad:?}");
+        assert!(read(&format!(r#"{{"keys":[{weak},{good}]}}"#)).is_err(), "written down it is a mistake");
+        let secret = format!(r#"{{"kty":"EC","crv":"P-256","x":"{X}","y":"{Y}","d":"AAAA"}}"#);
+        assert_eq!(read_published(&format!(r#"{{"keys":[{good},{secret}]}}"#)), Err(BadKeySet::Secret(1)));
+        assert_eq!(read_published(&format!(r#"{{"keys":[{weak}]}}"#)), Err(BadKeySet::NoUsableKey));
+    }
+
+    #[test]
+    fn one_id_for_two_keys_of_a_kind_is_refused() {
+        let key = |kid: &str| format!(r#"{{"kty":"EC","crv":"P-256","kid":"{kid}","x":"{X}","y":"{Y}"}}"#);
+        let other = format!(r#"{{"kty":"OKP","crv":"Ed25519","kid":"a","x":"{X}"}}"#);
+        assert_eq!(read(&format!(r#"{{"keys":[{},{other},{}]}}"#, key("a"), key("b"))).unwrap().len(), 3);
+        let refused = read_published(&format!(r#"{{"keys":[{},{}]}}"#, key("a"), key("a"))).unwrap_err();
+        assert!(refused.to_string().contains("keys[1]: its id"), "{refused}");
+    }
+
+    #[test]
+    fn nesting_is_bounded_wherever_it_is() {
+        let deep = |levels: usize| {
+            format!(r#"{{"x":"[[[\"[[[","y":{}1{},"keys":[]}}"#, "[".repeat(levels), "]".repeat(levels))
+        };
+        assert!(matches!(read(&deep(7)), Err(BadKeySet::NoUsableKey)), "{:?}", read(&deep(7)));
+        for levels in [8, 100_000] {
+            assert!(matches!(read(&deep(levels)), Err(BadKeySet::NotASet(why)) if why.contains("nested")));
         }
     }
 

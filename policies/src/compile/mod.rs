@@ -23,7 +23,7 @@ pub use filter::{Allowed, Cors, Filter, HeaderEdits, Mirror, PathEdit, Redirect,
 pub use routes::{PortRoutes, QueryMatch, RouteEntry};
 pub use tenants::{ClaimTenants, HeaderTenants, Tenant, Tenants};
 pub use text::{HeaderPattern, Pattern};
-pub use tokens::{ClaimHeader, ClaimPath, TokenRule, Tokens};
+pub use tokens::{ClaimHeader, ClaimPath, FetchedKeys, KeySource, Place, RequiredClaim, RuleKeys, TokenRule, Tokens};
 pub use workload::CompiledWorkload;
 
 use crate::complaint::Complaint;

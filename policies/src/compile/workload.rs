@@ -6,7 +6,7 @@ use super::authorization::{Authorization, Rule, Turn};
 use super::csrf::Csrf;
 use super::in_scope;
 use super::tenants::Tenants;
-use super::tokens::Tokens;
+use super::tokens::{FetchedKeys, Tokens};
 use crate::complaint::Complaint;
 use crate::names::ServiceName;
 use crate::policy::{Mesh, MtlsMode, ServicePort};
@@ -57,6 +57,14 @@ impl CompiledWorkload {
             || self.tokens.on(port).next().is_some()
             || self.csrf.iter().any(|csrf| csrf.holds_on(port))
             || self.tenants.all().iter().any(|tenant| tenant.quotas(port).next().is_some())
+    }
+
+    /// The same workload with the keys that were fetched for its token rules.
+    #[must_use]
+    pub fn with_fetched(&self, fetched: &FetchedKeys) -> Self {
+        let mut with = self.clone();
+        with.tokens.set_fetched(fetched);
+        with
     }
 
     /// Whether some port accepts plain text, so that the listener must wait to see what is spoken.

@@ -38,6 +38,23 @@ pub(super) fn key_set(at: &At<'_>, notes: &mut Notes<'_>) -> Option<String> {
     None
 }
 
+/// Certificates as PEM, nothing secret among them.
+pub(super) fn certificates<'d>(at: &At<'d>, notes: &mut Notes<'_>) -> Option<&'d str> {
+    let text = at.text()?;
+    if text.contains("PRIVATE KEY") {
+        at.complain_of(
+            notes,
+            "a private key",
+            "certificates only; whoever reads this document has the key now: replace it",
+        );
+        if let Some(complaint) = notes.list.last_mut() {
+            complaint.snippet = None;
+        }
+        return None;
+    }
+    Some(text)
+}
+
 /// The same JSON, members sorted; certificates are left out, because nothing reads them.
 fn canonical(value: &Value) -> Value {
     match value {

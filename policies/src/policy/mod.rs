@@ -11,6 +11,7 @@ mod csrf;
 mod fault;
 mod filter;
 mod health;
+mod key_url;
 mod mesh;
 mod policy_test;
 mod route;
@@ -32,6 +33,7 @@ pub use filter::{
     CorsRules, HeaderEdits, OriginPattern, PathEdit, RequestMirror, RequestRedirect, RouteFilter, UrlRewrite,
 };
 pub use health::{Ask, HealthCheck, is_asked_path, statuses};
+pub use key_url::{KeyUrl, UrlHost};
 pub use mesh::{ErrorDetail, Http10, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Verdict};
 pub use policy_test::{Expectation, PolicyTest, PolicyTestCase};
 pub use route::{
@@ -40,8 +42,10 @@ pub use route::{
 };
 pub use service::{AppProtocol, Service, ServicePort, StaticEndpoints};
 pub use tenant::{OnControlPlaneLoss, Quota, Tenant, TenantMatch};
-pub use text::{bytes, claim_path, duration, whole_match};
-pub use token::{ClaimHeader, JwtRule, RequestAuthentication};
+pub use text::{bytes, certificates, claim_path, duration, whole_match};
+pub use token::{
+    CLOCK_SKEW, ClaimHeader, FETCH_TIMEOUT, FetchedKeys, JwtRule, RequestAuthentication, RequiredClaim, TokenPlace,
+};
 pub use traffic::TrafficPolicy;
 
 use std::collections::BTreeMap;

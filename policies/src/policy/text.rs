@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use regex::{Regex, RegexBuilder};
 
 /// Longest regular expression, in bytes.
@@ -52,6 +54,30 @@ pub fn bytes(text: &str) -> Option<u64> {
         _ => return None,
     };
     amount.checked_mul(unit)
+}
+
+/// The certificates of a PEM text, as DER; `None` when it is no such text, or holds anything else.
+pub fn certificates(text: &str) -> Option<Vec<Vec<u8>>> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let (mut found, mut rest) = (Vec::new(), text.trim());
+    while !rest.is_empty() {
+        let (body, after) = rest.strip_prefix(BEGIN)?.split_once(END)?;
+        let body: String = body.split_ascii_whitespace().collect();
+        let der = STANDARD.decode(body).ok()?;
+        // A certificate is one SEQUENCE, and nothing after it (RFC 5280 section 4.1).
+        let (length, head) = match der.get(..4)? {
+            [0x30, 0x82, high, low] => (usize::from(u16::from_be_bytes([*high, *low])), 4),
+            [0x30, 0x81, length, _] => (usize::from(*length), 3),
+            _ => return None,
+        };
+        if der.len() != length + head {
+            return None;
+        }
+        found.push(der);
+        rest = after.trim_start();
+    }
+    Some(found)
 }
 
 /// Compiles a regular expression that must match a whole text. Matching takes linear time; pattern and program are

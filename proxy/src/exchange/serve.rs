@@ -15,7 +15,7 @@ use equerry_traffic::deadline::{self, Authors, Deadline, Kind, grpc_timeout};
 use equerry_traffic::normalize::{self, normalize};
 use equerry_traffic::quota::Share;
 use equerry_traffic::route::{self, Choice, Decision};
-use equerry_traffic::token::Caller;
+use equerry_traffic::token::{Caller, Shown};
 use equerry_traffic::trace_state::{self, Carried, Other};
 use equerry_traffic::{Reason, Refusal, fault, filter, tenant, token};
 use http::header::{HeaderName, HeaderValue};
@@ -299,7 +299,7 @@ async fn enter(
     record: &mut Record,
 ) -> Result<Entered, Refusal> {
     version_served(head.version, live)?;
-    let normal = normalize(head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some() })?;
+    let mut normal = normalize(head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some() })?;
     record.note(|exchange| {
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });
@@ -308,7 +308,8 @@ async fn enter(
     record.note(|exchange| exchange.destination = door.service.clone());
     // Of a connection that will speak another protocol, what it was judged by is kept, to be judged again.
     let asked_for = normal.upgrade().map(|_| Box::new(Asked::of(head, &normal)));
-    let caller = caller(at, workload, door.port, &mut head.headers, via)?;
+    let shown = Shown { headers: &mut head.headers, normal: Some(&mut normal) };
+    let caller = caller(at, workload, door.port, shown, via)?;
     let asked = authorize::Facts {
         method: &head.method,
         authority: normal.authority(),
@@ -373,11 +374,11 @@ fn caller(
     at: &Inbound,
     workload: &Arc<CompiledWorkload>,
     port: u16,
-    headers: &mut HeaderMap,
+    shown: Shown<'_>,
     via: &Via,
 ) -> Result<Caller, Refusal> {
     let believed = &mut at.believed.borrow_mut();
-    token::verify_remembering(believed, workload, port, headers, via.peer.as_ref(), SystemTime::now())
+    token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), SystemTime::now())
 }
 
 /// Counts the request against its tenant's quotas.

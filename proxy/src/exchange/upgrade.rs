@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use equerry_traffic::deadline::Kind;
 use equerry_traffic::normalize::Normal;
+use equerry_traffic::token::Shown;
 use equerry_traffic::{Refusal, authorize, token};
 use http::request::Parts;
 use http::{HeaderMap, Method};
@@ -55,7 +56,7 @@ impl Asked {
         let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
         let door = door::door(at, workload, via, &self.normal)?;
         let mut headers = self.headers.clone();
-        let caller = token::verify(workload, door.port, &mut headers, via.peer.as_ref(), self.at)?;
+        let caller = token::verify(workload, door.port, Shown::headers(&mut headers), via.peer.as_ref(), self.at)?;
         let facts = authorize::Facts {
             method: &self.method,
             authority: self.normal.authority(),

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use equerry_policies::compile::CompiledWorkload;
 use equerry_policies::names::ServiceName;
 use equerry_traffic::authorize::{self, Permit};
-use equerry_traffic::token::Caller;
+use equerry_traffic::token::{Caller, Shown};
 use equerry_traffic::{Reason, Refusal, token};
 use http::HeaderMap;
 use tokio::io::AsyncWriteExt;
@@ -123,7 +123,7 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result
 
 /// A token that is required is missing: nobody looks for one in the bytes.
 fn caller(door: &Door, workload: &CompiledWorkload, via: &inbound::Via) -> Result<Caller, Refusal> {
-    token::verify(workload, door.port, &mut HeaderMap::new(), via.peer.as_ref(), SystemTime::now())
+    token::verify(workload, door.port, Shown::headers(&mut HeaderMap::new()), via.peer.as_ref(), SystemTime::now())
 }
 
 fn authorize(door: &Door, workload: &CompiledWorkload, via: &inbound::Via) -> Result<Permit, Refusal> {

@@ -20,7 +20,7 @@ use crate::authorize::{
 use crate::csrf;
 use crate::refusal::Refusal;
 use crate::tenant;
-use crate::token::{self, Caller};
+use crate::token::{self, Caller, Shown};
 
 pub use balance::{balancer, health};
 pub use routes::{connect, route};
@@ -60,15 +60,15 @@ impl Step {
     }
 }
 
-/// The token's decision. Claim headers are stripped and set in `headers`, as the proxy does.
+/// The token's decision. Claim headers are stripped and set in what is `shown`, and the token taken out, as the proxy does.
 pub fn token(
     workload: &CompiledWorkload,
     port: u16,
-    headers: &mut HeaderMap,
+    shown: Shown<'_>,
     peer: Option<&SpiffeId>,
     now: SystemTime,
 ) -> (Vec<Step>, Result<Caller, Refusal>) {
-    let outcome = token::verify(workload, port, headers, peer, now);
+    let outcome = token::verify(workload, port, shown, peer, now);
     let mut steps = Vec::new();
     for rule in workload.tokens.on(port) {
         let subject = format!("{} issuer {}", rule.policy, rule.issuer);

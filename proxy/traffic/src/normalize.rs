@@ -85,6 +85,17 @@ impl Normal {
         !chosen.is_empty() && asked.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(chosen))
     }
 
+    /// Leaves out of the query what is not to be kept, one `name=value` at a time; the rest stays as it came.
+    pub(crate) fn keep_parameters(&mut self, keep: impl Fn(&str) -> bool) {
+        let Some(query) = self.target.query() else { return };
+        let kept: Vec<&str> = query.split('&').filter(|pair| keep(pair)).collect();
+        let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
+        // A part of a target is a target.
+        if let Ok(target) = PathAndQuery::try_from(format!("{}{query}", self.target.path())) {
+            self.target = target;
+        }
+    }
+
     /// Whether the caller waits for `100 Continue` before it sends its body (`Expect`).
     pub fn expects_continue(&self) -> bool {
         self.expects

@@ -7,8 +7,10 @@ mod limit;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use equerry_policies::compile::KeySource;
 use equerry_policies::names::{ServiceName, SpiffeId};
 use http::StatusCode;
 
@@ -197,11 +199,15 @@ pub enum Refusal {
     /// The token is missing or cannot be believed.
     #[error("{}", .0.detail)]
     Token(Box<TokenFault>),
-    /// The issuer's keys were never fetched.
-    #[error("the keys of issuer {issuer} were never fetched")]
+    /// Nobody can say whether a token is good, because the keys of its issuer are not known.
+    #[error("the keys of issuer {} are not known: {why}", from.issuer)]
     KeysUnavailable {
-        /// The issuer.
-        issuer: String,
+        /// Where they are published.
+        from: Arc<KeySource>,
+        /// Why they are not known, in a word or two.
+        why: String,
+        /// When to come back.
+        retry_after: Option<Duration>,
     },
     /// What this workload enforces is not known.
     #[error("the policy of this workload is not known, so nothing is allowed")]
@@ -405,6 +411,8 @@ pub struct TokenFault {
     pub detail: String,
     /// The document whose rule refused it, `namespace/name`, where one is responsible.
     pub policy: Option<Box<str>>,
+    /// Where keys are published that may have changed: with those of now the token might be believed.
+    pub ask: Option<Arc<KeySource>>,
 }
 
 fn did_you_mean(nearest: Option<&str>) -> String {
@@ -427,6 +435,15 @@ impl Refusal {
     /// What is not HTTP, where rules hold that only HTTP can be measured by.
     pub fn not_measured(port: u16, of: &ServiceName) -> Self {
         Self::bad_request(format!("port {port} of {of} has rules about HTTP, and this is not HTTP"))
+    }
+
+    /// Where keys are published with which a token might be believed that is refused with those of now.
+    pub fn wants_keys(&self) -> Option<&Arc<KeySource>> {
+        match self {
+            Self::Token(fault) => fault.ask.as_ref(),
+            Self::KeysUnavailable { from, .. } => Some(from),
+            _ => None,
+        }
     }
 
     /// Its one metric label.
@@ -560,6 +577,7 @@ impl Refusal {
         match self {
             Self::Quota(over) => Some(over.share.reset),
             Self::RateLimited { retry_after, .. } => Some(*retry_after),
+            Self::KeysUnavailable { retry_after, .. } => *retry_after,
             _ => None,
         }
     }

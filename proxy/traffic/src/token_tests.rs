@@ -1,13 +1,17 @@
 //! Tokens made by every kind of key and forged in every known way.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use equerry_policies::compile;
-use equerry_policies::policy::{JwtRule, Mesh, MtlsMode, Origin};
+use equerry_policies::policy::{CLOCK_SKEW, JwtRule, Mesh, MtlsMode, Origin};
 use equerry_policies::view::{NamedJwtRule, Scoped, WorkloadView};
+use http::header::AUTHORIZATION;
 use serde_json::json;
 
 use super::*;
@@ -110,6 +114,12 @@ fn rule(required: bool) -> JwtRule {
         issuer: "https://issuer".to_owned(),
         audiences: vec!["orders".to_owned()],
         jwks: jwks(),
+        fetched: None,
+        places: vec![],
+        forward: false,
+        required_claims: vec![],
+        clock_skew: CLOCK_SKEW,
+        end_streams_with_token: false,
         required,
         claims_to_headers: vec![
             told(&["sub"], "x-user"),
@@ -156,7 +166,7 @@ fn verdict(
     if let Some(value) = authorization {
         headers.insert(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
     }
-    let outcome = verify(&workload(rules), 8080, &mut headers, None, now());
+    let outcome = verify(&workload(rules), 8080, Shown::headers(&mut headers), None, now());
     assert!(
         headers.get_all("x-user").iter().all(|value| !value.to_str().unwrap().contains("forged")),
         "stripped, whatever comes of it"
@@ -366,7 +376,8 @@ fn two_authorization_headers_are_refused() {
     let mut headers = HeaderMap::new();
     headers.append(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {}", es256(&claims()))).unwrap());
     headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer x"));
-    let refusal = verify(&workload(vec![(None, rule(true))]), 8080, &mut headers, None, now()).unwrap_err();
+    let refusal =
+        verify(&workload(vec![(None, rule(true))]), 8080, Shown::headers(&mut headers), None, now()).unwrap_err();
     assert_eq!(refusal.reason(), Reason::TokenInvalid);
 }
 
@@ -375,7 +386,8 @@ fn a_refusal_never_repeats_the_token() {
     let token = es256(&with(json!({"exp": 0})));
     let mut headers = HeaderMap::new();
     headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
-    let refusal = verify(&workload(vec![(None, rule(true))]), 8080, &mut headers, None, now()).unwrap_err();
+    let refusal =
+        verify(&workload(vec![(None, rule(true))]), 8080, Shown::headers(&mut headers), None, now()).unwrap_err();
     assert!(!refusal.to_string().contains(&token[..20]) && refusal.cause() == Some("shop/tokens"));
 }
 
@@ -412,7 +424,7 @@ fn believing(
     let mut headers = HeaderMap::new();
     headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
     headers.insert("x-user", HeaderValue::from_static("forged"));
-    let caller = verify_remembering(believed, workload, 8080, &mut headers, None, at)?;
+    let caller = verify_remembering(believed, workload, 8080, Shown::headers(&mut headers), None, at)?;
     let told = workload.tokens.claim_headers().iter().map(|header| headers.get(header).cloned()).collect::<Vec<_>>();
     assert!(!told.contains(&Some(HeaderValue::from_static("forged"))));
     Ok(caller)
@@ -462,6 +474,7 @@ fn tokens_remembered_never_grow_beyond_their_bounds() {
         claims: Map::new(),
         policy: "shop/tokens".into(),
         told: vec![],
+        ends_with: None,
     });
     let (workload, mut believed) = (Arc::new(workload(vec![(None, rule(true))])), Believed::default());
     for number in 0..5_000 {
@@ -473,3 +486,6 @@ fn tokens_remembered_never_grow_beyond_their_bounds() {
     }
     assert!(believed.len() <= 1024, "{}", believed.len());
 }
+
+#[path = "token_more_tests.rs"]
+mod more;

@@ -13,6 +13,7 @@ use equerry_traffic::filter::{self, Answer, Filters};
 use equerry_traffic::normalize::{Direction, Normal, normalize};
 use equerry_traffic::outside::{self, ChosenBy, Host};
 use equerry_traffic::route::{Choice, Decision, Known, may_leave};
+use equerry_traffic::token;
 use equerry_traffic::{Reason, Refusal};
 use http::request::Parts;
 use serde::Serialize;
@@ -333,8 +334,9 @@ fn inbound(meaning: &Meaning, question: &Question, target: &Target<'_>) -> Resul
     let mut parts = target.sent.clone();
     let outcome = (|| {
         spoken(target, question.tcp)?;
-        let normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true })?;
-        let (steps, caller) = explain::token(&workload, callee.port, &mut parts.headers, Some(&peer), question.now);
+        let mut normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true })?;
+        let shown = token::Shown { headers: &mut parts.headers, normal: Some(&mut normal) };
+        let (steps, caller) = explain::token(&workload, callee.port, shown, Some(&peer), question.now);
         callee.stages.push(stage(
             "token",
             or_none(steps, "no RequestAuthentication selects the workload here: tokens are passed on unread"),

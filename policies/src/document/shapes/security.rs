@@ -6,6 +6,7 @@ use super::{
 };
 use super::{may, must, unbuilt};
 use crate::names;
+use crate::policy::{KeyUrl, certificates, duration};
 
 pub(super) static MESH: Shape = Shape {
     about: "Settings of the whole mesh; there is one, named default.",
@@ -133,7 +134,54 @@ static JWT_RULE: Shape = Shape {
             Form::List(&Form::Text(&FILLED), 1, 64),
             "Any one must be in the aud claim; not checked when nothing is written.",
         ),
-        must("jwks", Form::KeySet, "The issuer's public keys (RFC 7517)."),
+        may("jwks", Form::KeySet, "The issuer's public keys (RFC 7517); or jwksUri."),
+        may(
+            "jwksUri",
+            Form::Text(&KEY_URL),
+            "Where the issuer publishes its keys. Each sidecar fetches them itself, ahead of time, and once more when a token names a \
+             key that it does not know.",
+        ),
+        may(
+            "jwksCa",
+            Form::Text(&CERTIFICATES),
+            "Certificates (PEM) that the certificate of jwksUri must lead to; those that the sidecar's machine trusts when nothing is \
+             written.",
+        ),
+        may("timeout", Form::Text(&FETCH_TIMEOUT), "How long fetching jwksUri may take; 5s when nothing is written."),
+        may(
+            "fromHeaders",
+            Form::List(&Form::Object(&FROM_HEADER), 1, 16),
+            "Headers that carry tokens. With any of fromHeaders, fromCookies and fromParams tokens are nowhere else; without, in \
+             Authorization: Bearer.",
+        ),
+        may("fromCookies", Form::List(&Form::Text(&COOKIE), 1, 16), "Cookies that carry tokens."),
+        may(
+            "fromParams",
+            Form::List(&Form::Text(&PARAMETER), 1, 16),
+            "Query parameters that carry tokens. Where nothing else is possible: others may write URLs down.",
+        ),
+        may(
+            "forwardOriginalToken",
+            Form::Bool,
+            "Whether the application is given the token too; false when nothing is written, as in Istio: it is taken out of the header, \
+             cookie or query it came in.",
+        ),
+        may(
+            "requiredClaims",
+            Form::List(&Form::Object(&REQUIRED_CLAIM), 1, 64),
+            "Claims that must be there, each with one of its values.",
+        ),
+        may(
+            "clockSkew",
+            Form::Text(&CLOCK_SKEW),
+            "How far the clocks of issuer and workload may be apart; 60s when nothing is written.",
+        ),
+        may(
+            "endStreamsWithToken",
+            Form::Bool,
+            "Whether responses, streams and upgraded connections that a token let in end with it: when it expires, or its key is no longer \
+             published. false when nothing is written.",
+        ),
         may(
             "required",
             Form::Bool,
@@ -144,17 +192,71 @@ static JWT_RULE: Shape = Shape {
             Form::List(&Form::Object(&CLAIM_HEADER), 0, 64),
             "Claims told to the application; the headers are always stripped from what callers send.",
         ),
-        unbuilt("jwksUri"),
         unbuilt("jwks_uri"),
-        unbuilt("forwardOriginalToken"),
-        unbuilt("fromCookies"),
-        unbuilt("fromHeaders"),
-        unbuilt("fromParams"),
         unbuilt("outputClaimToHeaders"),
         unbuilt("outputPayloadToHeader"),
         unbuilt("spaceDelimitedClaims"),
-        unbuilt("timeout"),
     ],
+};
+
+static FROM_HEADER: Shape = Shape {
+    about: "A header that carries tokens.",
+    fields: &[
+        must("name", Form::Text(&HEADER), "The header."),
+        may("prefix", Form::Text(&PREFIX), "What stands before the token, exactly, such as \"Bearer \"."),
+    ],
+};
+static REQUIRED_CLAIM: Shape = Shape {
+    about: "A claim that must be there.",
+    fields: &[
+        must("claim", Form::Text(&CLAIM), "The claim: its name, or [outer][inner]."),
+        may(
+            "values",
+            Form::List(&Form::Text(&FILLED), 1, 64),
+            "Any one of these, or a list with one of them; whatever it says when nothing is written.",
+        ),
+    ],
+};
+static KEY_URL: Text = Text {
+    expected: "an https URL of a host name or address, without user and fragment",
+    pattern: Some("^https://[^@#]+$"),
+    check: |t| KeyUrl::parse(t).is_ok(),
+};
+static CERTIFICATES: Text = Text {
+    expected: "certificates as PEM: -----BEGIN CERTIFICATE----- ..., at most 64 KiB, and no private key",
+    pattern: None,
+    // A private key is complained about by whoever shows no line of it.
+    check: |t| {
+        t.contains("PRIVATE KEY") || t.len() <= 64 << 10 && certificates(t).is_some_and(|found| !found.is_empty())
+    },
+};
+static FETCH_TIMEOUT: Text = Text {
+    expected: "a duration from 100ms to 30s",
+    pattern: DURATION.pattern,
+    check: |t| duration(t).is_some_and(|time| (100..=30_000).contains(&time.as_millis())),
+};
+static CLOCK_SKEW: Text = Text {
+    expected: "a duration from 0s to 5m",
+    pattern: DURATION.pattern,
+    check: |t| duration(t).is_some_and(|time| time.as_secs_f64() <= 300.0),
+};
+static COOKIE: Text = Text {
+    expected: "the name of a cookie: letters, digits and !#$%&'*+-.^_`|~",
+    pattern: Some(r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$"),
+    check: |t| t.len() <= 256 && http::HeaderName::from_bytes(t.as_bytes()).is_ok(),
+};
+static PARAMETER: Text = Text {
+    expected: "the name of a query parameter: letters, digits, '-', '_', '.' and '~'",
+    pattern: Some("^[A-Za-z0-9._~-]{1,256}$"),
+    check: |t| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+        (1..=256).contains(&t.len()) && t.bytes().all(plain)
+    },
+};
+static PREFIX: Text = Text {
+    expected: "a text of up to 64 printable characters",
+    pattern: Some("^[ -~]{1,64}$"),
+    check: |t| (1..=64).contains(&t.len()) && t.bytes().all(|byte| matches!(byte, b' '..=b'~')),
 };
 
 static CLAIM_HEADER: Shape = Shape {

@@ -11,9 +11,9 @@ use divan::black_box;
 use equerry_policies::compile::{self, CompiledDestination, CompiledWorkload};
 use equerry_policies::names::{Authority, Namespace, PolicyName, ServiceName, SpiffeId, TenantName};
 use equerry_policies::policy::{
-    self, Action, Algorithm, AppProtocol, AuthorizationPolicy, AuthorizationRule, Breaker as Settings, HashOn,
-    HttpRoute, JwtRule, LoadBalancer, Maglev, Mesh, MtlsMode, OnControlPlaneLoss, Operation, Origin, PathMatch, Quota,
-    RingHash, RouteMatch, ServicePort, StringMatch, Target, TrafficPolicy,
+    self, Action, Algorithm, AppProtocol, AuthorizationPolicy, AuthorizationRule, Breaker as Settings, CLOCK_SKEW,
+    HashOn, HttpRoute, JwtRule, LoadBalancer, Maglev, Mesh, MtlsMode, OnControlPlaneLoss, Operation, Origin, PathMatch,
+    Quota, RingHash, RouteMatch, ServicePort, StringMatch, Target, TrafficPolicy,
 };
 use equerry_policies::view::{DestinationView, NamedJwtRule, Scoped, WorkloadView};
 use equerry_traffic::authorize::{Connection, Facts, authorize};
@@ -155,6 +155,12 @@ fn workload(number: usize, jwks: Option<String>) -> Arc<CompiledWorkload> {
         issuer: "https://issuer".to_owned(),
         audiences: vec!["orders".to_owned()],
         jwks,
+        fetched: None,
+        places: vec![],
+        forward: false,
+        required_claims: vec![],
+        clock_skew: CLOCK_SKEW,
+        end_streams_with_token: false,
         required: true,
         claims_to_headers: vec![],
         origin: Origin::default(),
@@ -185,7 +191,8 @@ const CONNECTION: Connection<'static> =
 fn authorized(number: usize) -> Decision {
     let workload = workload(number, None);
     let now = std::time::SystemTime::now();
-    let caller = token::verify(&workload, 8080, &mut HeaderMap::new(), Some(&peer()), now).unwrap();
+    let caller =
+        token::verify(&workload, 8080, token::Shown::headers(&mut HeaderMap::new()), Some(&peer()), now).unwrap();
     let (path, headers) = (format!("/p{}/x", number - 1), HeaderMap::new());
     Decision::Alone(Box::new(move || {
         let (method, authority) = (&Method::GET, "orders.shop:8080");
@@ -260,7 +267,7 @@ fn routed(number: usize) -> Decision {
 fn token_new(algorithm: &str) -> Decision {
     let (workload, mut headers, now) = tokens::wanted(algorithm, 0);
     Decision::Alone(Box::new(move || {
-        assert!(token::verify(&workload, 8080, black_box(&mut headers), None, now).is_ok());
+        assert!(token::verify(&workload, 8080, token::Shown::headers(black_box(&mut headers)), None, now).is_ok());
     }))
 }
 
@@ -269,7 +276,10 @@ fn token_repeated(algorithm: &str) -> Decision {
     let mut believed = Believed::default();
     Decision::Alone(Box::new(move || {
         let headers = black_box(&mut headers);
-        assert!(token::verify_remembering(&mut believed, &workload, 8080, headers, None, now).is_ok());
+        assert!(
+            token::verify_remembering(&mut believed, &workload, 8080, token::Shown::headers(headers), None, now)
+                .is_ok()
+        );
     }))
 }
 
@@ -314,8 +324,15 @@ fn whole_way_in() -> Decision {
     };
     let decide = move |parts: &mut Parts| {
         let normal = normalize(parts, normalize::Direction::Inbound { mesh_peer: true }).unwrap();
-        let caller =
-            token::verify_remembering(&mut believed, &workload, 8080, &mut parts.headers, Some(&peer), now).unwrap();
+        let caller = token::verify_remembering(
+            &mut believed,
+            &workload,
+            8080,
+            token::Shown::headers(&mut parts.headers),
+            Some(&peer),
+            now,
+        )
+        .unwrap();
         let (authority, path) = (normal.authority(), normal.path());
         let facts = Facts { method: &parts.method, authority, path, headers: &parts.headers, connection: CONNECTION };
         assert!(authorize(&caller, &facts, &workload).is_ok());
