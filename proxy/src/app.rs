@@ -15,10 +15,11 @@ use std::time::Duration;
 use equerry_policies::names::{HostName, ServiceName, SpiffeId};
 use equerry_traffic::outside::OwnDoors;
 use sd_notify::NotifyState;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, watch};
-use tokio::task::{JoinHandle, LocalSet};
+use tokio::task::JoinHandle;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
@@ -121,7 +122,7 @@ fn sidecar(given: Given) -> Result<(), Fatal> {
     let last_good = LastGood::open(&state_dir)?;
     let listeners = Listeners::bind(&settings)?;
     let observe = Observer::new(ObserverOptions { access_log: settings.access_log.clone(), series_cap: SERIES_CAP })?;
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let control = Builder::new_current_thread().enable_all().build()?;
     let ended = control.block_on(
         Control { settings, listeners, observe: observe.clone(), last_good: Arc::new(Mutex::new(last_good)) }.run(),
     );
@@ -368,12 +369,19 @@ fn start_workers(
     tracing::info!(connections = most, workers = shared.settings.workers, "room for connections");
     let mut listeners = Some((outbound, inbound, handles));
     for (n, inbox) in inboxes.into_iter().enumerate() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
         let shared = shared.clone();
         let listeners = listeners.take();
         std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
-            let local = LocalSet::new();
-            local.block_on(&runtime, async move {
+            // It stays on its thread, and with it whatever runs on it.
+            let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => {
+                    let _ = tell.send(Ok(()));
+                    runtime
+                }
+                Err(error) => return drop(tell.send(Err(error))),
+            };
+            runtime.block_on(async move {
                 if let Some((outbound, inbound, handles)) = listeners {
                     let acceptor = Acceptor {
                         workers: handles.into(),
@@ -409,9 +417,9 @@ fn start_workers(
                     () = drain.wait_cut_off() => {}
                 }
             });
-            // What was still open ends with this.
-            drop(local);
+            // What was still open ends with the runtime.
         })?;
+        told.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into()))?;
     }
     Ok(())
 }

@@ -43,7 +43,7 @@ pub struct Outbound {
     pub(crate) pool: Rc<Pool>,
     pub(crate) mirrors: UnderWay,
     /// What authorities named lately.
-    named: RefCell<Quick<HeaderValue, Authority>>,
+    named: RefCell<Quick<HeaderValue, Rc<Authority>>>,
 }
 
 /// How a request came out of the application.
@@ -52,7 +52,7 @@ pub(crate) struct Via {
     /// The application's address.
     pub(crate) address: SocketAddr,
     /// The Service port that its requests are for, whatever they say themselves: they came by a local port that leads there.
-    pub(crate) meant: Option<Authority>,
+    pub(crate) meant: Option<Rc<Authority>>,
 }
 
 impl Outbound {
@@ -63,18 +63,18 @@ impl Outbound {
 
     /// The Service of this mesh that a request may mean, read once: applications name few, again and again. `own` is this
     /// workload's namespace.
-    pub(crate) fn meant(&self, normal: &Normal, own: &Namespace) -> Option<Authority> {
+    pub(crate) fn meant(&self, normal: &Normal, own: &Namespace) -> Option<Rc<Authority>> {
         let mut named = self.named.borrow_mut();
         if let Some(known) = named.get(normal.host_header()) {
-            return Some(known.clone());
+            return Some(Rc::clone(known));
         }
-        let authority = Authority::parse(normal.authority(), own).ok()?;
+        let authority = Rc::new(Authority::parse(normal.authority(), own).ok()?);
         if named.len() >= NAMED_LATELY {
             named.clear();
         }
         // A copy: the header's memory is shared with all of its request.
         if let Ok(text) = HeaderValue::from_str(normal.authority()) {
-            named.insert(text, authority.clone());
+            named.insert(text, Rc::clone(&authority));
         }
         Some(authority)
     }

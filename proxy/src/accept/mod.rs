@@ -164,7 +164,7 @@ fn hand_over(
     let _ = worker.inbox.send(Handed { stream, peer, direction, welcome, load });
 }
 
-/// Serves what is put into `inbox` with `serve`, on the current thread's `LocalSet`, until all handles are gone.
+/// Serves what is put into `inbox` with `serve`, on the current thread, until all handles are gone.
 pub async fn work<F>(mut inbox: Inbox, serve: impl Fn(Direction, Welcome, TcpStream, SocketAddr) -> F)
 where
     F: Future<Output = ()> + 'static,

@@ -18,6 +18,11 @@ use tokio::net::TcpStream;
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// The socket below, if there is one.
     fn socket(&self) -> Option<&TcpStream>;
+
+    /// Whether there is certainly nothing to be read now, which costs less to see than to try. Where that is not known: false.
+    fn is_silent(&self) -> bool {
+        false
+    }
 }
 
 impl Wire for TcpStream {
@@ -217,7 +222,15 @@ impl Open {
 
     /// Whether the connection can be used for a request: open, and nothing came that nobody asked for.
     pub(super) fn is_quiet(&mut self) -> bool {
-        self.inbox.is_empty() && self.poll_glance(&mut Context::from_waker(Waker::noop())).is_pending()
+        if !self.inbox.is_empty() {
+            return false;
+        }
+        if self.wire.is_silent() {
+            // Of what has passed, nothing is kept alive.
+            self.inbox = BytesMut::new();
+            return true;
+        }
+        self.poll_glance(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// Whether enough waits to be sent: nothing may be added then.

@@ -136,8 +136,8 @@ impl<'a> Outgoing<'a> {
 
 /// HTTP/2 may split the cookie header; HTTP/1.1 may not (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    let mut all = headers.get_all(COOKIE).iter();
-    if all.next().is_none() || all.next().is_none() {
+    // As many values as names: none is there twice.
+    if headers.len() == headers.keys_len() || headers.get_all(COOKIE).iter().nth(1).is_none() {
         return;
     }
     let values: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();

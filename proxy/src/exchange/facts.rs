@@ -23,10 +23,22 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// A longer id is not an id; it is replaced.
 const LONGEST_REQUEST_ID: usize = 128;
 
+/// Descriptions kept by each thread for the next: as many exchanges as wait for their answers together. The allocator keeps seven
+/// at hand, and looks for the others.
+const SHEETS: usize = 64;
+
+/// Memory for a description, which is used again.
+type Sheet = Box<Option<Exchange>>;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Sheet>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The record of one exchange.
 #[derive(Debug)]
 pub(crate) struct Record {
-    open: Option<Box<Exchange>>,
+    /// `None`: nobody is told of it.
+    open: Option<Sheet>,
     observe: Observer,
     /// Made when there is a body to count.
     received: OnceCell<Rc<Cell<u64>>>,
@@ -35,7 +47,9 @@ pub(crate) struct Record {
 impl Record {
     /// Opens the record of the exchange that `about` begins to describe.
     pub(crate) fn open(about: Exchange, observe: &Observer) -> Self {
-        Self { open: Some(Box::new(about)), observe: observe.clone(), received: OnceCell::new() }
+        let mut sheet = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        *sheet = Some(about);
+        Self { open: Some(sheet), observe: observe.clone(), received: OnceCell::new() }
     }
 
     /// The record of an exchange that nobody is told of: a copy of another one.
@@ -45,7 +59,7 @@ impl Record {
 
     /// Changes what is known.
     pub(crate) fn note(&mut self, change: impl FnOnce(&mut Exchange)) {
-        if let Some(open) = &mut self.open {
+        if let Some(open) = self.open.as_deref_mut().and_then(Option::as_mut) {
             change(open);
         }
     }
@@ -72,7 +86,8 @@ impl Record {
 
     /// The id of the request, for the body of a refusal.
     pub(crate) fn request_id(&self) -> &str {
-        self.open.as_ref().and_then(|exchange| exchange.request_id.to_str().ok()).unwrap_or_default()
+        let exchange = self.open.as_deref().and_then(Option::as_ref);
+        exchange.and_then(|exchange| exchange.request_id.to_str().ok()).unwrap_or_default()
     }
 
     /// Who is told of retries, breakers and quotas.
@@ -83,22 +98,29 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if let Some(mut exchange) = self.open.take() {
+        let Some(mut sheet) = self.open.take() else { return };
+        if let Some(exchange) = sheet.as_mut() {
             if exchange.status == 0 && !exchange.tunnel {
                 // Nobody was there to be told a status; logs call that 499.
                 exchange.status = exchange.reason.http_status();
             }
             exchange.bytes_in = self.received.get().map_or(0, |received| received.get());
             exchange.duration = now().saturating_duration_since(exchange.started);
-            self.observe.finished(exchange);
         }
+        self.observe.finished(&mut sheet);
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < SHEETS {
+                spare.push(sheet);
+            }
+        });
     }
 }
 
 /// Starts the description of an exchange: what its head says, before anything is decided.
 pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: std::net::SocketAddr) -> Exchange {
-    let request_id = request_id(&mut parts.headers);
-    let traceparent = traceparent(&mut parts.headers);
+    let Given { request_id: id, traceparent: trace, user_agent, x_forwarded_for } = Given::by(&parts.headers);
+    let request_id = request_id(id, &mut parts.headers);
+    let traceparent = traceparent(trace, &mut parts.headers);
     Exchange {
         direction,
         started: now(),
@@ -129,22 +151,50 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: st
         request_id,
         traceparent: Some(traceparent),
         tls: false,
-        user_agent: parts.headers.get(USER_AGENT).cloned(),
-        x_forwarded_for: parts.headers.get(X_FORWARDED_FOR).cloned(),
+        user_agent,
+        x_forwarded_for,
         sni: None,
         detail: None,
     }
 }
 
-/// The caller's id if it is one, else a new one; forwarded either way.
-fn request_id(headers: &mut HeaderMap) -> HeaderValue {
-    if let Some(given) = headers.get(&REQUEST_ID)
-        && (1..=LONGEST_REQUEST_ID).contains(&given.len())
-        && given.to_str().is_ok()
-    {
-        return given.clone();
+/// What a head says about itself. One walk finds it: to look for each name costs a hash.
+#[derive(Default)]
+struct Given {
+    request_id: Option<HeaderValue>,
+    /// `None` also where there are several.
+    traceparent: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    x_forwarded_for: Option<HeaderValue>,
+}
+
+impl Given {
+    fn by(headers: &HeaderMap) -> Self {
+        let (mut given, mut traces) = (Self::default(), 0);
+        for (name, value) in headers {
+            let place = match name.as_str().len() {
+                10 if *name == USER_AGENT => &mut given.user_agent,
+                11 if *name == TRACEPARENT => {
+                    traces += 1;
+                    &mut given.traceparent
+                }
+                12 if *name == REQUEST_ID => &mut given.request_id,
+                15 if *name == X_FORWARDED_FOR => &mut given.x_forwarded_for,
+                _ => continue,
+            };
+            if place.is_none() {
+                *place = Some(value.clone());
+            }
+        }
+        given.traceparent.take_if(|_| traces > 1);
+        given
     }
-    set(headers, REQUEST_ID, &new_request_id())
+}
+
+/// The caller's id if it is one, else a new one; forwarded either way.
+fn request_id(given: Option<HeaderValue>, headers: &mut HeaderMap) -> HeaderValue {
+    let is_one = |id: &HeaderValue| (1..=LONGEST_REQUEST_ID).contains(&id.len()) && id.to_str().is_ok();
+    given.filter(is_one).unwrap_or_else(|| set(headers, REQUEST_ID, &new_request_id()))
 }
 
 /// Sets a header to a text, which header and record then share.
@@ -206,12 +256,11 @@ fn hex_word(word: u32) -> [u8; 8] {
 
 /// The trace this request belongs to. A well-formed `traceparent` is forwarded as it is; else a new trace begins, to be
 /// sampled as OpenTelemetry's SDKs sample a root by default.
-fn traceparent(headers: &mut HeaderMap) -> HeaderValue {
-    let mut given = headers.get_all(&TRACEPARENT).iter();
-    if let (Some(only), None) = (given.next(), given.next())
+fn traceparent(given: Option<HeaderValue>, headers: &mut HeaderMap) -> HeaderValue {
+    if let Some(only) = given
         && only.to_str().ok().and_then(read_traceparent).is_some()
     {
-        return only.clone();
+        return only;
     }
     let mut made = *b"00-................................-................-01";
     made[3..35].copy_from_slice(&hex(fastrand::u128(1..)));
@@ -241,13 +290,21 @@ fn read_traceparent(text: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
+    fn identified(headers: &mut HeaderMap) -> HeaderValue {
+        request_id(Given::by(headers).request_id, headers)
+    }
+
+    fn traced(headers: &mut HeaderMap) -> HeaderValue {
+        traceparent(Given::by(headers).traceparent, headers)
+    }
+
     #[test]
     fn a_request_id_is_kept_when_it_is_one_and_made_when_it_is_not() {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST_ID, HeaderValue::from_static("abc-1"));
-        assert_eq!(request_id(&mut headers), "abc-1");
+        assert_eq!(identified(&mut headers), "abc-1");
         headers.insert(REQUEST_ID, HeaderValue::from_str(&"x".repeat(200)).unwrap());
-        let made = request_id(&mut headers);
+        let made = identified(&mut headers);
         assert_eq!(headers[&REQUEST_ID], made);
         let groups: Vec<usize> = made.to_str().unwrap().split('-').map(str::len).collect();
         assert_eq!(groups, [8, 4, 4, 4, 12]);
@@ -266,7 +323,7 @@ mod tests {
         const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let mut headers = HeaderMap::new();
         headers.insert(TRACEPARENT, HeaderValue::from_static(GIVEN));
-        assert_eq!(traceparent(&mut headers), GIVEN);
+        assert_eq!(traced(&mut headers), GIVEN);
         assert_eq!(headers[TRACEPARENT], GIVEN);
         for bad in [
             "",
@@ -278,9 +335,14 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
         ] {
             headers.insert(TRACEPARENT, HeaderValue::from_static(bad));
-            let made = traceparent(&mut headers);
+            let made = traced(&mut headers);
             assert_eq!(headers[TRACEPARENT], made);
             assert!(read_traceparent(made.to_str().unwrap()).is_some() && made != bad, "{bad}");
         }
+        headers.insert(TRACEPARENT, HeaderValue::from_static(GIVEN));
+        headers.append(TRACEPARENT, HeaderValue::from_static(GIVEN));
+        let made = traced(&mut headers);
+        assert!(made != GIVEN, "of two nobody knows which");
+        assert_eq!(headers.get_all(TRACEPARENT).iter().collect::<Vec<_>>(), [&made]);
     }
 }

@@ -214,14 +214,7 @@ impl World {
             balancer: Balancer::new(&view.traffic.load_balancer, members, None, Instant::now(), &mut rng),
             limits: Arc::default(),
         };
-        Destination {
-            compiled: Arc::new(compiled),
-            complete: true,
-            budget: Arc::default(),
-            habits: Arc::default(),
-            backend: Arc::new(backend),
-            used: Arc::default(),
-        }
+        Destination::new(Arc::new(compiled), Arc::new(backend))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Requests, tunnels and copies all ask here, so that a name means the same to each.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use equerry_policies::names::{Authority, ServiceName};
@@ -14,12 +15,11 @@ use equerry_traffic::{Refusal, outside};
 use crate::live::{self, Backend, Destination, Live, NotThere};
 use crate::outbound::Outbound;
 
+/// A name with its port, as it was read, and what was found under it.
+pub(crate) type Named = (Rc<Authority>, Found);
+
 /// Which Service is meant, and the configuration that knows it: at most a second later, the first time it is named.
-pub(crate) async fn resolve(
-    at: &Outbound,
-    live: Arc<Live>,
-    normal: &Normal,
-) -> Result<(Arc<Live>, (Authority, Found)), Refusal> {
+pub(crate) async fn resolve(at: &Outbound, live: Arc<Live>, normal: &Normal) -> Result<(Arc<Live>, Named), Refusal> {
     let Some(authority) = at.meant(normal, &live.own.namespace) else {
         let named = Box::pin(outside(at, &live, normal, None)).await?;
         return Ok((live, named));
@@ -34,9 +34,9 @@ pub(crate) async fn resolve(
 }
 
 /// The Service that is meant, whatever a request names: never anybody outside the mesh.
-pub(super) async fn fixed(at: &Outbound, live: Arc<Live>, meant: &Authority) -> (Arc<Live>, (Authority, Found)) {
+pub(super) async fn fixed(at: &Outbound, live: Arc<Live>, meant: &Rc<Authority>) -> (Arc<Live>, Named) {
     let (live, found) = wanted(at, live, &meant.service).await;
-    (live, (meant.clone(), found))
+    (live, (Rc::clone(meant), found))
 }
 
 /// What is known of a Service, and the configuration that knows it.
@@ -56,19 +56,14 @@ async fn wanted(at: &Outbound, live: Arc<Live>, service: &ServiceName) -> (Arc<L
 
 /// Whoever a name means that no Service has, where callers may name anybody (`ALLOW_ANY`): never asked while the control
 /// plane has not said that there is no such Service. `nearest` is the name nearest to it that is known.
-async fn outside(
-    at: &Outbound,
-    live: &Live,
-    normal: &Normal,
-    nearest: Option<String>,
-) -> Result<(Authority, Found), Refusal> {
+async fn outside(at: &Outbound, live: &Live, normal: &Normal, nearest: Option<String>) -> Result<Named, Refusal> {
     let to = outside::may_leave(normal.authority(), nearest.as_deref(), outbound_traffic(live))?;
     let destination = at.shared.outsiders.reach(&to).await.map_err(|refusal| match refusal {
         Refusal::NoService { name, .. } => Refusal::NoService { name, nearest },
         other => other,
     })?;
     let named = Authority { service: destination.backend.name.clone(), port: Some(to.port()) };
-    Ok((named, Found::Known(destination)))
+    Ok((Rc::new(named), Found::Known(destination)))
 }
 
 /// While this workload's policy is not known, nothing leaves the mesh.
@@ -91,7 +86,7 @@ pub(crate) enum Found {
 }
 
 /// Whether it may be called, and what is known of it.
-pub(crate) fn may_leave(named: &(Authority, Found)) -> Result<(MayLeave, &Destination), Refusal> {
+pub(crate) fn may_leave(named: &Named) -> Result<(MayLeave, &Destination), Refusal> {
     let (authority, found) = named;
     let known = match found {
         Found::Known(destination) => Known::Service(&destination.compiled),

@@ -165,7 +165,7 @@ impl Copy {
             port,
             key,
             protocol: self.protocol,
-            identity: shared.identity.current(),
+            identities: &shared.identity,
             kind: self.kind,
             began,
             deadline: Deadline::after(began, Some(PATIENCE)),

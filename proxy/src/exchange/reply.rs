@@ -279,14 +279,16 @@ fn strip(headers: &mut HeaderMap, stranger: bool) {
         http::header::TRANSFER_ENCODING,
         UPGRADE,
     ];
-    // Most answers name none but those that always go.
-    let named: Vec<HeaderName> =
-        headers.get(CONNECTION).map(|_| named_by_connection(headers, &ALWAYS)).unwrap_or_default();
     let reserved = |name: &HeaderName| *name == PROXY_STATUS || name.as_str().starts_with("x-equerry-");
     // Their lengths tell nearly all others apart.
     let always = |name: &HeaderName| matches!(name.as_str().len(), 2 | 7 | 10 | 16 | 17) && ALWAYS.contains(name);
-    let ends_here = |name: &&HeaderName| always(name) || named.contains(name) || stranger && reserved(name);
-    while let Some(name) = headers.keys().find(ends_here).cloned() {
+    let goes = |name: &HeaderName| always(name) || stranger && reserved(name);
+    // Most answers have none of them, `Connection` neither.
+    if !headers.keys().any(goes) {
+        return;
+    }
+    let named = named_by_connection(headers, &ALWAYS);
+    while let Some(name) = headers.keys().find(|name| goes(name) || named.contains(name)).cloned() {
         headers.remove(name);
     }
 }

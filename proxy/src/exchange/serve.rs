@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -102,7 +103,7 @@ pub(crate) async fn outbound(
 struct Asker<'a> {
     address: IpAddr,
     /// The Service port that is meant, where the request need not name it.
-    meant: Option<&'a Authority>,
+    meant: Option<&'a Rc<Authority>>,
     early: &'a Early,
 }
 
@@ -199,7 +200,7 @@ async fn leave(
         port,
         key,
         protocol,
-        identity: at.shared.identity.current(),
+        identities: &at.shared.identity,
         kind,
         began,
         deadline,

@@ -21,7 +21,7 @@ use http_body::Body;
 use super::attempt::{self, Failed, Outgoing, Time};
 use super::facts::Record;
 use super::{now, reply};
-use crate::live::{Backend, Destination, TlsIdentity};
+use crate::live::{Backend, Destination, IdentityHandle, TlsIdentity};
 use crate::observe::BreakerState;
 use crate::upstream::{self, Chosen, LONGEST_IDLE, Places, Pool, Protocol, ResponseBody, Target, Whom};
 
@@ -46,8 +46,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) key: Option<u64>,
     /// What the caller speaks; between sidecars the same is spoken.
     pub(crate) protocol: Protocol,
-    /// As whom we call; `None` while we have no valid certificate.
-    pub(crate) identity: Option<Arc<TlsIdentity>>,
+    /// As whom we call, where that is asked for.
+    pub(crate) identities: &'a IdentityHandle,
     /// What kind of exchange it is, by its request.
     pub(crate) kind: Kind,
     /// When the exchange began.
@@ -86,8 +86,9 @@ pub(crate) async fn until_answered(
     loop {
         errand.deadline.still_wanted(began)?;
         // Where somebody else was met and nobody is left, who was met says more than that nobody is left.
-        let chosen = choose(errand, &mut tried, began, record);
+        let chosen = choose(errand, &tried, began, record);
         let chosen = chosen.map_err(|none| stranger.take().map_or(none, |met| *met))?;
+        let place_tried = chosen.this_try.index;
         tell_next_hop(errand, outgoing, retries);
         let outcome = once(errand, (chosen, began), pool, outgoing, record).await;
         drop(place.take());
@@ -103,6 +104,7 @@ pub(crate) async fn until_answered(
         };
         record.observe().retry("sent");
         retries += 1;
+        tried.push(place_tried);
         match outcome {
             Ok(answered) => attempt::discard(answered),
             Err(Failed { refusal: met @ Refusal::IdentityMismatch { .. }, .. }) => stranger = Some(Box::new(met)),
@@ -127,12 +129,7 @@ fn tell_next_hop(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>, retries: u32)
     trace_state::write(headers, carried, Other::Peer, SystemTime::now());
 }
 
-fn choose<'a>(
-    errand: &Errand<'a>,
-    tried: &mut Vec<usize>,
-    now: Instant,
-    record: &Record,
-) -> Result<Chosen<'a>, Refusal> {
+fn choose<'a>(errand: &Errand<'a>, tried: &[usize], now: Instant, record: &Record) -> Result<Chosen<'a>, Refusal> {
     let backend = errand.backend;
     let chosen = with_randomness(|rng| upstream::choose(backend, errand.port.port, errand.key, tried, now, rng));
     let chosen = chosen.map_err(|none| upstream::refusal(none, backend, errand.port.port, now))?;
@@ -155,7 +152,8 @@ async fn once(
         exchange.upstream_address = Some(chosen.address);
         exchange.tls = chosen.mesh;
     });
-    let target = target(errand, &chosen)?;
+    let identity = if chosen.mesh { errand.identities.current() } else { None };
+    let target = target(errand, &chosen, identity.as_ref())?;
     let deadline = errand.deadline.for_try(began, errand.try_timeout);
     let time = Time { until: deadline, kind: errand.kind, idle: deadline::idle(errand.kind, &backend.traffic) };
     let mut outcome = attempt::send(pool, &target, outgoing, time).await;
@@ -250,11 +248,16 @@ pub(crate) fn asked_alone(says: Option<&HeaderMap>) -> Option<Duration> {
     }
 }
 
-fn target<'a>(errand: &'a Errand<'a>, chosen: &Chosen<'_>) -> Result<Target<'a>, Failed> {
+/// `identity` is `None` while we have no valid certificate.
+fn target<'a>(
+    errand: &'a Errand<'a>,
+    chosen: &Chosen<'_>,
+    identity: Option<&'a Arc<TlsIdentity>>,
+) -> Result<Target<'a>, Failed> {
     let Errand { backend, port, .. } = *errand;
     let traffic = &backend.traffic;
     let (protocol, whom, longest) = if chosen.mesh {
-        let Some(identity) = &errand.identity else {
+        let Some(identity) = identity else {
             return Err(Failed { refusal: Refusal::IdentityExpired, unprocessed: false });
         };
         let whom = Whom { service: &backend.name, port: port.target_port, accounts: &backend.accounts, identity };

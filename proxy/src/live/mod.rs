@@ -86,6 +86,14 @@ pub struct Destination {
     pub(crate) used: Arc<AtomicBool>,
 }
 
+impl Destination {
+    /// A Service that is known whole, and of which nothing was seen yet.
+    pub fn new(compiled: Arc<CompiledDestination>, backend: Arc<Backend>) -> Self {
+        let (budget, habits, used) = (Arc::default(), Arc::default(), Arc::default());
+        Self { compiled, budget, backend, habits, complete: true, used }
+    }
+}
+
 /// A Service as traffic reaches it.
 #[derive(Debug)]
 pub struct Backend {

@@ -44,8 +44,8 @@ impl std::str::FromStr for AccessLogTarget {
     }
 }
 
-/// The way to the writer. Clones share it.
-#[derive(Debug, Clone)]
+/// The way to the writer.
+#[derive(Debug)]
 pub(super) struct AccessLog {
     to_writer: Option<SyncSender<Message>>,
 }

@@ -177,11 +177,14 @@ pub struct ObserverOptions {
     pub series_cap: usize,
 }
 
-/// Told of everything that happens. Clones share the counters.
+/// Told of everything that happens. Clones share the counters: each exchange has one, so there is one count to change.
 #[derive(Debug, Clone)]
-pub struct Observer {
-    metrics: Arc<Metrics>,
-    cut_off: Arc<AtomicBool>,
+pub struct Observer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    metrics: Metrics,
+    cut_off: AtomicBool,
     access_log: AccessLog,
 }
 
@@ -191,53 +194,58 @@ impl Observer {
     /// # Errors
     /// When the access log cannot be opened.
     pub fn new(options: ObserverOptions) -> std::io::Result<Self> {
-        let metrics = Arc::new(Metrics::new(options.series_cap));
+        let metrics = Metrics::new(options.series_cap);
         let access_log = AccessLog::start(options.access_log)?;
-        Ok(Self { metrics, cut_off: Arc::default(), access_log })
+        Ok(Self(Arc::new(Shared { metrics, cut_off: AtomicBool::new(false), access_log })))
     }
 
     /// What ends from now on without a reason of its own is cut off by us, because this process ends.
     pub fn cut_off(&self) {
-        self.cut_off.store(true, Ordering::Relaxed);
+        self.0.cut_off.store(true, Ordering::Relaxed);
     }
 
-    /// Counts the exchange and logs it. Never waits: a full log drops the line and counts that.
-    pub fn finished(&self, exchange: impl Into<Box<Exchange>>) {
-        let mut exchange = exchange.into();
-        if exchange.reason == Reason::ClientGone && self.cut_off.load(Ordering::Relaxed) {
-            exchange.reason = Reason::Draining;
+    /// Counts the exchange and logs it; afterwards it is gone. Never waits: a full log drops the line and counts that.
+    pub fn finished(&self, exchange: &mut Option<Exchange>) {
+        if let Some(exchange) = exchange {
+            if exchange.reason == Reason::ClientGone && self.0.cut_off.load(Ordering::Relaxed) {
+                exchange.reason = Reason::Draining;
+            }
+            self.0.metrics.exchange(exchange);
         }
-        self.metrics.exchange(&exchange);
-        if self.access_log.is_on() && !self.access_log.offer(exchange) {
-            self.metrics.access_log_dropped.inc();
+        if !self.0.access_log.is_on() {
+            *exchange = None;
+        } else if let Some(exchange) = exchange.take()
+            && !self.0.access_log.offer(Box::new(exchange))
+        {
+            self.0.metrics.access_log_dropped.inc();
         }
     }
 
     /// Counts an open connection for as long as the guard lives.
     pub fn connection(&self, direction: Direction, tls: bool) -> ConnectionOpen {
-        let gauge = self.metrics.connections.open.with_label_values(&[direction.as_str(), reason::tls(tls)]);
+        let gauge = self.0.metrics.connections.open.with_label_values(&[direction.as_str(), reason::tls(tls)]);
         gauge.inc();
         ConnectionOpen { gauge }
     }
 
     /// A connection was one too many for this process.
     pub fn connection_refused(&self, direction: Direction) {
-        self.metrics.connections.refused.with_label_values(&[direction.as_str()]).inc();
+        self.0.metrics.connections.refused.with_label_values(&[direction.as_str()]).inc();
     }
 
     /// No connection can be accepted for a moment, most likely because there are no file descriptors left.
     pub fn accept_paused(&self, direction: Direction) {
-        self.metrics.connections.accept_pauses.with_label_values(&[direction.as_str()]).inc();
+        self.0.metrics.connections.accept_pauses.with_label_values(&[direction.as_str()]).inc();
     }
 
     /// A connection ended before there was an exchange: `reason` is a fixed word such as `no_certificate`.
     pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
-        self.metrics.connections.handshake_failures.with_label_values(&[direction.as_str(), reason]).inc();
+        self.0.metrics.connections.handshake_failures.with_label_values(&[direction.as_str(), reason]).inc();
     }
 
     /// Counts an outcome of retrying: `sent`, `succeeded`, `skipped_budget`, `skipped_body`, ...
     pub fn retry(&self, outcome: &'static str) {
-        self.metrics.retries.with_label_values(&[outcome]).inc();
+        self.0.metrics.retries.with_label_values(&[outcome]).inc();
     }
 
     /// The breaker of one endpoint changed.
@@ -247,27 +255,27 @@ impl Observer {
             BreakerState::HalfOpen => 1,
             BreakerState::Open => 2,
         };
-        self.metrics.breaker_state.get(&[&service.to_string(), instance.as_str()]).set(value);
+        self.0.metrics.breaker_state.get(&[&service.to_string(), instance.as_str()]).set(value);
     }
 
     /// An endpoint was taken out of balancing; `reason` is a fixed word such as `consecutive_failures`.
     pub fn ejected(&self, reason: &'static str) {
-        self.metrics.ejections.with_label_values(&[reason]).inc();
+        self.0.metrics.ejections.with_label_values(&[reason]).inc();
     }
 
     /// A breaker would have taken an endpoint out, and did not: `observed` when it only observes, or what kept it.
     pub fn not_ejected(&self, reason: &'static str) {
-        self.metrics.not_ejected.with_label_values(&[reason]).inc();
+        self.0.metrics.not_ejected.with_label_values(&[reason]).inc();
     }
 
     /// A copy of a request has come to its end, or was not made.
     pub fn mirrored(&self, became: Copied) {
-        self.metrics.mirrored.with_label_values(&[became.as_str()]).inc();
+        self.0.metrics.mirrored.with_label_values(&[became.as_str()]).inc();
     }
 
     /// So many endpoints of each destination stand how, by the word of what says so.
     pub fn endpoint_health(&self, census: impl Iterator<Item = (ServiceName, &'static str, usize)>) {
-        let family = &self.metrics.endpoint_health;
+        let family = &self.0.metrics.endpoint_health;
         family.clear();
         for (destination, verdict, count) in census {
             family.get(&[&destination.to_string(), verdict]).set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -276,43 +284,43 @@ impl Observer {
 
     /// An endpoint is no longer known here: its series end.
     pub fn endpoint_forgotten(&self, service: &ServiceName, instance: &InstanceId) {
-        self.metrics.breaker_state.remove(&[&service.to_string(), instance.as_str()]);
+        self.0.metrics.breaker_state.remove(&[&service.to_string(), instance.as_str()]);
     }
 
     /// A request was counted against a tenant's quota.
     pub fn quota(&self, tenant: &TenantName, admitted: bool) {
         let decision = if admitted { "admitted" } else { "refused" };
-        self.metrics.quota.get(&[tenant.as_str(), decision]).inc();
+        self.0.metrics.quota.get(&[tenant.as_str(), decision]).inc();
     }
 
     /// A configuration is in force.
     pub fn config_applied(&self, epoch: u64) {
-        self.metrics.config.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+        self.0.metrics.config.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
     }
 
     /// So many generations of configuration are held by exchanges, the one in force included.
     pub fn config_generations(&self, generations: usize) {
-        self.metrics.config.generations.set(i64::try_from(generations).unwrap_or(i64::MAX));
+        self.0.metrics.config.generations.set(i64::try_from(generations).unwrap_or(i64::MAX));
     }
 
     /// A configuration was refused, in part or wholly.
     pub fn config_refused(&self) {
-        self.metrics.config.nacks.inc();
+        self.0.metrics.config.nacks.inc();
     }
 
     /// Whether the configuration stream stands.
     pub fn control_plane_connected(&self, connected: bool) {
-        self.metrics.config.connected.set(i64::from(connected));
+        self.0.metrics.config.connected.set(i64::from(connected));
     }
 
     /// So much is known of names outside the mesh; told before metrics are read.
     pub fn dns(&self, census: &Census) {
         for (state, count) in [("stale", census.stale), ("fresh", census.names.saturating_sub(census.stale))] {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
-            self.metrics.dns.names.with_label_values(&[state]).set(count);
+            self.0.metrics.dns.names.with_label_values(&[state]).set(count);
         }
         for (outcome, count) in [("found", census.found), ("nobody", census.nobody), ("failed", census.failed)] {
-            let counter = self.metrics.dns.lookups.with_label_values(&[outcome]);
+            let counter = self.0.metrics.dns.lookups.with_label_values(&[outcome]);
             counter.inc_by(count.saturating_sub(counter.get()));
         }
     }
@@ -320,22 +328,22 @@ impl Observer {
     /// A certificate of `kind` (`leaf`, `root`) ends at `not_after`.
     pub fn certificate(&self, kind: &'static str, not_after: SystemTime) {
         let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.metrics.cert_not_after.with_label_values(&[kind]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        self.0.metrics.cert_not_after.with_label_values(&[kind]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     /// All metrics in Prometheus' text format 0.0.4.
     pub fn render(&self) -> String {
-        self.metrics.render()
+        self.0.metrics.render()
     }
 
     /// Opens the access log's file again, after somebody moved it away.
     pub fn reopen_access_log(&self) {
-        self.access_log.reopen();
+        self.0.access_log.reopen();
     }
 
     /// Writes what the access log still holds; at most `patience` long.
     pub fn flush(&self, patience: Duration) {
-        self.access_log.flush(patience);
+        self.0.access_log.flush(patience);
     }
 }
 
@@ -401,8 +409,8 @@ pub(crate) mod tests {
     #[test]
     fn an_exchange_is_counted_under_the_names_of_the_design() {
         let observer = observer(SERIES_CAP);
-        observer.finished(an_exchange());
-        observer.finished(an_exchange());
+        observer.finished(&mut Some(an_exchange()));
+        observer.finished(&mut Some(an_exchange()));
         let text = observer.render();
         let line = text.lines().find(|line| line.starts_with("equerry_requests_total{")).unwrap();
         assert_eq!(
@@ -418,7 +426,7 @@ pub(crate) mod tests {
         let observer = observer(2);
         for code in 200..210 {
             for _ in 0..3 {
-                observer.finished(Exchange { status: code, ..an_exchange() });
+                observer.finished(&mut Some(Exchange { status: code, ..an_exchange() }));
             }
         }
         let text = observer.render();
@@ -472,7 +480,7 @@ pub(crate) mod tests {
     fn promtool_finds_nothing_to_complain_about() {
         use std::io::Write;
         let observer = observer(SERIES_CAP);
-        observer.finished(an_exchange());
+        observer.finished(&mut Some(an_exchange()));
         observer.retry("sent");
         observer.dns(&Census::default());
         observer.certificate("leaf", SystemTime::now());

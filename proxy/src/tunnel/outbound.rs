@@ -137,9 +137,10 @@ async fn connect(
     let key = backend.balancer.key(&Request::new(()).into_parts().0, &source);
     let mut tried = Vec::new();
     loop {
-        let choose = |rng: &mut _| upstream::choose(backend, port.port, key, &mut tried, now(), rng);
+        let choose = |rng: &mut _| upstream::choose(backend, port.port, key, &tried, now(), rng);
         let mut chosen =
             tries::with_randomness(choose).map_err(|none| upstream::refusal(none, backend, port.port, now()))?;
+        tried.push(chosen.this_try.index);
         tries::report(chosen.this_try.transition, backend, &chosen.endpoint.instance, record);
         record.note(|exchange| {
             exchange.attempts += 1;

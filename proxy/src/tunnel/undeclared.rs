@@ -42,7 +42,7 @@ pub(crate) async fn outbound(at: &Rc<Outbound>, name: &str, near: TcpStream, fro
     match detect::guess(near, port.patience()).await {
         Ok((Guess::Requests(speaks), near)) => {
             port.note(Habit::Requests);
-            let via = Via { address: from, meant: Some(port.meant) };
+            let via = Via { address: from, meant: Some(Rc::new(port.meant)) };
             at.serve_requests(near, speaks, via).await;
         }
         Ok((Guess::Silence, near)) if port.silence_is_idle() => {

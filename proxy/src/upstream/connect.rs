@@ -21,7 +21,7 @@ use equerry_traffic::balance::InFlight;
 use equerry_traffic::deadline;
 use equerry_traffic::refusal::{Limited, OverLimit};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -410,6 +410,13 @@ impl Wire {
 impl codec::Wire for Wire {
     fn socket(&self) -> Option<&TcpStream> {
         Some(self.socket())
+    }
+
+    fn is_silent(&self) -> bool {
+        // TLS may hold what its socket gave.
+        let Self::Plain(stream) = self else { return false };
+        let came = stream.try_io(Interest::READABLE, || Ok(()));
+        came.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 

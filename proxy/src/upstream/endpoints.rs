@@ -28,7 +28,7 @@ pub(crate) struct Chosen<'a> {
 }
 
 /// Chooses an endpoint of `backend` for its Service port `port` and begins a try there. `key` is what the backend's balancer
-/// makes of the request. `tried` holds the places of the endpoints that this exchange has tried, and is added to.
+/// makes of the request. `tried` holds the places of the endpoints that this exchange has tried.
 ///
 /// # Errors
 /// When there is none, or all are kept away.
@@ -36,7 +36,7 @@ pub(crate) fn choose<'a>(
     backend: &'a Backend,
     port: u16,
     key: Option<u64>,
-    tried: &mut Vec<usize>,
+    tried: &[usize],
     now: Instant,
     rng: &mut fastrand::Rng,
 ) -> Result<Chosen<'a>, NoEndpoint> {
@@ -45,7 +45,6 @@ pub(crate) fn choose<'a>(
     let this_try = balance::choose(&backend.balancer, &backend.endpoints, serves, &wanted, rng)?;
     let endpoint = &backend.endpoints[this_try.index];
     let (address, mesh) = reach(endpoint, port).ok_or(NoEndpoint::None)?;
-    tried.push(this_try.index);
     Ok(Chosen { endpoint, address, mesh, this_try })
 }
 

@@ -113,11 +113,11 @@ pub fn normalize(parts: &mut Parts, direction: Direction) -> Result<Normal, Refu
         return Err(Refusal::bad_request("CONNECT asks for a connection, and this is a place for requests"));
     }
     headers::check(parts)?;
-    let authority = authority(parts)?;
+    let (authority, as_it_came) = authority(parts)?;
     let target = target(parts)?;
     let Wants { upgrade, expects } = headers::strip_hop_by_hop(parts)?;
     headers::strip_reserved(&mut parts.headers, direction);
-    if parts.headers.get(HOST) != Some(&authority) {
+    if !as_it_came {
         parts.headers.insert(HOST, authority.clone());
     }
     parts.uri = Uri::from(target.clone());
@@ -190,8 +190,9 @@ pub fn trailers(trailers: &mut http::HeaderMap, more: &[http::header::HeaderName
     headers::strip_trailers(trailers, more);
 }
 
-/// The authority in its normal form, from the request's target or its `Host`; where both are, they must agree.
-fn authority(parts: &Parts) -> Result<HeaderValue, Refusal> {
+/// The authority in its normal form, from the request's target or its `Host`; where both are, they must agree. Says whether it
+/// is what `Host` says, letter by letter.
+fn authority(parts: &Parts) -> Result<(HeaderValue, bool), Refusal> {
     if parts.version < Version::HTTP_2 && parts.uri.scheme_str().is_some_and(|scheme| scheme != "http") {
         return Err(Refusal::bad_request("the target's scheme is not http"));
     }
@@ -212,8 +213,10 @@ fn authority(parts: &Parts) -> Result<HeaderValue, Refusal> {
     };
     match (&authority, given) {
         // Nearly always it came as it should be.
-        (Cow::Borrowed(_), Some(given)) => Ok(given.clone()),
-        _ => HeaderValue::from_str(&authority).map_err(|_| Refusal::bad_request("the authority is not text")),
+        (Cow::Borrowed(_), Some(given)) => Ok((given.clone(), true)),
+        _ => HeaderValue::from_str(&authority)
+            .map(|authority| (authority, false))
+            .map_err(|_| Refusal::bad_request("the authority is not text")),
     }
 }
 

@@ -49,8 +49,10 @@ impl Kind {
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
-    let Some(kind) = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return false };
-    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
+    const EVENT_STREAM: &[u8] = b"text/event-stream";
+    let Some(kind) = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes().trim_ascii_start()) else { return false };
+    let Some((kind, parameters)) = kind.split_at_checked(EVENT_STREAM.len()) else { return false };
+    kind.eq_ignore_ascii_case(EVENT_STREAM) && matches!(parameters.trim_ascii_start(), [] | [b';', ..])
 }
 
 #[cfg(test)]
@@ -70,7 +72,10 @@ mod tests {
         assert_eq!(Kind::of_request(&Method::CONNECT, &none), Kind::Upgrade);
         let events = with("content-type", "Text/Event-Stream; charset=utf-8");
         assert_eq!(Kind::Unary.answered(ok, &events), Kind::EventStream);
-        assert_eq!(Kind::Unary.answered(ok, &with("content-type", "text/plain")), Kind::Unary);
+        assert_eq!(Kind::Unary.answered(ok, &with("content-type", " text/event-stream ;x")), Kind::EventStream);
+        for other in ["text/plain", "text/event-streams", "text/event-stream2;x"] {
+            assert_eq!(Kind::Unary.answered(ok, &with("content-type", other)), Kind::Unary, "{other}");
+        }
     }
 
     #[test]

@@ -42,6 +42,10 @@ pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
     if parts.version >= Version::HTTP_2 {
         return check_http2(headers);
     }
+    // To look for it costs a hash.
+    if !headers.keys().any(|name| *name == TRANSFER_ENCODING) {
+        return Ok(());
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
         if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
@@ -86,6 +90,11 @@ static ENDS_HERE: [HeaderName; 11] = [
     HeaderName::from_static("proxy-authentication-info"),
 ];
 
+/// Whether a header is one of those. Lengths tell nearly all others apart.
+fn ends_here(name: &HeaderName) -> bool {
+    matches!(name.as_str().len(), 2 | 6 | 7 | 10 | 14 | 16..=19 | 25) && ENDS_HERE.contains(name)
+}
+
 /// What a request wants of the connection that carries it.
 #[derive(Debug, Default)]
 pub(super) struct Wants {
@@ -99,7 +108,7 @@ pub(super) struct Wants {
 /// asked of the next.
 pub(super) fn strip_hop_by_hop(parts: &mut Parts) -> Result<Wants, Refusal> {
     let (headers, version) = (&mut parts.headers, parts.version);
-    if !headers.keys().any(|name| ENDS_HERE.contains(name)) {
+    if !headers.keys().any(ends_here) {
         return Ok(Wants::default());
     }
     let upgrade = if headers.contains_key(UPGRADE) { upgrade(headers, version)? } else { None };
@@ -114,7 +123,7 @@ pub(super) fn strip_hop_by_hop(parts: &mut Parts) -> Result<Wants, Refusal> {
         expects = version != Version::HTTP_10;
     }
     let trailers = headers.get_all(TE).iter().any(te_has_trailers);
-    take_away(headers, |name| ENDS_HERE.contains(name));
+    take_away(headers, ends_here);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
