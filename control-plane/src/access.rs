@@ -33,6 +33,8 @@ pub enum Permission {
     AdmitWorkloads,
     /// Make, list and revoke tokens of this API.
     AdmitPeople,
+    /// Look at single calls: who asked for which path, and what became of it.
+    ReadCalls,
     /// Read the audit log.
     ReadAudit,
 }
@@ -112,7 +114,7 @@ impl Permission {
     pub fn needs(self) -> Role {
         match self {
             Self::Read => Role::Viewer,
-            Self::WriteDocuments | Self::RegisterInstances | Self::AdmitWorkloads => Role::Operator,
+            Self::WriteDocuments | Self::RegisterInstances | Self::AdmitWorkloads | Self::ReadCalls => Role::Operator,
             Self::AdmitPeople | Self::ReadAudit => Role::Admin,
         }
     }
@@ -184,6 +186,7 @@ impl fmt::Display for Permission {
             Self::RegisterInstances => "instances:write",
             Self::AdmitWorkloads => "join-tokens:write",
             Self::AdmitPeople => "admin-tokens:write",
+            Self::ReadCalls => "calls:read",
             Self::ReadAudit => "audit:read",
         })
     }

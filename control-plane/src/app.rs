@@ -223,6 +223,7 @@ async fn keep_leases(control: ControlPlane) {
     loop {
         every.tick().await;
         control.expire_leases(Instant::now()).await;
+        control.forget_calls();
     }
 }
 

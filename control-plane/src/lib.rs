@@ -8,6 +8,7 @@ pub mod app;
 pub mod audit;
 pub mod authority;
 pub mod backup;
+pub mod calls;
 pub mod config;
 pub mod control;
 pub mod metrics;

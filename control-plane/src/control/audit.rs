@@ -56,6 +56,14 @@ impl ControlPlane {
         }
     }
 
+    /// Writes down that something was done of which the store knows nothing else.
+    ///
+    /// # Errors
+    /// When the store is full or failed.
+    pub(crate) async fn note(&self, note: Note) -> Result<(), StoreError> {
+        audit::write(&self.0.store, vec![note], SystemTime::now()).await
+    }
+
     /// The last entry of the audit log.
     ///
     /// # Errors

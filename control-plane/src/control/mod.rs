@@ -5,13 +5,15 @@
 //! disk is `async`.
 
 mod audit;
+mod calls;
+mod history;
 mod leases;
 mod proxies;
 mod quotas;
 mod tokens;
 mod truth;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,6 +27,8 @@ use tokio::sync::watch;
 
 use crate::audit::{By, Note};
 use crate::authority::Authority;
+use crate::calls::Calls;
+use crate::calls::lookers::Lookers;
 use crate::metrics::Metrics;
 use crate::quota::Books;
 use crate::registry::{Instance, InstanceKey, Refused, Registration, Registry};
@@ -33,11 +37,15 @@ use crate::store::instances::InstanceRow;
 use crate::store::tokens::AdminRow;
 use crate::store::{Store, StoreError, documents, grants, instances};
 
+pub(crate) use calls::Looking;
 pub use leases::Registered;
 pub use proxies::{
     ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, UNANSWERED, UnknownNonce,
 };
 pub use truth::{Action, ApplyError, Change, Edit, Precondition, StoredDocument, Truth};
+
+/// Streams of events for people at once.
+pub(crate) const STREAMS: usize = 64;
 
 /// The control plane; cheap to clone.
 #[derive(Clone)]
@@ -55,6 +63,13 @@ struct Inner {
     refusals: Mutex<audit::Refusals>,
     books: Mutex<Books>,
     admins: RwLock<Vec<AdminRow>>,
+    history: Mutex<history::History>,
+    calls: Mutex<Calls>,
+    lookers: Mutex<Lookers>,
+    /// Woken when what people wish to be told of calls changes.
+    wished: watch::Sender<u64>,
+    /// Room for clients that hear of changes as they happen.
+    streams: Arc<tokio::sync::Semaphore>,
     /// Counts changes of truth and registry, so that whoever waits for one is woken.
     changed: watch::Sender<u64>,
     /// Woken when a sidecar may be told something new about a quota.
@@ -94,7 +109,8 @@ pub struct DocumentFilter {
 }
 
 impl DocumentFilter {
-    fn wants(&self, key: &DocumentKey) -> bool {
+    /// Whether a document is asked for.
+    pub fn wants(&self, key: &DocumentKey) -> bool {
         self.kind.is_none_or(|kind| kind == key.kind)
             && (self.namespace.is_none() || self.namespace == key.namespace)
             && self.name.as_ref().is_none_or(|name| *name == key.name)
@@ -179,6 +195,11 @@ impl ControlPlane {
             refusals: Mutex::default(),
             books: Mutex::new(books),
             admins: RwLock::new(admins),
+            history: Mutex::new(history::History::new(epoch)),
+            calls: Mutex::default(),
+            lookers: Mutex::default(),
+            wished: watch::Sender::new(0),
+            streams: Arc::new(tokio::sync::Semaphore::new(STREAMS)),
             changed: watch::Sender::new(0),
             granted: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
@@ -262,6 +283,7 @@ impl ControlPlane {
         let note = Note { epoch: Some(next.epoch), ..Note::done(options.by.clone(), "apply", about) };
         documents::write_epoch(&self.0.store, rows, note, SystemTime::now()).await?;
         let epoch = next.epoch;
+        locked(&self.0.history).note(epoch, &plan.changes);
         self.publish(next);
         tracing::info!(epoch, changes = plan.changes.len(), "documents changed");
         Ok(Applied { epoch, changes: plan.changes })
@@ -316,6 +338,34 @@ impl ControlPlane {
         all
     }
 
+    /// The registered instances that are `wanted`, by namespace and id, and the Services that each stands behind.
+    pub fn members(&self, wanted: impl Fn(&Registration) -> bool) -> Vec<(MemberStatus, Arc<[ServiceName]>)> {
+        let (truth, now) = (self.truth(), Instant::now());
+        let mut registry = locked(&self.0.registry);
+        let mut keys: Vec<InstanceKey> =
+            registry.all().map(|one| &one.registration).filter(|one| wanted(one)).map(Registration::key).collect();
+        keys.sort_unstable();
+        let stands = |key: InstanceKey| {
+            let services = leases::memberships_in(&mut registry, &truth, &key);
+            Some((member(registry.get(&key)?, now), services))
+        };
+        keys.into_iter().filter_map(stands).collect()
+    }
+
+    /// What each of these instances said last, and the Services that it stands behind; `None` for one that is not registered.
+    pub fn registrations_of<'k>(
+        &self,
+        keys: impl Iterator<Item = &'k InstanceKey>,
+    ) -> Vec<Option<(Registration, Arc<[ServiceName]>)>> {
+        let truth = self.truth();
+        let mut registry = locked(&self.0.registry);
+        keys.map(|key| {
+            let services = leases::memberships_in(&mut registry, &truth, key);
+            registry.get(key).map(|instance| (instance.registration.clone(), services))
+        })
+        .collect()
+    }
+
     /// Every Service and who stands behind it, by name.
     pub fn services(&self) -> Vec<ServiceStatus> {
         let truth = self.truth();
@@ -354,6 +404,11 @@ impl ControlPlane {
 
     // Proxies.
 
+    /// The instances whose proxies have an open config stream.
+    pub fn connected(&self) -> HashSet<InstanceKey> {
+        locked(&self.0.proxies).all_connected().cloned().collect()
+    }
+
     /// Every proxy that listens, and every registered instance whose proxy should.
     pub fn proxies(&self) -> Vec<ProxyStatus> {
         let registered = self.registered();
@@ -371,6 +426,11 @@ impl ControlPlane {
 
     fn registered(&self) -> Vec<InstanceKey> {
         locked(&self.0.registry).all().map(|instance| instance.registration.key()).collect()
+    }
+
+    /// Room for clients that hear of changes as they happen.
+    pub(crate) fn streams(&self) -> Arc<tokio::sync::Semaphore> {
+        Arc::clone(&self.0.streams)
     }
 
     pub(crate) fn listeners(&self) -> MutexGuard<'_, Proxies> {

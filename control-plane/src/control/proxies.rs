@@ -36,6 +36,8 @@ pub struct ProxyStatus {
     pub nack: Option<NackStatus>,
     /// The version of its program.
     pub version: String,
+    /// When the certificate ends that its stream stands on; `None` while it has none.
+    pub certificate_not_after: Option<SystemTime>,
 }
 
 /// A refusal.
@@ -121,6 +123,7 @@ struct Proxy {
     id: SpiffeId,
     version: String,
     connection: Option<(ConnectionId, SystemTime)>,
+    certificate_not_after: Option<SystemTime>,
     acked: u64,
     unanswered: VecDeque<Sent>,
     nacks: VecDeque<Nack>,
@@ -152,8 +155,21 @@ impl Proxies {
         self.last_connection += 1;
         let connection = Some((self.last_connection, now));
         let (nacks, unanswered) = (VecDeque::new(), VecDeque::new());
-        self.known.insert(key, Proxy { id, version, connection, acked: 0, unanswered, nacks });
+        let certificate_not_after = None;
+        self.known.insert(key, Proxy { id, version, connection, certificate_not_after, acked: 0, unanswered, nacks });
         self.last_connection
+    }
+
+    /// A stream stands on a certificate that ends then.
+    pub fn certified(&mut self, key: &InstanceKey, connection: ConnectionId, not_after: SystemTime) {
+        if let Some(proxy) = self.present(key, connection) {
+            proxy.certificate_not_after = Some(not_after);
+        }
+    }
+
+    /// The instances whose streams are open.
+    pub fn all_connected(&self) -> impl Iterator<Item = &InstanceKey> {
+        self.known.iter().filter(|(_, proxy)| proxy.connection.is_some()).map(|(key, _)| key)
     }
 
     /// Whether this connection is the instance's present one.
@@ -260,6 +276,9 @@ impl Proxies {
                 .and_then(|proxy| proxy.nacks.back().filter(|nack| nack.to >= proxy.acked))
                 .map(|nack| NackStatus { epoch: nack.to, complaints: nack.complaints.clone() }),
             version: proxy.map(|proxy| proxy.version.clone()).unwrap_or_default(),
+            certificate_not_after: proxy
+                .filter(|proxy| proxy.connection.is_some())
+                .and_then(|proxy| proxy.certificate_not_after),
         }
     }
 

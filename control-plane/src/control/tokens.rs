@@ -53,6 +53,11 @@ impl ControlPlane {
         Ok(text)
     }
 
+    /// Whether a token is still good for what it was good for when its bearer was let in.
+    pub(crate) fn knows(&self, actor: &Actor) -> bool {
+        self.0.admins.read().unwrap_or_else(PoisonError::into_inner).iter().any(|row| row.actor == *actor)
+    }
+
     /// Every admin token, the oldest first.
     pub fn admin_tokens(&self) -> Vec<AdminRow> {
         self.0.admins.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -69,7 +69,7 @@ impl Registration {
 }
 
 /// An instance's namespace and id.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InstanceKey {
     /// Its namespace.
     pub namespace: Namespace,

@@ -4,6 +4,7 @@
 //! connection ends with the certificate that opened it.
 
 pub mod admin;
+mod calls;
 mod lease;
 pub mod sign;
 mod slices;
@@ -56,6 +57,8 @@ pub struct Peer {
     pub id: Option<SpiffeId>,
     /// Where it is.
     pub address: SocketAddr,
+    /// When its certificate ends, and so this connection; `None` without one.
+    pub not_after: Option<SystemTime>,
 }
 
 /// The identity of the workload that calls.
@@ -156,6 +159,7 @@ pub async fn serve_grpc(control: ControlPlane, face: Arc<Face>, listener: TcpLis
         .add_service(subscribe::service(control.clone()))
         .add_service(lease::service(control.clone()))
         .add_service(slices::service(control.clone()))
+        .add_service(calls::service(control.clone()))
         .prepare();
     let stopping = control.stopping();
     accept(listener, stopping.clone(), move |stream, address| {
@@ -168,7 +172,8 @@ pub async fn serve_grpc(control: ControlPlane, face: Arc<Face>, listener: TcpLis
                 Err(fault) => return tracing::warn!(%address, %fault, "a peer is refused"),
             };
             let expiry = leaf.as_ref().map(time_left);
-            let peer = Peer { id: leaf.map(|leaf| leaf.id), address };
+            let not_after = leaf.as_ref().map(|leaf| leaf.not_after);
+            let peer = Peer { id: leaf.map(|leaf| leaf.id), address, not_after };
             let served = attend_grpc(stream, peer, routes, stopping);
             match expiry {
                 // A connection outlives neither the certificate that opened it nor, without one, what joining takes.

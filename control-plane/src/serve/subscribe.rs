@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::lease::instance_id;
-use super::{until_true, workload_of};
+use super::{Peer, until_true, workload_of};
 use crate::control::{ConnectionId, ControlPlane, UNANSWERED};
 use crate::registry::InstanceKey;
 use crate::snapshot::{Difference, Reader, Sources, difference, snapshot};
@@ -56,10 +56,11 @@ impl Config for Subscriptions {
         request: Request<Streaming<proto::FromProxy>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let id = workload_of(&self.control, request.extensions())?;
+        let not_after = request.extensions().get::<Peer>().and_then(|peer| peer.not_after);
         let (answers, stream) = mpsc::channel(1);
         let (control, messages) = (self.control.clone(), request.into_inner());
         tokio::spawn(async move {
-            if let Err(status) = attend(control, id, messages, &answers).await {
+            if let Err(status) = attend(control, id, not_after, messages, &answers).await {
                 let _ = answers.send(Err(status)).await;
             }
         });
@@ -71,6 +72,7 @@ impl Config for Subscriptions {
 async fn attend(
     control: ControlPlane,
     id: SpiffeId,
+    not_after: Option<SystemTime>,
     mut messages: Streaming<proto::FromProxy>,
     answers: &Answers,
 ) -> Result<(), Status> {
@@ -80,6 +82,9 @@ async fn attend(
         return Err(Status::invalid_argument("found no Hello, expected it first on the stream"));
     };
     let mut session = Session::open(control, id, hello)?;
+    if let Some(not_after) = not_after {
+        session.control.listeners().certified(&session.key, session.connection, not_after);
+    }
     tracing::info!(proxy = %session.key, version = session.version, "proxy connected");
     let ended = session.run(&mut messages, answers).await;
     session.control.listeners().disconnected(&session.key, session.connection);

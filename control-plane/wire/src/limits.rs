@@ -15,3 +15,10 @@ pub const MAX_CSR: usize = 16 << 10;
 
 /// Most labels, ports, held resources or interests in one message; more is refused as somebody's mistake.
 pub const MAX_ITEMS: usize = 16_384;
+
+/// How long calls took is counted by these bounds, in milliseconds: those of the metric `equerry_request_duration_seconds`.
+pub const CALL_BOUNDS_MS: [f64; 14] =
+    [0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0, 10_000.0];
+
+/// Largest report of calls in bytes.
+pub const MAX_CALL_REPORT: usize = 4 << 20;

@@ -1,11 +1,11 @@
 //! The audit log over HTTP: its lines as they are kept, and where it ends.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
-use serde::Deserialize;
 
+use super::params::Params;
 use super::problem::PROBLEM_JSON;
 use super::shapes::{AuditHead, Problem};
 use super::views::store_refused;
@@ -16,20 +16,15 @@ use crate::control::ControlPlane;
 const MOST: usize = 1_000;
 
 /// Which lines are asked for.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `lines` reads")]
 pub(super) struct Window {
     /// Only entries after this one.
-    #[serde(default)]
-    after: u64,
+    after: Option<u64>,
     /// At most so many, 1 to 1,000.
-    #[serde(default = "most")]
-    limit: usize,
-}
-
-fn most() -> usize {
-    MOST
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
 }
 
 /// Entries of the audit log, one a line, the oldest first.
@@ -38,13 +33,14 @@ fn most() -> usize {
 pub(super) async fn lines(
     State(control): State<ControlPlane>,
     actor: Actor,
-    Query(window): Query<Window>,
+    mut params: Params,
 ) -> Result<Response, Problem> {
     actor.may(Permission::ReadAudit, Place::Mesh)?;
-    if !(1..=MOST).contains(&window.limit) {
-        return Err(Problem::bad_request(format_args!("limit: found {}, expected 1 to {MOST}", window.limit)));
-    }
-    let lines = control.audit_lines(window.after, window.limit).await.map_err(|error| store_refused(&error))?;
+    // No entry has a larger number than a store can hold.
+    let after = params.number("after", 0..=i64::MAX.unsigned_abs()).unwrap_or_default();
+    let limit = params.number("limit", 1..=MOST as u64).and_then(|limit| usize::try_from(limit).ok()).unwrap_or(MOST);
+    params.finish()?;
+    let lines = control.audit_lines(after, limit).await.map_err(|error| store_refused(&error))?;
     let text: String = lines.into_iter().flat_map(|line| [line, "\n".to_owned()]).collect();
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], text).into_response())
 }

@@ -28,8 +28,12 @@ pub(super) fn introduction() -> OpenApi {
 pub(super) fn finished(description: &OpenApi) -> String {
     let mut description = serde_json::to_value(description).unwrap_or_default();
     let paths = description.get_mut("paths").and_then(Value::as_object_mut);
-    let routes = paths.into_iter().flat_map(|paths| paths.values_mut()).filter_map(Value::as_object_mut);
-    for route in routes.flat_map(|route| route.values_mut()) {
+    let routes = paths.into_iter().flatten();
+    let routes = routes.filter_map(|(path, route)| Some((path, route.as_object_mut()?)));
+    for (method, path, route) in
+        routes.flat_map(|(path, route)| route.iter_mut().map(move |(method, route)| (method, path, route)))
+    {
+        route["operationId"] = json!(operation(method, path));
         let Some(responses) = route.get_mut("responses").and_then(Value::as_object_mut) else { continue };
         for (status, response) in responses.iter_mut() {
             let known = response.get("description").and_then(Value::as_str).is_some_and(|text| !text.is_empty());
@@ -43,6 +47,13 @@ pub(super) fn finished(description: &OpenApi) -> String {
         responses.insert("default".to_owned(), any);
     }
     description.to_string()
+}
+
+/// A name of its own for each operation: `put_instances_id` for `PUT /api/v1/instances/{id}`.
+fn operation(method: &str, path: &str) -> String {
+    let path = path.strip_prefix("/api/v1").unwrap_or(path);
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
 }
 
 fn reason(status: &str) -> &'static str {

@@ -1,4 +1,4 @@
-//! Documents over HTTP: read, write and delete one with ETags, list many, apply files all or none.
+//! Documents over HTTP: read, write and delete one with ETags, apply files all or none; `listing` lists them.
 
 use std::collections::HashSet;
 
@@ -9,31 +9,22 @@ use bytes::Bytes;
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey, Kind, Reading, default_namespace};
 use equerry_policies::names::{Namespace, ResourceName, TenantName, nearest};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
 
-use super::problem::PROBLEM_JSON;
-use super::shapes::{ApplyReply, ApplyRequest, ChangeReply, DeleteRequest, DocumentList, DocumentName, Problem};
+use super::problem::{PROBLEM_JSON, push_token};
+use super::shapes::{ApplyReply, ApplyRequest, ChangeReply, DeleteRequest, DocumentName, FieldError, Problem};
+use super::versions::{etag, precondition, tags};
 use crate::access::{Actor, Denied, Permission, Place};
 use crate::audit::By;
-use crate::control::{
-    Action, Applied, ApplyError, ApplyOptions, ControlPlane, DocumentFilter, Precondition, StoredDocument,
-};
+use crate::control::{Action, Applied, ApplyError, ApplyOptions, ControlPlane, StoredDocument};
 
+/// The epoch that last changed a document.
+const EPOCH: header::HeaderName = header::HeaderName::from_static("equerry-epoch");
 /// Most files in one apply.
 const MAX_FILES: usize = 10_000;
-
-/// How documents are listed.
-#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct Filter {
-    /// Only this kind, in any spelling.
-    kind: Option<String>,
-    /// Only this namespace.
-    namespace: Option<String>,
-}
 
 /// Whether an apply is made.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
@@ -50,7 +41,7 @@ impl From<ApplyError> for Problem {
         let said = error.to_string();
         match error {
             ApplyError::Invalid(complaints) => Self::invalid(complaints),
-            ApplyError::Conflict { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "conflict", said),
+            ApplyError::Conflict { found, .. } => Self::conflict(found, said),
             ApplyError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", said),
             ApplyError::Full => Self::new(StatusCode::INSUFFICIENT_STORAGE, "store_full", said),
             ApplyError::Store(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_failed", said),
@@ -106,60 +97,10 @@ fn reply(applied: Applied, dry_run: bool) -> ApplyReply {
     ApplyReply { epoch: applied.epoch, dry_run, changes: changes.collect() }
 }
 
-/// List documents.
-#[utoipa::path(get, path = "/api/v1/documents", tag = "documents", params(Filter), responses((status = 200, body = DocumentList)))]
-pub(super) async fn list(
-    State(control): State<ControlPlane>,
-    actor: Actor,
-    Query(filter): Query<Filter>,
-) -> Result<Json<DocumentList>, Problem> {
-    let kind = filter.kind.as_deref().map(kind_of).transpose()?;
-    let namespace = filter.namespace.as_deref().map(namespace_of).transpose()?;
-    Ok(Json(listed(&control, &actor, &DocumentFilter { kind, namespace, name: None })))
-}
-
-/// List the documents of one kind in one namespace.
-#[utoipa::path(get, path = "/api/v1/namespaces/{namespace}/{kind}", tag = "documents",
-    params(("namespace" = String, Path,), ("kind" = String, Path, description = "In any spelling: HTTPRoute, httproutes")), responses((status = 200, body = DocumentList)))]
-pub(super) async fn list_namespaced(
-    State(control): State<ControlPlane>,
-    actor: Actor,
-    Path((namespace, kind)): Path<(String, String)>,
-) -> Result<Json<DocumentList>, Problem> {
-    let (kind, namespace) = (kind_of(&kind)?, namespace_of(&namespace)?);
-    if !kind.namespaced() {
-        return Err(Problem::bad_request(format_args!(
-            "{kind} documents have no namespace: /api/v1/{}",
-            kind.plural()
-        )));
-    }
-    Ok(Json(listed(&control, &actor, &DocumentFilter { kind: Some(kind), namespace: Some(namespace), name: None })))
-}
-
-/// List the documents of a kind without namespaces.
-#[utoipa::path(get, path = "/api/v1/{kind}", tag = "documents", params(("kind" = String, Path, description = "meshes or tenants")), responses((status = 200, body = DocumentList)))]
-pub(super) async fn list_global(
-    State(control): State<ControlPlane>,
-    actor: Actor,
-    Path(kind): Path<String>,
-) -> Result<Json<DocumentList>, Problem> {
-    let kind = Some(kind_of(&kind)?);
-    Ok(Json(listed(&control, &actor, &DocumentFilter { kind, ..DocumentFilter::default() })))
-}
-
-/// What the bearer may not read is left out.
-fn listed(control: &ControlPlane, actor: &Actor, filter: &DocumentFilter) -> DocumentList {
-    let seen = |stored: &StoredDocument| {
-        actor.limits.is_empty() || may(actor, Permission::Read, stored.document.key()).is_ok()
-    };
-    let items = control.documents(filter).into_iter().filter(seen).map(|stored| stored.document.to_json()).collect();
-    DocumentList { epoch: control.epoch(), items }
-}
-
 /// Read one document.
 #[utoipa::path(get, path = "/api/v1/namespaces/{namespace}/{kind}/{name}", tag = "documents",
     params(("namespace" = String, Path,), ("kind" = String, Path,), ("name" = String, Path,), ("If-None-Match" = Option<String>, Header,)),
-    responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
+    responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"), ("Equerry-Epoch" = u64, description = "The epoch that last changed it"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn get_namespaced(
     State(control): State<ControlPlane>,
     actor: Actor,
@@ -172,7 +113,7 @@ pub(super) async fn get_namespaced(
 /// Read one document of a kind without namespaces.
 #[utoipa::path(get, path = "/api/v1/{kind}/{name}", tag = "documents",
     params(("kind" = String, Path,), ("name" = String, Path,), ("If-None-Match" = Option<String>, Header,)),
-    responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
+    responses((status = 200, body = Object, headers(("ETag" = String, description = "Its version"), ("Equerry-Epoch" = u64, description = "The epoch that last changed it"))), (status = 304), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn get_global(
     State(control): State<ControlPlane>,
     actor: Actor,
@@ -189,7 +130,8 @@ fn get(control: &ControlPlane, actor: &Actor, key: &DocumentKey, headers: &Heade
     if tags(headers, &header::IF_NONE_MATCH)?.is_some_and(|known| known.holds(&stored.version)) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
-    Ok(([(header::ETAG, tag)], Json(stored.document.to_json())).into_response())
+    let told = [(header::ETAG, tag), (EPOCH, stored.epoch.into())];
+    Ok((told, Json(stored.document.to_json())).into_response())
 }
 
 fn stored(control: &ControlPlane, key: &DocumentKey) -> Result<StoredDocument, Problem> {
@@ -200,7 +142,7 @@ fn stored(control: &ControlPlane, key: &DocumentKey) -> Result<StoredDocument, P
 #[utoipa::path(put, path = "/api/v1/namespaces/{namespace}/{kind}/{name}", tag = "documents",
     params(("namespace" = String, Path,), ("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,), ("If-None-Match" = Option<String>, Header,)),
     request_body(content = Object, description = "The document, as JSON or YAML"),
-    responses((status = 200, body = ApplyReply), (status = 201, body = ApplyReply), (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON)))]
+    responses((status = 200, body = ApplyReply), (status = 201, body = ApplyReply), (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "It is not what the caller believed; `current` is what it is"), (status = 422, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn put_namespaced(
     State(control): State<ControlPlane>,
     actor: Actor,
@@ -215,7 +157,7 @@ pub(super) async fn put_namespaced(
 #[utoipa::path(put, path = "/api/v1/{kind}/{name}", tag = "documents",
     params(("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,), ("If-None-Match" = Option<String>, Header,)),
     request_body(content = Object, description = "The document, as JSON or YAML"),
-    responses((status = 200, body = ApplyReply), (status = 201, body = ApplyReply), (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON)))]
+    responses((status = 200, body = ApplyReply), (status = 201, body = ApplyReply), (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "It is not what the caller believed; `current` is what it is"), (status = 422, body = Problem, content_type = PROBLEM_JSON)))]
 pub(super) async fn put_global(
     State(control): State<ControlPlane>,
     actor: Actor,
@@ -275,7 +217,7 @@ async fn put(
 #[utoipa::path(delete, path = "/api/v1/namespaces/{namespace}/{kind}/{name}", tag = "documents",
     params(("namespace" = String, Path,), ("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,)),
     responses((status = 200, body = ApplyReply), (status = 404, body = Problem, content_type = PROBLEM_JSON),
-        (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
+        (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "It is not what the caller believed; `current` is what it is"), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
 pub(super) async fn delete_namespaced(
     State(control): State<ControlPlane>,
     actor: Actor,
@@ -289,7 +231,7 @@ pub(super) async fn delete_namespaced(
 #[utoipa::path(delete, path = "/api/v1/{kind}/{name}", tag = "documents",
     params(("kind" = String, Path,), ("name" = String, Path,), ("If-Match" = Option<String>, Header,)),
     responses((status = 200, body = ApplyReply), (status = 404, body = Problem, content_type = PROBLEM_JSON),
-        (status = 412, body = Problem, content_type = PROBLEM_JSON), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
+        (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "It is not what the caller believed; `current` is what it is"), (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Another document needs it")))]
 pub(super) async fn delete_global(
     State(control): State<ControlPlane>,
     actor: Actor,
@@ -342,7 +284,7 @@ fn asked_by(actor: &Actor) -> ApplyOptions {
 }
 
 /// Whether the bearer may do this to a document.
-fn may(actor: &Actor, permission: Permission, key: &DocumentKey) -> Result<(), Denied> {
+pub(super) fn may(actor: &Actor, permission: Permission, key: &DocumentKey) -> Result<(), Denied> {
     let tenant = (key.kind == Kind::Tenant).then(|| TenantName::parse(key.name.as_str()).ok()).flatten();
     actor.may(
         permission,
@@ -377,7 +319,8 @@ fn key_of(kind: &str, namespace: Option<&str>, name: &str) -> Result<DocumentKey
     Ok(DocumentKey { kind, namespace, name })
 }
 
-fn kind_of(word: &str) -> Result<Kind, Problem> {
+/// The kind that a word means, in any spelling.
+pub(super) fn kind_of(word: &str) -> Result<Kind, Problem> {
     Kind::from_word(word).ok_or_else(|| {
         let lower = word.to_lowercase();
         let known: Vec<String> = Kind::words().map(str::to_lowercase).collect();
@@ -388,64 +331,9 @@ fn kind_of(word: &str) -> Result<Kind, Problem> {
     })
 }
 
-fn namespace_of(text: &str) -> Result<Namespace, Problem> {
+/// The namespace that a path names.
+pub(super) fn namespace_of(text: &str) -> Result<Namespace, Problem> {
     Namespace::parse(text).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))
-}
-
-/// What `If-Match` and `If-None-Match` ask of a change.
-fn precondition(headers: &HeaderMap) -> Result<Option<Precondition>, Problem> {
-    let wanted = tags(headers, &header::IF_MATCH)?;
-    let unwanted = tags(headers, &header::IF_NONE_MATCH)?;
-    match (wanted, unwanted) {
-        (None, None) => Ok(None),
-        (Some(Tags::Any), None) => Ok(Some(Precondition::Present)),
-        (None, Some(Tags::Any)) => Ok(Some(Precondition::Absent)),
-        (Some(Tags::These(mut versions)), None) if versions.len() == 1 => Ok(versions.pop().map(Precondition::Version)),
-        _ => Err(Problem::bad_request(
-            "found a combination that is not supported, expected If-Match with one ETag or *, or If-None-Match: *",
-        )),
-    }
-}
-
-/// Entity tags of a header.
-enum Tags {
-    Any,
-    These(Vec<String>),
-}
-
-impl Tags {
-    fn holds(&self, version: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::These(versions) => versions.iter().any(|known| known == version),
-        }
-    }
-}
-
-fn tags(headers: &HeaderMap, name: &header::HeaderName) -> Result<Option<Tags>, Problem> {
-    let mut versions = Vec::new();
-    let mut present = false;
-    for value in headers.get_all(name) {
-        present = true;
-        let text = value.to_str().unwrap_or_default().trim();
-        if text == "*" {
-            return Ok(Some(Tags::Any));
-        }
-        for tag in text.split(',').map(str::trim) {
-            let strong = tag.strip_prefix("W/").unwrap_or(tag);
-            let version = strong.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-            let version = version.ok_or_else(|| {
-                Problem::bad_request(format_args!("{name}: found {tag:?}, expected an ETag in quotes, or *"))
-            })?;
-            versions.push(version.to_owned());
-        }
-    }
-    Ok(present.then_some(Tags::These(versions)))
-}
-
-fn etag(version: &str) -> Result<HeaderValue, Problem> {
-    HeaderValue::from_str(&format!("\"{version}\""))
-        .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "a version is not text"))
 }
 
 /// The body, when it could be read whole.
@@ -462,9 +350,30 @@ pub(super) fn read_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Pr
 
 /// The body as JSON of a known shape.
 pub(super) fn read_json<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
-    serde_json::from_slice(&read_body(body)?).map_err(|error| {
-        Problem::bad_request(format_args!(
-            "the body is not what is expected here: {error}; /openapi.json shows the shape"
-        ))
+    let body = read_body(body)?;
+    let mut json = serde_json::Deserializer::from_slice(&body);
+    let read = serde_path_to_error::deserialize(&mut json);
+    let read = read.map_err(|error| FieldError::in_body(pointer_to(error.path()), error.into_inner()));
+    // What follows the value is a mistake too.
+    let read = read.and_then(|read| match json.end() {
+        Ok(()) => Ok(read),
+        Err(error) => Err(FieldError::in_body(String::new(), error)),
+    });
+    read.map_err(|error| {
+        let said = format!("the body is not what is expected here: {}; /openapi.json shows the shape", error.line());
+        Problem { errors: Box::new([error]), ..Problem::bad_request(said) }
     })
+}
+
+/// A place in a body that was read, as a JSON pointer.
+fn pointer_to(path: &serde_path_to_error::Path) -> String {
+    let mut pointer = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => push_token(&mut pointer, &index.to_string()),
+            Segment::Map { key } => push_token(&mut pointer, key),
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    pointer
 }

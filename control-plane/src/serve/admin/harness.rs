@@ -23,6 +23,9 @@ pub(super) const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name
 pub(super) const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: orders, namespace: shop}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules: [{backendRefs: [{name: orders, port: 80}]}]\n";
 pub(super) const TENANT: &str = "apiVersion: equerry.dev/v1\nkind: Tenant\nmetadata: {name: acme}\nspec:\n  match: [{claim: {name: tenant, value: acme}}]\n  quotas: [{services: [shop/orders], requests: 100, window: 5s}]\n";
 
+/// Longest wait for something that must happen.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The API, and a token for it. The directory lives as long as the place.
 pub(super) struct Place {
     pub(super) router: Router,
@@ -110,4 +113,53 @@ impl Place {
 
 pub(super) fn bare(path: &str) -> Request<Body> {
     Request::get(path).body(Body::empty()).unwrap()
+}
+
+/// An open stream of events.
+pub(super) struct Events {
+    body: Body,
+    text: String,
+}
+
+impl Events {
+    pub(super) async fn open(place: &Place, path: &str, headers: &[(&str, &str)]) -> Self {
+        let mut request = Request::get(path).header(header::AUTHORIZATION, format!("Bearer {}", place.token));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = place.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        Self { body: response.into_body(), text: String::new() }
+    }
+
+    /// The next event: its name, its data, and its id.
+    pub(super) async fn next(&mut self) -> Option<(String, Value, Option<u64>)> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let event = event.to_owned();
+                self.text = rest.to_owned();
+                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+                let Some(name) = field("event:") else { continue };
+                let id = field("id:").map(|id| id.parse().unwrap());
+                return Some((name.to_owned(), serde_json::from_str(field("data:").unwrap()).unwrap(), id));
+            }
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("something is told in time")?;
+            self.text.push_str(std::str::from_utf8(frame.unwrap().data_ref().unwrap()).unwrap());
+        }
+    }
+
+    /// What is told up to the next `synced`, and its epoch.
+    pub(super) async fn batch(&mut self) -> (Vec<(String, String)>, u64) {
+        let mut told = Vec::new();
+        loop {
+            let (name, data, id) = self.next().await.expect("the stream goes on");
+            if name == "synced" {
+                assert_eq!(data["epoch"].as_u64(), id);
+                return (told, id.unwrap());
+            }
+            assert_eq!(id, None, "only what is told whole can be gone on from");
+            told.push((name, data["key"].as_str().unwrap().to_owned()));
+        }
+    }
 }

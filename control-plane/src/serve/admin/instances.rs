@@ -4,22 +4,27 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use equerry_policies::complaint::Complaint;
-use equerry_policies::names::{AccountName, BadName, InstanceId, Namespace};
+use equerry_policies::names::{AccountName, BadName, InstanceId, Namespace, ServiceName};
 use equerry_policies::policy::{MAX_WEIGHT, WEIGHT_LABEL, weight};
 use http::{HeaderMap, StatusCode, header};
-use serde::Deserialize;
 
 use super::documents::{read_body, read_json};
+use super::page::page;
+use super::params::{Listing, Params};
 use super::problem::PROBLEM_JSON;
-use super::shapes::{InstanceReply, InstanceRequest, InstancesReply, InstancesRequest, Problem};
+use super::services::detail;
+use super::shapes::{
+    FieldError, InstanceDetail, InstanceList, InstanceReply, InstanceRequest, InstancesReply, InstancesRequest, Problem,
+};
 use super::views::store_refused;
+use super::watch::{self, Item, Told};
 use crate::access::{Actor, Permission, Place};
 use crate::audit::By;
-use crate::control::{ControlPlane, LeaseError, Registered};
+use crate::control::{ControlPlane, LeaseError, MemberStatus, Registered};
 use crate::registry::{InstanceKey, Registration};
 
 /// The media type of instances, one a line.
@@ -32,13 +37,15 @@ const MAX_MISTAKES: usize = 100;
 const MAX_AT_ONCE: usize = 10_000;
 /// Longest lease, in seconds.
 const MAX_LEASE: u64 = 24 * 60 * 60;
+/// Longest text that says why an instance takes no traffic.
+const MAX_DETAIL: usize = 512;
 /// What a label, or the list of ports, may have at most.
 const MAX_LABELS: usize = 64;
 
 /// Where an instance lives.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes what `key_of` reads")]
 pub(super) struct Home {
     /// Its namespace.
     namespace: String,
@@ -52,6 +59,107 @@ impl From<LeaseError> for Problem {
             LeaseError::NotListed(_) => Self::new(StatusCode::FORBIDDEN, "not_listed", error),
         }
     }
+}
+
+/// Every registered instance, or those behind one Service.
+#[utoipa::path(get, path = "/api/v1/instances", tag = "instances",
+    params(Listing, ("service" = Option<String>, Query, description = "Only those behind this Service: namespace/name")),
+    responses((status = 200, content((InstanceList = "application/json"), (String = "text/event-stream")))))]
+pub(super) async fn list(
+    State(control): State<ControlPlane>,
+    actor: Actor,
+    mut params: Params,
+) -> Result<Response, Problem> {
+    let listing = Listing::read(&mut params);
+    let service = params.read("service", ServiceName::parse);
+    params.finish()?;
+    if listing.watch {
+        return watch::stream(&control, actor.clone(), Told::new(), watch::When::State, move |control| {
+            found(control, &actor, &listing, service.as_ref())
+                .into_iter()
+                .map(|(_, instance)| item(&instance))
+                .collect()
+        });
+    }
+    let of = format!("instances {service:?}");
+    let found = page(found(&control, &actor, &listing, service.as_ref()), &listing, &of)?;
+    Ok(Json(InstanceList { items: found.items, next: found.next, remaining: found.remaining }).into_response())
+}
+
+/// The instances asked for, as far as the bearer may see them.
+fn found(
+    control: &ControlPlane,
+    actor: &Actor,
+    listing: &Listing,
+    service: Option<&ServiceName>,
+) -> Vec<(InstanceKey, InstanceDetail)> {
+    let connected = control.connected();
+    let wanted = |one: &Registration| {
+        let namespace = &one.account.namespace;
+        listing.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
+            && actor.limits.hold(Place::Namespace(namespace))
+            && listing.labels.holds(&one.labels)
+    };
+    let members = control.members(wanted).into_iter();
+    let members = members.filter(|(_, services)| service.is_none_or(|service| services.contains(service)));
+    members
+        .map(|(status, services)| {
+            let key = status.registration.key();
+            let instance = detailed(status, &services, connected.contains(&key));
+            (key, instance)
+        })
+        .collect()
+}
+
+fn detailed(status: MemberStatus, services: &[ServiceName], connected: bool) -> InstanceDetail {
+    let MemberStatus { registration, lease_left } = status;
+    InstanceDetail {
+        instance: registration.key().to_string(),
+        account: registration.account.to_string(),
+        inbound: registration.inbound.to_string(),
+        ports: registration.ports,
+        labels: registration.labels,
+        healthy: registration.healthy,
+        detail: detail(registration.healthy, registration.health_detail),
+        generation: registration.generation,
+        lease_ms: u64::try_from(lease_left.as_millis()).unwrap_or(u64::MAX),
+        lease_seconds: registration.lease.as_secs(),
+        services: services.iter().map(ToString::to_string).collect(),
+        connected,
+    }
+}
+
+/// A lease runs all the time; that is no change.
+fn item(instance: &InstanceDetail) -> Item {
+    let object = serde_json::to_value(instance).unwrap_or_default();
+    let still = InstanceDetail { lease_ms: 0, ..instance.clone() };
+    Item { key: instance.instance.clone(), version: watch::version_of(&still), object }
+}
+
+/// One registered instance.
+#[utoipa::path(get, path = "/api/v1/instances/{id}", tag = "instances", params(("id" = String, Path,), Home),
+    responses((status = 200, body = InstanceDetail), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
+pub(super) async fn get(
+    State(control): State<ControlPlane>,
+    actor: Actor,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<InstanceDetail>, Problem> {
+    let key = key_of(&id, params)?;
+    actor.may(Permission::Read, Place::Namespace(&key.namespace))?;
+    let mut found = control.members(|one| one.id == key.id && one.account.namespace == key.namespace);
+    let (status, services) = found.pop().ok_or_else(|| Problem::not_found(format_args!("instance {key}")))?;
+    let connected = control.connected().contains(&key);
+    Ok(Json(detailed(status, &services, connected)))
+}
+
+/// The instance that path and query name.
+fn key_of(id: &str, mut params: Params) -> Result<InstanceKey, Problem> {
+    let namespace = params.needed("namespace", Namespace::parse);
+    params.finish()?;
+    let id = InstanceId::parse(id).map_err(|bad| Problem::bad_request(format_args!("id: {bad}")))?;
+    let namespace = namespace.ok_or_else(|| Problem::bad_request("namespace: found nothing, expected a namespace"))?;
+    Ok(InstanceKey { namespace, id })
 }
 
 /// Register an instance, or extend its lease.
@@ -71,11 +179,13 @@ pub(super) async fn put(
             request.id.unwrap_or_default()
         )));
     }
-    let registration = registration(&control, &id, request).map_err(|mistake| Problem::bad_request(mistake.line()))?;
-    let key = registration.key();
+    let registration =
+        registration(&control, &id, request).map_err(|mistake| Problem::bad_field(FieldError::of(&mistake)))?;
+    let (key, lease) = (registration.key(), registration.lease);
     actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
     let services = control.put_instance(registration, Some(By::token(&actor))).await?;
-    Ok(Json(reply(&key, Ok(services))))
+    let lease_ms = u64::try_from(lease.as_millis()).ok();
+    Ok(Json(InstanceReply { lease_ms, ..reply(&key, Ok(services)) }))
 }
 
 /// Register many instances: a JSON object, or one instance a line as `application/x-ndjson` (answered likewise). With a
@@ -115,9 +225,12 @@ fn reply(key: &InstanceKey, outcome: Registered) -> InstanceReply {
     let instance = key.to_string();
     match outcome {
         Ok(services) => {
-            InstanceReply { instance, services: services.iter().map(ToString::to_string).collect(), refused: None }
+            let services = services.iter().map(ToString::to_string).collect();
+            InstanceReply { instance, services, lease_ms: None, refused: None }
         }
-        Err(error) => InstanceReply { instance, services: Vec::new(), refused: Some(error.to_string()) },
+        Err(error) => {
+            InstanceReply { instance, services: Vec::new(), lease_ms: None, refused: Some(error.to_string()) }
+        }
     }
 }
 
@@ -178,12 +291,9 @@ pub(super) async fn delete(
     State(control): State<ControlPlane>,
     actor: Actor,
     Path(id): Path<String>,
-    Query(place): Query<Home>,
+    params: Params,
 ) -> Result<StatusCode, Problem> {
-    let namespace =
-        Namespace::parse(&place.namespace).map_err(|bad| Problem::bad_request(format_args!("namespace: {bad}")))?;
-    let id = InstanceId::parse(&id).map_err(|bad| Problem::bad_request(format_args!("id: {bad}")))?;
-    let key = InstanceKey { namespace, id };
+    let key = key_of(&id, params)?;
     actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
     match control.delete_instance(&key, None, Some(By::token(&actor))).await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),
@@ -221,7 +331,7 @@ fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> R
         inbound: request.inbound,
         ports: request.ports,
         healthy: request.healthy,
-        health_detail: String::new(),
+        health_detail: request.detail.chars().take(MAX_DETAIL).collect(),
         lease: Duration::from_secs(request.lease_seconds),
     })
 }

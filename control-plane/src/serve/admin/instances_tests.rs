@@ -13,7 +13,7 @@ async fn instances_are_registered_refused_and_taken_out() {
     let instance = |account: &str| json!({"account": account, "labels": {"app": "orders"}, "inbound": "10.0.0.7:15006", "ports": [8080]});
     let registered =
         place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance("shop/orders").to_string()).await;
-    assert_eq!(registered.json(), json!({"instance": "shop/orders-1", "services": ["shop/orders"]}));
+    assert_eq!(registered.json(), json!({"instance": "shop/orders-1", "services": ["shop/orders"], "leaseMs": 15_000}));
     let stranger =
         place.ask(Method::PUT, "/api/v1/instances/orders-2", &[], instance("shop/frontend").to_string()).await;
     assert!(

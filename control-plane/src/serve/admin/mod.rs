@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod access_tests;
 mod audit;
+mod calls;
 mod description;
 mod documents;
 mod door;
@@ -14,12 +15,24 @@ mod harness;
 mod instances;
 #[cfg(test)]
 mod instances_tests;
+mod listing;
+#[cfg(test)]
+mod lists_tests;
+mod page;
+mod params;
 mod problem;
+mod proxies;
+mod related;
+mod selector;
+mod services;
 pub mod shapes;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod usage;
+mod versions;
 mod views;
+mod watch;
 
 use std::sync::Arc;
 
@@ -75,19 +88,24 @@ fn api() -> OpenApiRouter<ControlPlane> {
     OpenApiRouter::with_openapi(description::introduction())
         .routes(routes!(documents::apply))
         .routes(routes!(documents::delete_many))
-        .routes(routes!(documents::list))
-        .routes(routes!(documents::list_namespaced))
-        .routes(routes!(documents::list_global))
+        .routes(routes!(listing::list))
+        .routes(routes!(listing::list_namespaced))
+        .routes(routes!(listing::list_global))
         .routes(routes!(documents::get_namespaced, documents::put_namespaced, documents::delete_namespaced))
         .routes(routes!(documents::get_global, documents::put_global, documents::delete_global))
-        .routes(routes!(instances::put, instances::delete))
+        .routes(routes!(instances::list))
+        .routes(routes!(instances::get, instances::put, instances::delete))
         .routes(routes!(instances::bulk))
         .routes(routes!(views::version))
-        .routes(routes!(views::proxies))
-        .routes(routes!(views::epoch))
-        .routes(routes!(views::services))
-        .routes(routes!(views::service))
-        .routes(routes!(views::usage))
+        .routes(routes!(proxies::list))
+        .routes(routes!(proxies::epoch))
+        .routes(routes!(services::list))
+        .routes(routes!(services::get))
+        .routes(routes!(calls::list))
+        .routes(routes!(calls::recent))
+        .routes(routes!(calls::tap))
+        .routes(routes!(usage::list))
+        .routes(routes!(usage::get))
         .routes(routes!(audit::lines))
         .routes(routes!(audit::head))
         .routes(routes!(tokens::create, tokens::list))

@@ -2,6 +2,9 @@
 //!
 //! A contract between versions: fields are added with defaults, never renamed.
 
+mod calls;
+mod seen;
+
 use equerry_policies::complaint::Complaint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,6 +12,13 @@ use utoipa::ToSchema;
 
 use crate::access::{Limits, Role};
 use crate::audit::Head;
+
+pub use calls::{CallList, EdgeReply, EndReply, SampleList, SampleReply, SideReply};
+pub use seen::{
+    EpochProxy, EpochReply, EpochState, InstanceDetail, InstanceList, InstanceReply, InstanceRequest, InstancesReply,
+    InstancesRequest, LeftOutReply, MemberReply, PortReply, ProxyList, ProxyReply, ProxyState, QuotaReply, RelatedReply,
+    ServiceDetail, ServiceList, ServiceReply, ShareReply, UsageList, UsageReply, VersionReply,
+};
 
 /// Files with documents, to be made true together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -95,179 +105,12 @@ pub struct DocumentList {
     /// The documents, by kind, namespace and name.
     #[schema(value_type = Vec<Object>)]
     pub items: Vec<Value>,
-}
-
-/// Every proxy the control plane knows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ProxyList {
-    /// The present epoch.
-    pub epoch: u64,
-    /// By instance.
-    pub items: Vec<ProxyReply>,
-}
-
-/// One proxy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ProxyReply {
-    /// `namespace/instance`.
-    pub instance: String,
-    /// Its identity; none for an instance that has not connected since the control plane started.
-    #[serde(default)]
-    pub spiffe_id: Option<String>,
-    /// It has an open config stream.
-    pub connected: bool,
-    /// Since when it is connected: seconds since 1970.
-    #[serde(default)]
-    pub connected_since_unix: Option<u64>,
-    /// The epoch it acknowledged last.
-    pub acked_epoch: u64,
-    /// The epoch it ought to have.
-    pub wanted_epoch: u64,
-    /// Why it refused its last update, when it did: each complaint.
+    /// With which the next page is asked for; none on the last.
+    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// How many are left after this page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nack: Option<Vec<String>>,
-    /// Of its program.
-    #[serde(default)]
-    pub version: String,
-}
-
-/// How far one epoch has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct EpochReply {
-    /// The epoch.
-    pub epoch: u64,
-    /// Every proxy connected when it was made has acknowledged it, or gone.
-    pub complete: bool,
-    /// Each proxy.
-    pub proxies: Vec<EpochProxy>,
-}
-
-/// How far one epoch has come at one proxy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct EpochProxy {
-    /// `namespace/instance`.
-    pub instance: String,
-    /// How far.
-    pub state: EpochState,
-    /// What it complained of.
-    #[serde(default)]
-    pub complaints: Vec<String>,
-}
-
-/// How far an epoch has come at a proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum EpochState {
-    /// It has it.
-    Acked,
-    /// It was told, or is about to be.
-    Pending,
-    /// It refused part of it.
-    Nacked,
-    /// It was not connected when the epoch was made, or is not any more.
-    Away,
-}
-
-/// Services and who stands behind them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ServiceList {
-    /// By name.
-    pub items: Vec<ServiceReply>,
-}
-
-/// One Service and who stands behind it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ServiceReply {
-    /// `namespace/name`.
-    pub service: String,
-    /// Members that take traffic.
-    pub healthy: usize,
-    /// All members, those of `EndpointSlice` documents included.
-    pub total: usize,
-    /// The members that registered.
-    pub members: Vec<MemberReply>,
-}
-
-/// One member of a Service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct MemberReply {
-    /// Its instance.
-    pub instance: String,
-    /// `namespace/account`.
-    pub account: String,
-    /// Where its sidecar listens.
-    pub address: String,
-    /// It takes traffic.
-    pub healthy: bool,
-    /// Why not.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub detail: String,
-    /// Milliseconds left of its lease.
-    pub lease_ms: u64,
-}
-
-/// An instance that somebody else registers; it stays for one lease unless it is put again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct InstanceRequest {
-    /// Its id; in a path, that of the path holds.
-    #[serde(default)]
-    pub id: Option<String>,
-    /// `namespace/account` it runs as.
-    #[schema(example = "shop/orders")]
-    pub account: String,
-    /// Its labels.
-    #[serde(default)]
-    pub labels: std::collections::BTreeMap<String, String>,
-    /// Where its sidecar's inbound port listens.
-    #[schema(value_type = String, example = "10.0.0.7:15006")]
-    pub inbound: std::net::SocketAddr,
-    /// The application's ports.
-    pub ports: Vec<u16>,
-    /// It takes traffic.
-    #[serde(default = "yes")]
-    pub healthy: bool,
-    /// How long it stays without being put again, 1 s to 24 h.
-    #[serde(default = "usual_lease")]
-    pub lease_seconds: u64,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn usual_lease() -> u64 {
-    crate::registry::LEASE.as_secs()
-}
-
-/// The Services that instances stand behind now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct InstancesReply {
-    /// In the order they were given.
-    pub items: Vec<InstanceReply>,
-}
-
-/// The Services that an instance stands behind now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct InstanceReply {
-    /// `namespace/instance`.
-    pub instance: String,
-    /// `namespace/name` of each.
-    #[serde(default)]
-    pub services: Vec<String>,
-    /// Why it was refused, when it was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refused: Option<String>,
-}
-
-/// Many instances at once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct InstancesRequest {
-    /// At most 10,000.
-    pub instances: Vec<InstanceRequest>,
+    pub remaining: Option<usize>,
 }
 
 /// Where the audit log ends.
@@ -364,43 +207,6 @@ pub struct JoinTokenReply {
     pub expires_unix: u64,
 }
 
-/// What a tenant has spent in the present windows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct UsageReply {
-    /// The tenant.
-    pub tenant: String,
-    /// Each of its quotas.
-    pub quotas: Vec<QuotaReply>,
-}
-
-/// What has been spent of one quota in its present window.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct QuotaReply {
-    /// `TENANT/INDEX`.
-    pub quota: String,
-    /// When the present window began: seconds since 1970.
-    pub began_unix: u64,
-    /// The window's length in seconds.
-    pub window_seconds: u64,
-    /// What may be spent in it.
-    pub limit: u64,
-    /// What sidecars hold of it, spent or not.
-    pub granted: u64,
-    /// What they said they have spent.
-    pub spent: u64,
-}
-
-/// Who answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct VersionReply {
-    /// Of the control plane's program.
-    pub version: String,
-    /// The present epoch.
-    pub epoch: u64,
-}
-
 /// Why something was refused (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
@@ -417,9 +223,31 @@ pub struct Problem {
     #[schema(value_type = String, example = "invalid")]
     pub reason: Box<str>,
     /// What happened and what to do, for people.
-    pub detail: String,
+    #[schema(value_type = String)]
+    pub detail: Box<str>,
     /// Every mistake, each with file, line, column, key, found, expected, nearest and snippet.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
     #[schema(value_type = Vec<Object>)]
-    pub complaints: Vec<Complaint>,
+    pub complaints: Box<[Complaint]>,
+    /// Each place in the request that is wrong.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Vec<FieldError>)]
+    pub errors: Box<[FieldError]>,
+    /// Of a conflict: the version that is kept; none when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub current: Option<Box<str>>,
+}
+
+/// One place in a request that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FieldError {
+    /// Where in the body, as a JSON pointer (RFC 6901); of files with documents, where in the document. Empty: the whole of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
+    /// Or which parameter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameter: Option<String>,
+    /// What was found, and what is expected.
+    pub detail: String,
 }

@@ -85,7 +85,7 @@ async fn a_document_is_read_and_replaced_only_by_who_knows_its_version() {
     place
         .ask(Method::PUT, path, &[("if-none-match", "*")], SERVICE)
         .await
-        .is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+        .is_a_problem(StatusCode::CONFLICT, "conflict");
 
     let read = place.get(path).await;
     assert_eq!(read.etag(), created.etag());
@@ -101,11 +101,11 @@ async fn a_document_is_read_and_replaced_only_by_who_knows_its_version() {
     place
         .ask(Method::PUT, path, &[("if-match", &read.etag())], changed.to_string())
         .await
-        .is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+        .is_a_problem(StatusCode::CONFLICT, "conflict");
     place
         .ask(Method::DELETE, path, &[("if-match", &read.etag())], Body::empty())
         .await
-        .is_a_problem(StatusCode::PRECONDITION_FAILED, "conflict");
+        .is_a_problem(StatusCode::CONFLICT, "conflict");
     place
         .ask(Method::DELETE, path, &[("if-match", "unquoted")], Body::empty())
         .await

@@ -1,0 +1,264 @@
+//! People who look on at single calls: what each asked for, and which sidecars are to be told of it.
+//!
+//! Whoever looks gets no more in a second than they asked for, whatever sidecars send: the rest is dropped and counted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use equerry_policies::names::{AccountName, Namespace};
+use equerry_wire::proto;
+use tokio::sync::mpsc;
+
+use crate::registry::InstanceKey;
+
+/// Those who may look at once, and questions that may be open at once.
+pub const MOST_LOOKERS: usize = 32;
+/// Calls that may wait for one who looks.
+const WAITING: usize = 1_024;
+
+/// Which sidecars a look concerns; all that is set must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Where {
+    /// Only this instance.
+    pub instance: Option<InstanceKey>,
+    /// Only of this namespace.
+    pub namespace: Option<Namespace>,
+    /// Only of these namespaces, because the token is limited to them; empty: of all.
+    pub within: Vec<Namespace>,
+}
+
+impl Where {
+    /// Whether a sidecar is concerned, before anything is known of its calls.
+    pub fn concerns(&self, key: &InstanceKey) -> bool {
+        self.instance.as_ref().is_none_or(|wanted| wanted == key)
+            && self.namespace.as_ref().is_none_or(|wanted| *wanted == key.namespace)
+            && (self.within.is_empty() || self.within.contains(&key.namespace))
+    }
+}
+
+/// A call, as one sidecar saw it, and which sidecar.
+pub type Told = (InstanceKey, proto::CallSample);
+/// A sidecar's answer.
+pub type Answer = (InstanceKey, Vec<proto::CallSample>);
+
+#[derive(Debug)]
+struct Tap {
+    place: Where,
+    filter: proto::CallFilter,
+    per_second: u32,
+    told: mpsc::Sender<Told>,
+    /// When the present second began, and how many were told in it.
+    second: (Instant, u32),
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Question {
+    filter: proto::CallFilter,
+    limit: u32,
+    asked: BTreeSet<InstanceKey>,
+    answers: mpsc::UnboundedSender<Answer>,
+}
+
+/// Everybody who looks on.
+#[derive(Debug, Default)]
+pub struct Lookers {
+    last: u64,
+    taps: BTreeMap<u64, Tap>,
+    questions: BTreeMap<u64, Question>,
+}
+
+impl Lookers {
+    /// Somebody looks on; `None` when too many do. The calls come out of the receiver until [`Lookers::end`].
+    pub fn follow(
+        &mut self,
+        place: Where,
+        filter: proto::CallFilter,
+        per_second: u32,
+        now: Instant,
+    ) -> Option<(u64, mpsc::Receiver<Told>)> {
+        if self.taps.len() >= MOST_LOOKERS {
+            return None;
+        }
+        let (told, calls) = mpsc::channel(WAITING);
+        self.last += 1;
+        self.taps.insert(self.last, Tap { place, filter, per_second, told, second: (now, 0), dropped: 0 });
+        Some((self.last, calls))
+    }
+
+    /// Somebody asks for the last calls of these sidecars; `None` when too many do. Answers come out of the receiver until
+    /// [`Lookers::end`].
+    pub fn ask(
+        &mut self,
+        asked: BTreeSet<InstanceKey>,
+        filter: proto::CallFilter,
+        limit: u32,
+    ) -> Option<(u64, mpsc::UnboundedReceiver<Answer>)> {
+        if self.questions.len() >= MOST_LOOKERS {
+            return None;
+        }
+        let (answers, answered) = mpsc::unbounded_channel();
+        self.last += 1;
+        self.questions.insert(self.last, Question { filter, limit, asked, answers });
+        Some((self.last, answered))
+    }
+
+    /// Somebody looks on no longer.
+    pub fn end(&mut self, id: u64) {
+        self.taps.remove(&id);
+        self.questions.remove(&id);
+    }
+
+    /// Calls that one who looks was not told, because there were too many.
+    pub fn dropped(&self, id: u64) -> u64 {
+        self.taps.get(&id).map_or(0, |tap| tap.dropped)
+    }
+
+    /// What a sidecar is to tell now, when `reporting` do, questions that it has answered left out.
+    pub fn wish(&self, key: &InstanceKey, answered: &BTreeSet<u64>, reporting: usize) -> proto::CallWish {
+        let taps = self.taps.iter().filter(|(_, tap)| tap.place.concerns(key));
+        let follow = |(id, tap): (&u64, &Tap)| {
+            // Each may have to tell all of it, and all together not much more.
+            let share = tap.per_second.saturating_mul(4) / u32::try_from(reporting.max(1)).unwrap_or(u32::MAX);
+            let per_second = tap.per_second.min(share.max(2));
+            proto::CallFollow { id: *id, filter: Some(tap.filter.clone()), per_second }
+        };
+        let open = self.questions.iter().filter(|(id, open)| open.asked.contains(key) && !answered.contains(id));
+        let question = |(id, open): (&u64, &Question)| proto::CallQuestion {
+            id: *id,
+            filter: Some(open.filter.clone()),
+            limit: open.limit,
+        };
+        proto::CallWish { follows: taps.map(follow).collect(), questions: open.map(question).collect() }
+    }
+
+    /// A sidecar tells of a call.
+    pub fn saw(&mut self, key: &InstanceKey, account: &AccountName, mut sample: proto::CallSample, now: Instant) {
+        sanitize(&mut sample, account);
+        for id in std::mem::take(&mut sample.follows) {
+            let Some(tap) = self.taps.get_mut(&id).filter(|tap| tap.place.concerns(key)) else { continue };
+            if now.saturating_duration_since(tap.second.0).as_secs() >= 1 {
+                tap.second = (now, 0);
+            }
+            tap.second.1 += 1;
+            if tap.second.1 > tap.per_second || tap.told.try_send((key.clone(), sample.clone())).is_err() {
+                tap.dropped += 1;
+            }
+        }
+    }
+
+    /// A sidecar says how many it could not tell more than before, to whoever follows there.
+    pub fn lost(&mut self, key: &InstanceKey, more: u64) {
+        for tap in self.taps.values_mut().filter(|tap| tap.place.concerns(key)) {
+            tap.dropped = tap.dropped.saturating_add(more);
+        }
+    }
+
+    /// A sidecar answers a question.
+    pub fn answered(&mut self, key: &InstanceKey, account: &AccountName, answer: proto::CallAnswer) {
+        let Some(open) = self.questions.get_mut(&answer.question) else { return };
+        if open.asked.remove(key) {
+            let limit = usize::try_from(open.limit).unwrap_or(usize::MAX);
+            let mut samples: Vec<_> = answer.samples.into_iter().take(limit).collect();
+            samples.iter_mut().for_each(|sample| sanitize(sample, account));
+            // Nobody may wait for it any more.
+            let _ = open.answers.send((key.clone(), samples));
+        }
+    }
+}
+
+/// A caller's sidecar speaks for its own account alone.
+fn sanitize(sample: &mut proto::CallSample, account: &AccountName) {
+    if sample.outbound {
+        sample.source = account.to_string();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn key(text: &str) -> InstanceKey {
+        let (namespace, id) = text.split_once('/').unwrap();
+        InstanceKey { namespace: namespace.parse().unwrap(), id: id.parse().unwrap() }
+    }
+
+    fn account() -> AccountName {
+        AccountName::parse("shop/frontend").unwrap()
+    }
+
+    fn call(follows: &[u64]) -> proto::CallSample {
+        proto::CallSample {
+            outbound: true,
+            source: "bank/vault".into(),
+            follows: follows.to_vec(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn who_looks_is_told_of_the_sidecars_they_asked_for_and_nobody_lies_about_who_they_are() {
+        let mut lookers = Lookers::default();
+        let now = Instant::now();
+        let place = Where { namespace: Some("shop".parse().unwrap()), ..Where::default() };
+        let (id, mut calls) = lookers.follow(place, proto::CallFilter::default(), 10, now).unwrap();
+        assert_eq!(lookers.wish(&key("shop/a"), &BTreeSet::new(), 1).follows.len(), 1);
+        assert_eq!(lookers.wish(&key("bank/a"), &BTreeSet::new(), 1).follows.len(), 0);
+        lookers.saw(&key("shop/a"), &account(), call(&[id, 99]), now);
+        lookers.saw(&key("bank/a"), &account(), call(&[id]), now);
+        let (from, sample) = calls.try_recv().unwrap();
+        assert_eq!((from, sample.source.as_str()), (key("shop/a"), "shop/frontend"));
+        assert!(calls.try_recv().is_err(), "a sidecar that was not asked tells nobody anything");
+        lookers.end(id);
+        assert_eq!(lookers.wish(&key("shop/a"), &BTreeSet::new(), 1), proto::CallWish::default());
+    }
+
+    #[test]
+    fn a_limited_token_looks_only_where_it_holds() {
+        let place = Where { within: vec!["shop".parse().unwrap()], ..Where::default() };
+        assert!(place.concerns(&key("shop/a")) && !place.concerns(&key("bank/a")));
+    }
+
+    #[test]
+    fn nobody_is_told_more_in_a_second_than_they_asked_for_and_the_rest_is_counted() {
+        let mut lookers = Lookers::default();
+        let now = Instant::now();
+        let (id, mut calls) = lookers.follow(Where::default(), proto::CallFilter::default(), 2, now).unwrap();
+        for _ in 0..5 {
+            lookers.saw(&key("shop/a"), &account(), call(&[id]), now);
+        }
+        lookers.saw(&key("shop/a"), &account(), call(&[id]), now + Duration::from_secs(1));
+        assert_eq!((std::iter::from_fn(|| calls.try_recv().ok()).count(), lookers.dropped(id)), (3, 3));
+        lookers.lost(&key("shop/a"), 4);
+        assert_eq!(lookers.dropped(id), 7);
+        let many: Vec<_> =
+            (0..MOST_LOOKERS).map(|_| lookers.follow(Where::default(), proto::CallFilter::default(), 2, now)).collect();
+        assert!(many.last().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_more_sidecars_there_are_the_less_each_tells() {
+        let mut lookers = Lookers::default();
+        lookers.follow(Where::default(), proto::CallFilter::default(), 100, Instant::now()).unwrap();
+        let of = |reporting| lookers.wish(&key("shop/a"), &BTreeSet::new(), reporting).follows[0].per_second;
+        assert_eq!([of(1), of(4), of(40), of(10_000)], [100, 100, 10, 2]);
+    }
+
+    #[test]
+    fn a_question_is_answered_once_by_each_who_was_asked() {
+        let mut lookers = Lookers::default();
+        let asked = BTreeSet::from([key("shop/a"), key("shop/b")]);
+        let (id, mut answers) = lookers.ask(asked, proto::CallFilter::default(), 1).unwrap();
+        assert_eq!(lookers.wish(&key("shop/a"), &BTreeSet::new(), 2).questions.len(), 1);
+        assert_eq!(lookers.wish(&key("shop/a"), &BTreeSet::from([id]), 2).questions.len(), 0);
+        let answer = || proto::CallAnswer { question: id, samples: vec![call(&[]), call(&[])] };
+        for who in ["shop/a", "shop/a", "shop/c"] {
+            lookers.answered(&key(who), &account(), answer());
+        }
+        let (from, samples) = answers.try_recv().unwrap();
+        assert_eq!((from, samples.len()), (key("shop/a"), 1), "and no more than was asked for");
+        assert!(answers.try_recv().is_err());
+    }
+}
