@@ -5,6 +5,7 @@
 //! other, so only a few live at once.
 
 pub mod api;
+pub mod by_hand;
 pub mod dns;
 pub mod faulty;
 pub mod grpc;
@@ -12,7 +13,9 @@ pub mod load;
 pub mod nginx;
 pub mod peers;
 pub mod storm;
+pub mod strangers;
 pub mod webhook;
+pub mod witness;
 pub mod workshop;
 
 use std::path::{Path, PathBuf};

@@ -43,6 +43,8 @@ pub(crate) struct Style {
     pub(crate) detail: ErrorDetail,
     /// This process is leaving: the caller should not use the connection again.
     pub(crate) close: bool,
+    /// The caller's connection carries one request after the other, each of which begins where the last is taken to end.
+    pub(crate) one_by_one: bool,
 }
 
 impl Style {
@@ -55,7 +57,8 @@ impl Style {
         leaving: bool,
     ) -> Self {
         let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        Self { grpc: is_grpc(kind), method: method.clone(), detail, close: leaving && version < Version::HTTP_2 }
+        let one_by_one = version < Version::HTTP_2;
+        Self { grpc: is_grpc(kind), method: method.clone(), detail, close: leaving && one_by_one, one_by_one }
     }
 }
 
@@ -135,7 +138,9 @@ pub(crate) fn refuse(refusal: &Refusal, style: &Style, mut record: Record) -> Re
     if old {
         headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
     }
-    if style.close || old {
+    // Who wrote what has more than one meaning may mean another end of it, too: what follows would be somebody's request.
+    let ambiguous = style.one_by_one && refusal.reason() == Reason::BadRequest;
+    if style.close || old || ambiguous {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -300,7 +300,8 @@ async fn enter(
     record: &mut Record,
 ) -> Result<Entered, Refusal> {
     version_served(head.version, live)?;
-    let mut normal = normalize(head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some() })?;
+    let trusted_hops = live.workload.as_ref().map_or(0, |workload| workload.mesh.trusted_hops);
+    let mut normal = normalize(head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some(), trusted_hops })?;
     record.note(|exchange| {
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });

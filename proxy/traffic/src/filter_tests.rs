@@ -141,7 +141,7 @@ proptest! {
         prop_assert_eq!(parts.uri.query().map(str::to_owned), asked);
         prop_assert_eq!(parts.headers.get(HOST), Some(sent.host_header()));
         let mut again = parts.clone();
-        let judged = normalize(&mut again, Direction::Inbound { mesh_peer: true }).unwrap();
+        let judged = normalize(&mut again, Direction::Inbound { mesh_peer: true, trusted_hops: 0 }).unwrap();
         prop_assert_eq!(judged.target(), sent.target());
         prop_assert_eq!(judged.authority(), sent.authority());
         prop_assert!(sent.path().starts_with(to.trim_end_matches('/')), "{} {}", sent.path(), to);

@@ -29,6 +29,8 @@ pub enum Direction {
     Inbound {
         /// The direct peer is a sidecar of this mesh, proved by its certificate.
         mesh_peer: bool,
+        /// How many proxies in front of the workload write down whom they speak for (`Mesh.trustedHops`).
+        trusted_hops: u8,
     },
 }
 
@@ -235,7 +237,8 @@ fn normal_authority(text: &str) -> Result<Cow<'_, str>, Refusal> {
     let of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     let valid = match literal {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(of_name),
+        // Without its one dot at the end it must not have another, or it would be another name at the next hop.
+        None => !host.is_empty() && !host.ends_with('.') && host.bytes().all(of_name),
     };
     if !valid {
         return Err(bad("is no host name or address"));
@@ -279,7 +282,8 @@ fn target(parts: &Parts) -> Result<PathAndQuery, Refusal> {
     }
     let normal = path::normal(path)?;
     match (given, normal) {
-        (Some(given), None) if !given.path().is_empty() => Ok(given.clone()),
+        // Of `http://host?query` the path is said to be a slash that is not there.
+        (Some(given), None) if given.as_str().starts_with('/') => Ok(given.clone()),
         (_, normal) => with_query(normal.unwrap_or_else(|| path.to_owned()), query),
     }
 }

@@ -21,7 +21,7 @@ fn send(workload: &CompiledWorkload, target: &str, headers: &[(&str, &str)]) -> 
         request = request.header(*name, *value);
     }
     let mut parts = request.body(()).unwrap().into_parts().0;
-    let mut normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true }).unwrap();
+    let mut normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true, trusted_hops: 0 }).unwrap();
     let shown = Shown { headers: &mut parts.headers, normal: Some(&mut normal) };
     let outcome = verify(workload, 8080, shown, None, now());
     Forwarded { outcome, headers: parts.headers, target: normal.target().to_string() }

@@ -334,7 +334,7 @@ fn inbound(meaning: &Meaning, question: &Question, target: &Target<'_>) -> Resul
     let mut parts = target.sent.clone();
     let outcome = (|| {
         spoken(target, question.tcp)?;
-        let mut normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true })?;
+        let mut normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true, trusted_hops: 0 })?;
         let shown = token::Shown { headers: &mut parts.headers, normal: Some(&mut normal) };
         let (steps, caller) = explain::token(&workload, callee.port, shown, Some(&peer), question.now);
         callee.stages.push(stage(

@@ -51,6 +51,8 @@ enum State {
     Trailers,
     UntilClose,
     End,
+    /// What came is no body: nobody knows what follows it.
+    Broken,
 }
 
 impl Decoder {
@@ -73,6 +75,7 @@ impl Decoder {
         loop {
             match self.state {
                 State::End => return Ok(Decoded::End),
+                State::Broken => return Err(Bad::Malformed("a body that broke before")),
                 _ if bytes.is_empty() => return Ok(Decoded::More),
                 State::UntilClose => return Ok(Decoded::Data(bytes.split().freeze())),
                 State::Length(left) => {
@@ -165,12 +168,14 @@ impl Decoder {
     fn trailers(&mut self, bytes: &mut BytesMut) -> Result<Decoded, Bad> {
         let Some(lines) = Lines::find(bytes, 0)? else { return Ok(Decoded::More) };
         let section = bytes.split_to(lines.length);
-        self.state = State::End;
         if lines.ends().is_empty() {
+            self.state = State::End;
             return Ok(Decoded::End);
         }
+        self.state = State::Broken;
         let mut trailers = HeaderMap::new();
         fields::read(&section.freeze(), 0, lines.ends(), &mut trailers)?;
+        self.state = State::End;
         Ok(Decoded::Trailers(trailers))
     }
 }

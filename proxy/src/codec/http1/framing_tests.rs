@@ -265,3 +265,16 @@ fn garbage_never_panics_and_no_split_changes_its_meaning() {
         let _ = in_every_split(Framing::Chunked, stream.as_bytes());
     }
 }
+
+#[test]
+fn after_a_body_that_broke_nothing_is_taken_for_what_follows_it() {
+    for broken in ["0\r\nno trailer\r\n\r\n", "0\r\nx-a: 1\r\n folded\r\n\r\n", "zz\r\n", "1\r\nxx\r\n"] {
+        let mut decoder = Decoder::new(Framing::Chunked);
+        let mut inbox = BytesMut::from(&*format!("{broken}GET /hidden HTTP/1.1\r\n\r\n"));
+        while let Ok(read) = decoder.decode(&mut inbox) {
+            assert!(matches!(read, Decoded::Data(_)), "{broken:?}: {read:?}");
+        }
+        decoder.decode(&mut inbox).unwrap_err();
+        assert!(!decoder.is_end(), "{broken:?}");
+    }
+}

@@ -323,7 +323,7 @@ fn whole_way_in() -> Decision {
         parts
     };
     let decide = move |parts: &mut Parts| {
-        let normal = normalize(parts, normalize::Direction::Inbound { mesh_peer: true }).unwrap();
+        let normal = normalize(parts, normalize::Direction::Inbound { mesh_peer: true, trusted_hops: 0 }).unwrap();
         let caller = token::verify_remembering(
             &mut believed,
             &workload,

@@ -4,8 +4,9 @@
 //! because taking that header away could take away what a policy decides by.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, FROM, HOST,
+    HeaderMap, HeaderName, IF_MODIFIED_SINCE, IF_RANGE, IF_UNMODIFIED_SINCE, MAX_FORWARDS, ORIGIN, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, RANGE, REFERER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::request::Parts;
 use http::{HeaderValue, Version};
@@ -20,6 +21,11 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const RESERVED: &str = "x-equerry-";
 /// Says who called; set anew by each sidecar, never passed on.
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
+/// Whom a proxy speaks for.
+const FOR_WHOM: &str = "x-forwarded-";
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The same, in one address.
+const REAL_IP: &str = "x-real-ip";
 /// Orders and reports of another proxy family, believed from nobody outside the mesh.
 const ENVOY: &str = "x-envoy-";
 
@@ -33,11 +39,7 @@ pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
     }
     // As many values as names: none is there twice.
     if headers.len() > headers.keys_len() {
-        for name in [HOST, AUTHORIZATION, CONTENT_LENGTH] {
-            if headers.get_all(&name).iter().nth(1).is_some() {
-                return Err(Refusal::bad_request(format!("the header {name} is there more than once")));
-            }
-        }
+        check_single(headers)?;
     }
     if parts.version >= Version::HTTP_2 {
         return check_http2(headers);
@@ -56,6 +58,36 @@ pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Headers of which there is one or none (RFC 9110, Fetch, gRPC): of two, one reader takes the first and another the last.
+static SINGLE: [HeaderName; 18] = [
+    HOST,
+    AUTHORIZATION,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    CONTENT_RANGE,
+    EXPECT,
+    FROM,
+    IF_MODIFIED_SINCE,
+    IF_RANGE,
+    IF_UNMODIFIED_SINCE,
+    MAX_FORWARDS,
+    ORIGIN,
+    PROXY_AUTHORIZATION,
+    RANGE,
+    REFERER,
+    USER_AGENT,
+    HeaderName::from_static("sec-fetch-site"),
+    HeaderName::from_static("grpc-timeout"),
+];
+
+fn check_single(headers: &HeaderMap) -> Result<(), Refusal> {
+    let twice = |name: &&HeaderName| headers.get_all(*name).iter().nth(1).is_some();
+    match SINGLE.iter().find(twice) {
+        Some(name) => Err(Refusal::bad_request(format!("the header {name} is there more than once"))),
+        None => Ok(()),
+    }
 }
 
 /// HTTP/2 has no connection headers (RFC 9113 section 8.2.2).
@@ -187,15 +219,40 @@ fn check_connection(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Takes away what the sender may not set.
+/// Takes away what the sender may not set. What a stranger says of whom it speaks for is passed on as far as trusted proxies
+/// wrote it, and no further: applications believe it.
 pub(super) fn strip_reserved(headers: &mut HeaderMap, direction: Direction) {
-    let mesh_peer = direction == Direction::Inbound { mesh_peer: true };
+    let stranger = match direction {
+        Direction::Inbound { mesh_peer: false, trusted_hops } => Some(trusted_hops),
+        Direction::Inbound { .. } | Direction::Outbound => None,
+    };
     take_away(headers, |name| {
-        let name = name.as_str();
-        name == CLIENT_CERT
-            || !mesh_peer && name.starts_with(RESERVED)
-            || direction == Direction::Inbound { mesh_peer: false } && name.starts_with(ENVOY)
+        let text = name.as_str();
+        text.starts_with(RESERVED)
+            || text == CLIENT_CERT
+            || stranger.is_some() && text.starts_with(ENVOY)
+            || stranger == Some(0) && (text.starts_with(FOR_WHOM) || text == REAL_IP)
+            // Nobody counts hops in it.
+            || stranger.is_some() && *name == FORWARDED
     });
+    if let Some(hops @ 1..) = stranger {
+        shorten(headers, hops.into());
+    }
+}
+
+/// Leaves so many addresses at the end of `X-Forwarded-For`: each trusted proxy wrote one, and what stands before them
+/// anybody may have written.
+fn shorten(headers: &mut HeaderMap, hops: usize) {
+    let lines = headers.get_all(&FORWARDED_FOR);
+    let addresses: Vec<&[u8]> = lines.iter().flat_map(members).collect();
+    if addresses.len() <= hops {
+        return;
+    }
+    let believed = addresses[addresses.len() - hops..].join(&b", "[..]);
+    match HeaderValue::from_bytes(&believed) {
+        Ok(believed) => headers.insert(&FORWARDED_FOR, believed),
+        Err(_) => headers.remove(&FORWARDED_FOR),
+    };
 }
 
 /// Takes away the trailers that some servers would read as headers which were judged, or set, before the body came:
@@ -203,7 +260,7 @@ pub(super) fn strip_reserved(headers: &mut HeaderMap, direction: Direction) {
 pub(super) fn strip_trailers(trailers: &mut HeaderMap, more: &[HeaderName]) {
     static EXACT: [HeaderName; 10] =
         [AUTHORIZATION, COOKIE, HOST, FORWARDED, TE, TRAILER, TRANSFER_ENCODING, CONNECTION, UPGRADE, EXPECT];
-    const FAMILIES: [&str; 6] = [RESERVED, ENVOY, "x-forwarded-", "content-", "proxy-", "if-"];
+    const FAMILIES: [&str; 6] = [RESERVED, ENVOY, FOR_WHOM, "content-", "proxy-", "if-"];
     const TRACE: [&str; 3] = ["x-request-id", "traceparent", "tracestate"];
     take_away(trailers, |name| {
         let text = name.as_str();
