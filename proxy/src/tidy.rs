@@ -4,6 +4,8 @@
 //! that is below it. Asked to, it gives back every page that is free. That takes some milliseconds in which others who
 //! allocate wait: so it is asked when there is little to do, and seldom while there is much.
 
+mod program;
+
 use std::time::Duration;
 
 use crate::observe;
@@ -24,6 +26,7 @@ pub(crate) async fn keep() {
         tokio::time::sleep(EVERY).await;
         if work.is_over(observe::processor_time()) {
             give_back();
+            program::give_back();
         }
     }
 }

@@ -75,6 +75,10 @@ impl<S: Wire> Wire for Spoken<S> {
     fn socket(&self) -> Option<&TcpStream> {
         self.stream.socket()
     }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        if self.given < self.read { None } else { self.stream.plain() }
+    }
 }
 
 impl<S: AsyncRead + Unpin> Spoken<S> {

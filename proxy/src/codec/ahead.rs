@@ -15,25 +15,27 @@ use super::Wire;
 
 /// What one read takes: four TLS records.
 const LARGEST: usize = 64 * 1024;
+/// More than this is kept where it came, rather than copied.
+const MUCH: usize = 8 * 1024;
 
 thread_local! {
-    static COME: RefCell<Box<[u8]>> = RefCell::new(vec![0; LARGEST].into_boxed_slice());
-    /// The memory of what was kept and has been asked for, for whoever keeps something next.
-    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Whoever keeps much of what came keeps it in here, and leaves this empty.
+    static COME: RefCell<Box<[u8]>> = RefCell::default();
 }
 
 /// The socket, with what was read ahead.
 #[derive(Debug)]
 pub(crate) struct Ahead<S> {
     stream: S,
-    kept: Vec<u8>,
+    kept: Box<[u8]>,
     given: usize,
+    ends: usize,
 }
 
 impl<S> Ahead<S> {
     /// A socket of which nothing was read ahead.
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, kept: Vec::new(), given: 0 }
+        Self { stream, kept: Box::default(), given: 0, ends: 0 }
     }
 
     /// The socket.
@@ -42,13 +44,15 @@ impl<S> Ahead<S> {
     }
 
     fn give(&mut self, buf: &mut ReadBuf<'_>) {
-        let now = (self.kept.len() - self.given).min(buf.remaining());
+        let now = (self.ends - self.given).min(buf.remaining());
         buf.put_slice(&self.kept[self.given..self.given + now]);
         self.given += now;
-        if self.given == self.kept.len() {
-            self.given = 0;
-            self.kept.clear();
-            SPARE.set(std::mem::take(&mut self.kept));
+        if self.given == self.ends {
+            (self.given, self.ends) = (0, 0);
+            let emptied = std::mem::take(&mut self.kept);
+            if emptied.len() == LARGEST {
+                COME.set(emptied);
+            }
         }
     }
 }
@@ -61,13 +65,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
             return Poll::Ready(Ok(()));
         }
         COME.with_borrow_mut(|come| {
+            if come.is_empty() {
+                *come = vec![0; LARGEST].into_boxed_slice();
+            }
             let mut read = ReadBuf::new(come);
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
-            let (now, later) = read.filled().split_at(read.filled().len().min(buf.remaining()));
-            buf.put_slice(now);
-            if !later.is_empty() {
-                this.kept = SPARE.take();
-                this.kept.extend_from_slice(later);
+            let (came, now) = (read.filled().len(), read.filled().len().min(buf.remaining()));
+            buf.put_slice(&come[..now]);
+            if came - now > MUCH {
+                (this.kept, this.given, this.ends) = (std::mem::take(come), now, came);
+            } else if came > now {
+                (this.kept, this.given, this.ends) = (Box::from(&come[now..came]), 0, came - now);
             }
             Poll::Ready(Ok(()))
         })
@@ -127,6 +135,6 @@ mod tests {
             }
         }
         assert!(heard == said);
-        assert_eq!(ahead.kept.capacity(), 0, "nothing is kept at rest");
+        assert_eq!(ahead.kept.len(), 0, "nothing is kept at rest");
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::{http1, http2};
+use super::{Pipe, http1, http2};
 
 /// The body of a request, read as it is asked for.
 #[derive(Debug)]
@@ -53,6 +53,14 @@ pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
 }
 
 impl Incoming {
+    /// As [`super::Outgoing::poll_fill`].
+    pub(crate) fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
+        match self {
+            Self::Empty | Self::Http2(_) => None,
+            Self::Http1(body) => body.poll_fill(pipe, cx),
+        }
+    }
+
     /// Leaves it to whoever the request is passed on to to say that the body should come.
     pub(crate) fn leave_the_word(&self) {
         match self {

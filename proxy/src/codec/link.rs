@@ -5,6 +5,7 @@
 //! goes when the body ends. Small pieces to be sent are put together, large ones are handed to the system where they are.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
@@ -13,6 +14,8 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+use super::Pipe;
 
 /// The bytes of a connection, whatever protects them.
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
@@ -23,10 +26,19 @@ pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
     fn is_silent(&self) -> bool {
         false
     }
+
+    /// The socket, where the next bytes of the connection are its own: nothing protects them, and none were read before.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl Wire for TcpStream {
     fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
         Some(self)
     }
 }
@@ -66,6 +78,10 @@ const SHORT: usize = 2 * 1024;
 const SHEET: usize = 8 * 1024;
 /// What waits to be sent is not added to beyond this.
 const ENOUGH: usize = 32 * 1024;
+/// The same of large pieces, which are not copied: four TLS records, which come one by one and go in one write.
+const ENOUGH_LARGE: usize = 64 * 1024;
+/// Large pieces beside the first that wait to be sent.
+const MORE: usize = 7;
 
 thread_local! {
     static GLANCED: RefCell<Box<[u8; GLANCE]>> = RefCell::new(Box::new([0; GLANCE]));
@@ -93,6 +109,8 @@ pub(crate) struct Open {
     large: Bytes,
     /// Small pieces to be sent after that.
     after: Vec<u8>,
+    /// More of both; nothing, where there is no first large piece.
+    more: VecDeque<(Bytes, Vec<u8>)>,
     /// The wire may hold back what it took: TLS does when its socket is full.
     held_back: bool,
     /// Something went out since this was asked last.
@@ -153,6 +171,7 @@ impl Link {
             sent: 0,
             large: Bytes::new(),
             after: Vec::new(),
+            more: VecDeque::new(),
             held_back: false,
             moved: false,
         }))
@@ -212,6 +231,22 @@ impl Open {
         polled
     }
 
+    /// Moves what came of a body of which `left` bytes are still to come into a pipe. `None`: that cannot be done here, or not
+    /// yet.
+    pub(super) fn poll_fill(
+        &mut self,
+        pipe: &mut Pipe,
+        left: u64,
+        cx: &mut Context<'_>,
+    ) -> Option<Poll<io::Result<usize>>> {
+        if !self.inbox.is_empty() {
+            return None;
+        }
+        // Nothing else is held meanwhile.
+        self.inbox = BytesMut::new();
+        pipe.poll_fill(self.wire.plain()?, left, cx)
+    }
+
     /// Lets go of the buffers of a body that has passed.
     pub(super) fn rest(&mut self) {
         self.flow = GLANCE;
@@ -235,7 +270,7 @@ impl Open {
 
     /// Whether enough waits to be sent: nothing may be added then.
     pub(super) fn is_full(&self) -> bool {
-        !self.large.is_empty() || self.outbox.len() >= ENOUGH
+        self.outbox.len() >= ENOUGH || !self.takes_large() || self.large_waiting() >= ENOUGH_LARGE
     }
 
     /// Whether anything was sent of the message that waits, or was sent, last.
@@ -252,14 +287,19 @@ impl Open {
         self.outbox.is_empty() && self.large.is_empty()
     }
 
-    /// Whether a large piece waits: another would be copied.
-    pub(super) fn holds_large(&self) -> bool {
-        !self.large.is_empty()
+    /// Whether there is a place for another large piece, which would be copied otherwise.
+    pub(super) fn takes_large(&self) -> bool {
+        self.more.len() < MORE
+    }
+
+    fn large_waiting(&self) -> usize {
+        self.large.len() + self.more.iter().map(|(large, _)| large.len()).sum::<usize>()
     }
 
     /// Bytes that wait to be sent.
     pub(super) fn waiting(&self) -> usize {
-        self.outbox.len() - self.sent + self.large.len() + self.after.len()
+        let small = self.after.len() + self.more.iter().map(|(_, after)| after.len()).sum::<usize>();
+        self.outbox.len() - self.sent + self.large_waiting() + small
     }
 
     /// Whether something went out since this was asked last.
@@ -269,6 +309,9 @@ impl Open {
 
     /// Where small pieces are added.
     pub(super) fn outbox(&mut self) -> &mut Vec<u8> {
+        if let Some((_, after)) = self.more.back_mut() {
+            return after;
+        }
         if !self.large.is_empty() {
             return &mut self.after;
         }
@@ -280,10 +323,12 @@ impl Open {
 
     /// Adds a piece of data.
     pub(super) fn add(&mut self, data: Bytes) {
-        if data.len() <= SMALL || !self.large.is_empty() {
+        if data.len() <= SMALL || !self.takes_large() {
             self.outbox().extend_from_slice(&data);
-        } else {
+        } else if self.large.is_empty() {
             self.large = data;
+        } else {
+            self.more.push_back((data, Vec::new()));
         }
     }
 
@@ -295,8 +340,15 @@ impl Open {
             let taken = if self.large.is_empty() {
                 ready!(wire.poll_write(cx, small))?
             } else {
-                let pieces = [IoSlice::new(small), IoSlice::new(&self.large), IoSlice::new(&self.after)];
-                ready!(wire.poll_write_vectored(cx, &pieces))?
+                let mut pieces = [IoSlice::new(&[]); 2 * MORE + 3];
+                let more = self.more.iter().flat_map(|(large, after)| [&large[..], &after[..]]);
+                let all = [small, &self.large, &self.after].into_iter().chain(more);
+                let mut count = 0;
+                for (piece, bytes) in pieces.iter_mut().zip(all.filter(|bytes| !bytes.is_empty())) {
+                    *piece = IoSlice::new(bytes);
+                    count += 1;
+                }
+                ready!(wire.poll_write_vectored(cx, &pieces[..count]))?
             };
             if taken == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -309,36 +361,65 @@ impl Open {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether [`Self::poll_drain`] can be asked.
+    pub(super) fn takes_pipes(&self) -> bool {
+        self.wire.plain().is_some()
+    }
+
+    /// Sends what waits, and then what is in the pipe.
+    pub(super) fn poll_drain(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_flushed() {
+            ready!(self.poll_send(cx))?;
+        }
+        while !pipe.is_empty() {
+            let Some(socket) = self.wire.plain() else { return Poll::Ready(Err(io::ErrorKind::Unsupported.into())) };
+            if ready!(pipe.poll_drain(socket, cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.moved = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// So many bytes of what waits were sent.
-    fn took(&mut self, taken: usize) {
-        let of_small = taken.min(self.outbox.len() - self.sent);
-        let of_large = (taken - of_small).min(self.large.len());
-        self.sent += of_small;
-        self.large.advance(of_large);
-        if self.sent < self.outbox.len() || !self.large.is_empty() {
-            return;
-        }
-        self.large = Bytes::new();
-        self.sent = taken - of_small - of_large;
-        self.outbox.clear();
-        // Kept by the thread, not by a connection that may now rest for long.
-        let emptied = std::mem::replace(&mut self.outbox, std::mem::take(&mut self.after));
-        if emptied.capacity() > 0 && emptied.capacity() <= LARGEST_SPARE {
-            SPARE.with_borrow_mut(|spare| {
-                if spare.len() < SPARES {
-                    spare.push(emptied);
-                }
-            });
-        }
-        if self.sent == self.outbox.len() {
-            self.sent = 0;
+    fn took(&mut self, mut taken: usize) {
+        loop {
+            let of_small = taken.min(self.outbox.len() - self.sent);
+            let of_large = (taken - of_small).min(self.large.len());
+            self.sent += of_small;
+            self.large.advance(of_large);
+            taken -= of_small + of_large;
+            if self.sent < self.outbox.len() || !self.large.is_empty() {
+                return;
+            }
+            (self.sent, self.large) = (0, Bytes::new());
             self.outbox.clear();
+            // Kept by the thread, not by a connection that may now rest for long.
+            keep_for_others(std::mem::replace(&mut self.outbox, std::mem::take(&mut self.after)));
+            match self.more.pop_front() {
+                Some(next) => (self.large, self.after) = next,
+                None if self.outbox.is_empty() => {
+                    self.more = VecDeque::new();
+                    return;
+                }
+                None => {}
+            }
         }
     }
 
     /// Says that nothing more will be sent.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.wire).poll_shutdown(cx)
+    }
+}
+
+fn keep_for_others(emptied: Vec<u8>) {
+    if emptied.capacity() > 0 && emptied.capacity() <= LARGEST_SPARE {
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < SPARES {
+                spare.push(emptied);
+            }
+        });
     }
 }
 
@@ -391,3 +472,7 @@ impl AsyncWrite for Link {
         this.poll_end(cx)
     }
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

@@ -10,6 +10,7 @@ pub(crate) mod http2;
 mod incoming;
 mod link;
 mod outgoing;
+mod pipe;
 mod seldom;
 pub(crate) mod spare;
 
@@ -18,6 +19,7 @@ pub(crate) use early::Early;
 pub(crate) use incoming::{BodyError, Incoming, in_words};
 pub(crate) use link::{Link, Wire};
 pub(crate) use outgoing::Outgoing;
+pub(crate) use pipe::Pipe;
 pub(crate) use seldom::Seldom;
 
 /// Largest header section taken from anybody, HTTP/2 (RFC 9113 section 10.5.1 counts 32 bytes for each field beside its

@@ -1,9 +1,11 @@
 //! A body on its way out, which knows for how long whoever it goes to may take nothing.
 
-use std::task::Context;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::Body;
+
+use super::Pipe;
 
 /// A body that is being sent. It is kept until its last byte was sent.
 pub(crate) trait Outgoing: Body<Data = Bytes> + Unpin {
@@ -13,6 +15,12 @@ pub(crate) trait Outgoing: Body<Data = Bytes> + Unpin {
     /// # Errors
     /// When that has lasted too long: the rest need not be sent.
     fn blocked(&mut self, moved: bool, cx: &mut Context<'_>) -> Result<(), Self::Error>;
+
+    /// Moves the next piece into `pipe`, which is empty: so many bytes, never none. `None`: it must be asked for as a frame.
+    fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, Self::Error>>> {
+        let _ = (pipe, cx);
+        None
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use super::facts::Record;
 use super::reply;
 use super::upgrade::Asked;
 use super::watch::Watch;
-use crate::codec::{BodyError, Incoming, Outgoing};
+use crate::codec::{BodyError, Incoming, Outgoing, Pipe};
 use crate::upstream::{BrokeOff, RequestBody, ResponseBody, Switched, Told};
 
 /// The body of a request, and whether it can be sent more than once.
@@ -272,6 +272,21 @@ impl Answer {
         Some(Opened { far, held, watch: self.watch.take(), asked: self.asked.take(), record })
     }
 
+    /// The rest of it will not come.
+    fn upstream_broke(&mut self) {
+        self.record.broke(Reason::UpstreamReset);
+        if let Some(watch) = &mut self.watch {
+            watch.ended(Verdict::Failure, &self.record);
+        }
+        self.content = Content::Passed;
+    }
+
+    /// So many bytes go to the caller.
+    fn count(&mut self, bytes: u64) {
+        self.record.sent(usize::try_from(bytes).unwrap_or(usize::MAX));
+        self.left = self.left.map(|left| left.saturating_sub(bytes));
+    }
+
     /// Ends it here: the caller sees that it is not whole, or, in a gRPC call, why.
     fn cut(&mut self, refusal: &Refusal) -> Option<Result<Frame<Bytes>, BodyError>> {
         let told = self.watch.take().filter(Watch::is_grpc).map(|_| Frame::trailers(reply::trailers(refusal)));
@@ -308,13 +323,7 @@ impl Body for Answer {
                         }
                     }
                     Poll::Ready(None) => this.content = Content::Passed,
-                    Poll::Ready(Some(Err(_))) => {
-                        this.record.broke(Reason::UpstreamReset);
-                        if let Some(watch) = &mut this.watch {
-                            watch.ended(Verdict::Failure, &this.record);
-                        }
-                        this.content = Content::Passed;
-                    }
+                    Poll::Ready(Some(Err(_))) => this.upstream_broke(),
                     Poll::Ready(Some(Ok(frame))) => {
                         let ended = from.is_end_stream();
                         let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -327,9 +336,8 @@ impl Body for Answer {
                                 this.record.observe().retry(word);
                             }
                         }
-                        if let Some(data) = frame.data_ref() {
-                            this.record.sent(data.len());
-                            this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
+                        if frame.data_ref().is_some() {
+                            this.count(bytes);
                         }
                         if ended {
                             this.content = Content::Passed;
@@ -361,6 +369,31 @@ impl Outgoing for Answer {
         // Whoever takes nothing is told nothing either.
         let _ = self.cut(&refusal);
         Err(BodyError::Cut)
+    }
+
+    fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
+        let Content::Theirs(from) = &mut self.content else { return None };
+        let polled = from.poll_fill(pipe, cx)?;
+        let ended = from.is_end_stream();
+        let refused = match &polled {
+            Poll::Pending => self.watch.as_mut().map(|watch| watch.waits(cx)),
+            Poll::Ready(Ok(bytes)) => self.watch.as_mut().map(|watch| watch.passed(*bytes)),
+            Poll::Ready(Err(_)) => {
+                self.upstream_broke();
+                return Some(polled);
+            }
+        };
+        if let Some(Err(refusal)) = refused {
+            let _ = self.cut(&refusal);
+            return Some(Poll::Ready(Err(BodyError::Cut)));
+        }
+        if let Poll::Ready(Ok(bytes)) = &polled {
+            self.count(*bytes);
+            if ended {
+                self.content = Content::Passed;
+            }
+        }
+        Some(polled)
     }
 }
 

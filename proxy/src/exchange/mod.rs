@@ -20,6 +20,8 @@ pub(crate) mod watch;
 #[cfg(test)]
 mod authorize_tests;
 #[cfg(test)]
+mod bulk_tests;
+#[cfg(test)]
 mod door_tests;
 #[cfg(test)]
 mod filters_tests;

@@ -16,7 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::connect::{Connected, Counted, Tunnel};
 use super::lease::{Exchanging, Home};
 use crate::codec::http1::call::Call;
-use crate::codec::{BodyError, Incoming, Link, Outgoing, http2};
+use crate::codec::{BodyError, Incoming, Link, Outgoing, Pipe, http2};
 
 /// A body that comes in one piece is kept up to this size until there is an answer.
 const SMALL: usize = 16 * 1024;
@@ -45,6 +45,26 @@ pub(crate) struct Told {
     pub(crate) waits: Cell<bool>,
     /// All of it, where it came in one small piece: then it can be sent again, should nobody have taken it.
     pub(crate) whole: RefCell<Option<Bytes>>,
+}
+
+impl Told {
+    /// A piece has come, or the end.
+    fn came(&self, ended: bool) {
+        let now = Some(tokio::time::Instant::now().into_std());
+        self.moved.set(now);
+        if ended {
+            self.ended.set(now);
+        }
+    }
+}
+
+/// Whether no more has passed than may.
+fn within(passed: &Cell<u64>, most: u64, told: &Told) -> Result<(), BodyError> {
+    if passed.get() <= most {
+        return Ok(());
+    }
+    told.broke_off.set(Some(BrokeOff::TooLarge));
+    Err(BodyError::Cut)
 }
 
 impl BrokeOff {
@@ -99,11 +119,7 @@ impl Body for RequestBody {
                 let polled = Pin::new(&mut *from).poll_frame(cx);
                 told.waits.set(polled.is_pending());
                 let mut frame = ready!(polled);
-                let now = Some(tokio::time::Instant::now().into_std());
-                told.moved.set(now);
-                if frame.is_none() || from.is_end_stream() {
-                    told.ended.set(now);
-                }
+                told.came(frame.is_none() || from.is_end_stream());
                 match &mut frame {
                     Some(Ok(frame)) => {
                         if let Some(data) = frame.data_ref() {
@@ -113,9 +129,8 @@ impl Body for RequestBody {
                             }
                             passed.set(passed.get() + data.len() as u64);
                         }
-                        if passed.get() > *most {
-                            told.broke_off.set(Some(BrokeOff::TooLarge));
-                            return Poll::Ready(Some(Err(BodyError::Cut)));
+                        if let Err(cut) = within(passed, *most, told) {
+                            return Poll::Ready(Some(Err(cut)));
                         }
                         if let Some(trailers) = frame.trailers_mut() {
                             normalize::trailers(trailers, withheld);
@@ -150,6 +165,19 @@ impl Outgoing for RequestBody {
     /// Who waits for the answer watches over that, by what is [`Told`] of it.
     fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), BodyError> {
         Ok(())
+    }
+
+    fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
+        let Self::Streaming { from, passed, most, told, .. } = self else { return None };
+        let polled = from.poll_fill(pipe, cx)?;
+        told.waits.set(polled.is_pending());
+        let Poll::Ready(moved) = polled else { return Some(Poll::Pending) };
+        told.came(from.is_end_stream());
+        let counted = moved.inspect_err(|error| told.broke_off.set(Some(BrokeOff::of(error)))).and_then(|moved| {
+            passed.set(passed.get() + moved);
+            within(passed, *most, told).map(|()| moved)
+        });
+        Some(Poll::Ready(counted))
     }
 }
 
@@ -251,6 +279,21 @@ impl ResponseBody {
             }
             From::Http2 { .. } | From::Passed => None,
         }
+    }
+
+    /// Moves the next piece into a pipe, as [`Outgoing::poll_fill`].
+    pub(crate) fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
+        let From::Http1 { call, .. } = &mut self.from else { return None };
+        if self.ahead.is_some() {
+            return None;
+        }
+        let polled = call.poll_fill(pipe, cx)?;
+        match &polled {
+            Poll::Ready(Err(_)) => (self.from, self.in_flight) = (From::Passed, None),
+            Poll::Ready(Ok(_)) if call.is_end() => self.passed(),
+            _ => {}
+        }
+        Some(polled)
     }
 
     fn unless_passed(mut self) -> Self {

@@ -418,6 +418,10 @@ impl codec::Wire for Wire {
         let came = stream.try_io(Interest::READABLE, || Ok(()));
         came.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        if let Self::Plain(stream) = self { Some(stream) } else { None }
+    }
 }
 
 impl AsyncRead for Wire {

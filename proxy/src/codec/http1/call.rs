@@ -16,9 +16,9 @@ use http_body::Frame;
 use super::framing::Decoder;
 use super::head::{self, ResponseHead};
 use super::send::{Sending, Unsent};
-use super::serve::poll_body;
+use super::serve::{poll_body, poll_fill};
 use super::{Framing, write};
-use crate::codec::{BodyError, Early, Link, Outgoing, spare};
+use crate::codec::{BodyError, Early, Link, Outgoing, Pipe, spare};
 
 /// A request's head, borrowed: it may have to be sent again.
 #[derive(Debug, Clone, Copy)]
@@ -174,6 +174,12 @@ where
         // A caller that breaks off does so on its own connection, where it is noticed.
         let _ = self.send_on(cx);
         poll_body(self.link.get_mut(), &mut self.decoder, cx)
+    }
+
+    /// As [`Self::poll_frame`], into a pipe, where that can be.
+    pub(crate) fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
+        let _ = self.send_on(cx);
+        poll_fill(self.link.get_mut(), &mut self.decoder, pipe, cx)
     }
 
     /// Whether the response was 101 to a request that was sent whole: what follows is no HTTP.

@@ -106,6 +106,14 @@ impl Decoder {
         }
     }
 
+    /// So many bytes of a body whose length is known were taken without being looked at.
+    pub(super) fn passed(&mut self, bytes: u64) {
+        if let State::Length(left) = self.state {
+            let left = left.saturating_sub(bytes);
+            self.state = if left == 0 { State::End } else { State::Length(left) };
+        }
+    }
+
     /// Whether all of the body was taken.
     pub(crate) fn is_end(&self) -> bool {
         self.state == State::End

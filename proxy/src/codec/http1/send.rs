@@ -7,8 +7,11 @@ use bytes::Bytes;
 
 use super::Framing;
 use super::write;
-use crate::codec::Outgoing;
 use crate::codec::link::{Link, LinkCell};
+use crate::codec::{Outgoing, Pipe};
+
+/// A body of which so much is left is moved rather than copied.
+const WORTH_MOVING: u64 = 64 * 1024;
 
 /// What is still to be sent of a message.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(super) struct Sending<B> {
     owed: u64,
     /// Something of the body was taken.
     taken: bool,
+    /// What of it goes from socket to socket.
+    pipe: Pipe,
 }
 
 /// Why a message was not sent whole.
@@ -52,12 +57,12 @@ where
     pub(super) fn new(body: B, framing: Framing) -> Self {
         let owed = if let Framing::Length(length) = framing { length } else { 0 };
         let ended = framing == Framing::Empty;
-        Self { body: Some(body).filter(|_| !ended), ended, framing, owed, taken: false }
+        Self { body: Some(body).filter(|_| !ended), ended, framing, owed, taken: false, pipe: Pipe::default() }
     }
 
-    /// Whether all of it was added to the outbox.
+    /// Whether all of it was added to the outbox, and sent where it was not.
     pub(super) fn is_whole(&self) -> bool {
-        self.ended
+        self.ended && self.pipe.is_empty()
     }
 
     /// The body, to be sent over another connection, when nothing of it was taken.
@@ -76,7 +81,7 @@ where
                 // What came before it broke is passed on, as far as it goes at once.
                 let _ = cell.link(|link| link.poll_send(cx));
             })?;
-            let sent = cell.link(|link| if link.is_flushed() { Poll::Ready(Ok(())) } else { link.poll_send(cx) });
+            let sent = cell.link(|link| link.poll_drain(&mut self.pipe, cx));
             if let (Poll::Pending, Some(body)) = (&sent, &mut self.body) {
                 body.blocked(cell.link(|link| link.has_moved()), cx).map_err(Unsent::Body)?;
             }
@@ -95,8 +100,20 @@ where
     /// while the body is asked: it may itself be read from there.
     fn gather(&mut self, cell: &impl LinkCell, cx: &mut Context<'_>) -> Result<bool, Unsent<B::Error>> {
         while let Some(body) = self.body.as_mut().filter(|_| !self.ended) {
-            if cell.link(|link| link.is_full()) {
+            if !self.pipe.is_empty() || cell.link(|link| link.is_full()) {
                 return Ok(false);
+            }
+            match Self::fill(body, &mut self.pipe, self.owed, cell, cx) {
+                None => {}
+                Some(Poll::Pending) => return Ok(true),
+                Some(Poll::Ready(moved)) => {
+                    self.taken = true;
+                    self.owed = self.owed.checked_sub(moved.map_err(Unsent::Body)?).ok_or(Unsent::Length)?;
+                    if body.is_end_stream() {
+                        cell.link(|link| self.end(link, None))?;
+                    }
+                    return Ok(false);
+                }
             }
             let frame = match Pin::new(&mut *body).poll_frame(cx) {
                 Poll::Pending => return Ok(true),
@@ -118,6 +135,20 @@ where
             }
         }
         Ok(false)
+    }
+
+    /// Has the next piece moved from socket to socket, where much is owed and nothing is written around it.
+    fn fill(
+        body: &mut B,
+        pipe: &mut Pipe,
+        owed: u64,
+        cell: &impl LinkCell,
+        cx: &mut Context<'_>,
+    ) -> Option<Poll<Result<u64, B::Error>>> {
+        if owed < WORTH_MOVING || !cell.link(|link| link.takes_pipes()) {
+            return None;
+        }
+        body.poll_fill(pipe, cx)
     }
 
     fn data(&mut self, link: &mut Link, data: Bytes) -> Result<(), Unsent<B::Error>> {

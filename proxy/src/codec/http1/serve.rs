@@ -21,7 +21,7 @@ use super::head::{self, RequestHead};
 use super::send::{Progress, Sending, Unsent};
 use super::{Bad, Framing, write};
 use crate::codec::link::LinkCell;
-use crate::codec::{BodyError, Early, Incoming, Link, Outgoing, Seldom, spare};
+use crate::codec::{BodyError, Early, Incoming, Link, Outgoing, Pipe, Seldom, spare};
 
 /// Whoever was answered before they had sent everything is listened to until they say nothing for so long, so that they read the
 /// answer first.
@@ -113,6 +113,15 @@ impl Body {
         self.0.borrow_mut().poll_frame(cx)
     }
 
+    /// As [`Outgoing::poll_fill`].
+    pub(crate) fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
+        let Shared { link, decoder, waits } = &mut *self.0.borrow_mut();
+        if *waits != Waits::No || !link.is_flushed() {
+            return None;
+        }
+        poll_fill(link, decoder, pipe, cx)
+    }
+
     /// Leaves it to whoever the request is passed on to to say that the body should come.
     pub(crate) fn leave_the_word(&self) {
         let waits = &mut self.0.borrow_mut().waits;
@@ -191,6 +200,29 @@ pub(super) fn poll_body(
             Err(error) => return Poll::Ready(Some(Err(BodyError::Gone(Some(error))))),
         }
     }
+}
+
+/// Moves the next piece of a body whose length is known into a pipe, where nobody need look at it.
+pub(super) fn poll_fill(
+    link: &mut Link,
+    decoder: &mut Decoder,
+    pipe: &mut Pipe,
+    cx: &mut Context<'_>,
+) -> Option<Poll<Result<u64, BodyError>>> {
+    let left = decoder.left().filter(|left| *left > 0)?;
+    let Poll::Ready(moved) = link.poll_fill(pipe, left, cx)? else { return Some(Poll::Pending) };
+    let moved = match moved {
+        Ok(0) => Err(BodyError::Gone(None)),
+        Ok(moved) => Ok(moved as u64),
+        Err(error) => Err(BodyError::Gone(Some(error))),
+    };
+    if let Ok(moved) = moved {
+        decoder.passed(moved);
+        if decoder.is_end() {
+            link.rest();
+        }
+    }
+    Some(Poll::Ready(moved))
 }
 
 /// What of a request its answer depends on.

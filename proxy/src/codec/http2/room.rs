@@ -16,7 +16,7 @@ use super::{LARGEST_STREAM_WINDOW, UNREAD};
 /// DATA is not added to an outbox that holds as much: four TLS records.
 const ENOUGH: usize = 64 * 1024;
 /// DATA from this size on is not copied to the outbox.
-const LARGE: usize = 32 * 1024;
+const LARGE: usize = 8 * 1024;
 /// So many of those that wait to send are woken at a time.
 const WOKEN: usize = 16;
 
@@ -71,8 +71,7 @@ impl State {
                 return Put::Blocked;
             }
             let allowed = allowed.min(self.send_window.available()).min(self.max_frame as usize);
-            // Of large ones one at a time is sent from where it is.
-            let room = self.has_room() && !(piece.len() >= LARGE && self.link.holds_large());
+            let room = self.has_room() && (piece.len() < LARGE || self.link.takes_large());
             if !room || !piece.is_empty() && allowed == 0 {
                 self.queue_up(key, cx);
                 return Put::Blocked;
@@ -109,7 +108,7 @@ impl State {
     /// Tells those who wait to send that they can. What each of them adds wakes the driver, who comes here again.
     pub(super) fn offer_room(&mut self) {
         let mut woken = 0;
-        while woken < WOKEN && self.has_room() && !self.link.holds_large() && self.send_window.available() > 0 {
+        while woken < WOKEN && self.has_room() && self.link.takes_large() && self.send_window.available() > 0 {
             let Some(key) = self.queue.pop_front() else { break };
             let stream = self.streams.at(key);
             // Not so: it was let go meanwhile, and its slot may have another stream.
