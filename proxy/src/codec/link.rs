@@ -22,14 +22,14 @@ pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// The socket below, if there is one.
     fn socket(&self) -> Option<&TcpStream>;
 
-    /// Whether there is certainly nothing to be read now, which costs less to see than to try. Where that is not known: false.
-    fn is_silent(&self) -> bool {
-        false
-    }
-
     /// The socket, where the next bytes of the connection are its own: nothing protects them, and none were read before.
     fn plain(&self) -> Option<&TcpStream> {
         None
+    }
+
+    /// Whether there is certainly nothing to be read now, which costs less to see than to try. Where that is not known: false.
+    fn is_silent(&self) -> bool {
+        false
     }
 }
 
@@ -329,6 +329,28 @@ impl Open {
             self.large = data;
         } else {
             self.more.push_back((data, Vec::new()));
+        }
+    }
+
+    /// Takes back what waits to be sent, but for its first `keep` bytes.
+    pub(super) fn take_back(&mut self, keep: usize) {
+        let mut left = self.sent + keep;
+        let mut kept = |length: usize| {
+            let kept = length.min(left);
+            left -= kept;
+            kept
+        };
+        self.outbox.truncate(kept(self.outbox.len()));
+        self.large.truncate(kept(self.large.len()));
+        self.after.truncate(kept(self.after.len()));
+        for (large, after) in &mut self.more {
+            large.truncate(kept(large.len()));
+            after.truncate(kept(after.len()));
+        }
+        self.more.retain(|(large, _)| !large.is_empty());
+        if self.sent == self.outbox.len() && self.large.is_empty() {
+            self.sent = 0;
+            self.outbox.clear();
         }
     }
 

@@ -12,6 +12,8 @@ pub(crate) mod serve;
 mod write;
 
 #[cfg(test)]
+mod broken_tests;
+#[cfg(test)]
 mod framing_tests;
 #[cfg(test)]
 mod head_tests;

@@ -117,6 +117,12 @@ where
             }
             let frame = match Pin::new(&mut *body).poll_frame(cx) {
                 Poll::Pending => return Ok(true),
+                // Whoever was promised so much has all of it, and may have gone on to something else.
+                Poll::Ready(Some(Err(_)))
+                    if self.taken && matches!(self.framing, Framing::Length(_)) && self.owed == 0 =>
+                {
+                    return cell.link(|link| self.end(link, None)).map(|()| false);
+                }
                 Poll::Ready(Some(frame)) => frame.map_err(Unsent::Body)?,
                 Poll::Ready(None) => return cell.link(|link| self.end(link, None)).map(|()| false),
             };

@@ -293,7 +293,8 @@ pub(crate) async fn serve<R: Respond>(
         match answer(&shared, response, &about, keep_alive).await {
             Ok(true) => {}
             Ok(false) => return close(&shared).await,
-            Err(how) => return Ended::Broken(how),
+            Err(Lost::Caller) => return Ended::Broken("client_gone"),
+            Err(Lost::Rest(framing)) => return break_off(&shared, framing).await,
         }
     }
 }
@@ -403,13 +404,21 @@ fn has_left(shared: &mut Shared, cx: &mut Context<'_>) -> bool {
     listening && matches!(shared.link.poll_glance(cx), Poll::Ready(Ok(0) | Err(_)))
 }
 
+/// Why an answer did not pass whole.
+enum Lost {
+    /// Nobody takes it.
+    Caller,
+    /// There is no more of what was to be framed so.
+    Rest(Framing),
+}
+
 /// Sends an answer; whether the connection can carry another exchange.
 async fn answer<A>(
     shared: &Rc<RefCell<Shared>>,
     response: Response<A>,
     asked: &Asked,
     keep_alive: bool,
-) -> Result<bool, &'static str>
+) -> Result<bool, Lost>
 where
     A: Outgoing,
 {
@@ -437,11 +446,11 @@ where
     poll_fn(|cx| match sending.poll(&**shared, cx) {
         Poll::Ready(Ok(Progress::Done)) => Poll::Ready(Ok(())),
         Poll::Ready(Ok(Progress::Waiting)) if asked.keep_alive && has_left(&mut shared.borrow_mut(), cx) => {
-            Poll::Ready(Err("client_gone"))
+            Poll::Ready(Err(Lost::Caller))
         }
         Poll::Ready(Ok(Progress::Waiting)) | Poll::Pending => Poll::Pending,
-        Poll::Ready(Err(Unsent::Wire)) => Poll::Ready(Err("client_gone")),
-        Poll::Ready(Err(Unsent::Body(_) | Unsent::Length)) => Poll::Ready(Err("body_broken")),
+        Poll::Ready(Err(Unsent::Wire)) => Poll::Ready(Err(Lost::Caller)),
+        Poll::Ready(Err(Unsent::Body(_) | Unsent::Length)) => Poll::Ready(Err(Lost::Rest(framing))),
     })
     .await?;
     drop(sending);
@@ -483,6 +492,19 @@ async fn refused<R: Respond>(shared: &Rc<RefCell<Shared>>, responder: &R, bad: B
     Ended::Broken(word)
 }
 
+/// Ends the connection in the middle of an answer: its caller reads what there is, and sees that it is not whole.
+async fn break_off(shared: &RefCell<Shared>, framing: Framing) -> Ended {
+    if framing == Framing::UntilClose {
+        // An orderly end would be taken for the end of the answer.
+        if let Some(socket) = shared.borrow().link.socket() {
+            let _ = socket.set_zero_linger();
+        }
+    } else {
+        close(shared).await;
+    }
+    Ended::Broken("body_broken")
+}
+
 /// Ends the connection after an answer that may have come before all of the request: what is still sent is read for a
 /// moment, because a connection closed with unread bytes takes the answer with it.
 async fn close(shared: &RefCell<Shared>) -> Ended {
@@ -490,7 +512,8 @@ async fn close(shared: &RefCell<Shared>) -> Ended {
     loop {
         let more = poll_fn(|cx| {
             let Shared { link, .. } = &mut *shared.borrow_mut();
-            if ready!(link.poll_end(cx)).is_err() {
+            let unsent = if link.is_flushed() { Ok(()) } else { ready!(link.poll_send(cx)) };
+            if unsent.is_err() || ready!(link.poll_end(cx)).is_err() {
                 return Poll::Ready(false);
             }
             link.inbox.clear();

@@ -435,6 +435,35 @@ async fn what_never_left_us_is_known_not_to_be_processed() {
 }
 
 #[tokio::test]
+async fn what_was_said_not_to_be_sent_is_not_sent_afterwards() {
+    local(async {
+        for said in [&b"HTTP/1.1 400 What do you mean?\r\n"[..], &[]] {
+            // Room for the preface and settings, and not for a request.
+            let (mut theirs, ours) = tokio::io::duplex(32);
+            let (caller, driving) = our_client(ours);
+            let (method, headers) = (Method::POST, HeaderMap::new());
+            let asking = caller.send(head(&method, "/", &headers), Content::of(pattern(10)));
+            let peer = async {
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                theirs.write_all(said).await.unwrap();
+                theirs.shutdown().await.unwrap();
+                let mut preface = [0; 24];
+                theirs.read_exact(&mut preface).await.unwrap();
+                while let Some((kind, ..)) = frame(&mut theirs).await {
+                    assert_ne!(kind, 1, "a request came all the same");
+                }
+            };
+            let (failed, ()) = tokio::join!(asking, peer);
+            assert!(failed.unwrap_err().refused);
+            driving.await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_connection_that_nobody_needs_is_ended_once_its_responses_are_read() {
     local(async {
         let responder: Rc<ByPath> = Rc::default();

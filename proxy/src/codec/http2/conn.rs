@@ -274,6 +274,9 @@ impl State {
             return;
         }
         self.end = Some(End { word, detail: detail.into() });
+        if self.role == Role::Calling {
+            self.take_back_requests();
+        }
         let open: Vec<Key> = self.streams.each().map(|(key, _)| key).collect();
         for key in open {
             let untouched = self.role == Role::Calling && self.streams.at(key).begins_at >= self.written;
@@ -281,6 +284,16 @@ impl State {
         }
         self.start_nothing();
         self.wake_driver();
+    }
+
+    /// Whoever asked for what was not begun to be sent is told so, and may ask elsewhere: it must not be sent after that.
+    fn take_back_requests(&mut self) {
+        let written = self.written;
+        let begins = self.streams.each().map(|(_, stream)| stream.begins_at).filter(|begins| *begins >= written);
+        if let Some(first) = begins.min() {
+            self.link.take_back((first - written) as usize);
+            self.added = first;
+        }
     }
 
     /// Why it ended, in words.

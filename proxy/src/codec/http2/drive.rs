@@ -128,7 +128,13 @@ impl Driver {
             match self.send(conn, cx) {
                 Ok(true) if self.phase == Phase::Closing => self.phase = Phase::Lingering,
                 Ok(_) => {}
-                Err(error) => self.lost(conn, &error),
+                Err(error) => {
+                    // What was said before it broke is heard all the same.
+                    if matches!(self.phase, Phase::Beginning | Phase::Open) {
+                        let _ = self.listen(conn, cx);
+                    }
+                    self.lost(conn, &error);
+                }
             }
             self.watch_the_clock(conn, cx);
             // What the clock made us say goes out too.
@@ -194,8 +200,8 @@ impl Driver {
     /// Says what is wrong, and ends.
     fn fail(&mut self, conn: &mut State, bad: Bad) {
         let last = conn.last_id;
-        conn.say(|out, _| frame::put_go_away(out, last, bad.code(), bad.why()));
         conn.ended(Some(word(bad.code())), &bad.to_string());
+        conn.say(|out, _| frame::put_go_away(out, last, bad.code(), bad.why()));
         self.phase = Phase::Closing;
     }
 
