@@ -42,6 +42,45 @@ impl Outgoing for Breaks {
     }
 }
 
+/// Answers before it has read what comes, of which it reads no more when it has answered.
+#[derive(Debug)]
+struct Hasty(Option<Incoming>);
+
+impl Body for Hasty {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(self.get_mut().0.take().map(|_| Ok(Frame::data(Bytes::from_static(b"too much")))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(8)
+    }
+}
+
+impl Outgoing for Hasty {
+    fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), BodyError> {
+        Ok(())
+    }
+}
+
+impl Respond for Hasty {
+    type Answer = Self;
+
+    async fn respond(&self, request: Request<Incoming>, _: &Early) -> Response<Self> {
+        Response::new(Self(Some(request.into_body())))
+    }
+
+    fn refuse(&self, _: Bad) -> Response<Self> {
+        Response::new(Self(None))
+    }
+}
+
 /// Answers so at once, whatever comes.
 impl Respond for Breaks {
     type Answer = Self;
@@ -58,7 +97,7 @@ impl Respond for Breaks {
 }
 
 /// What a caller reads who has sent all of `said`, and how the connection ended on both sides.
-async fn says(said: &[u8], answer: Breaks) -> (String, std::io::Result<usize>, Ended) {
+async fn says(said: &[u8], answer: impl Respond) -> (String, std::io::Result<usize>, Ended) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (ours, _) = listener.accept().await.unwrap();
@@ -83,6 +122,14 @@ async fn whoever_still_sends_reads_the_beginning_of_an_answer_that_breaks_off() 
     assert!(heard.ends_with("content-length: 8\r\n\r\nhalf"), "{heard}");
     assert!(end.is_ok(), "{end:?}");
     assert_eq!(ended, Ended::Broken("body_broken"));
+}
+
+#[tokio::test]
+async fn whoever_is_answered_before_they_have_sent_all_is_told_that_the_connection_ends() {
+    let upload = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n{}", "b".repeat(4_000_000));
+    let (heard, end, ended) = says(upload.as_bytes(), Hasty(None)).await;
+    assert_eq!(heard, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 8\r\n\r\ntoo much");
+    assert!(end.is_ok() && ended == Ended::Well, "{end:?} {ended:?}");
 }
 
 #[tokio::test]

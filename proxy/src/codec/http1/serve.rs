@@ -431,11 +431,12 @@ where
         open.waits = Waits::No;
         // What was said in a protocol that was not agreed on is never taken for a request.
         keep_alive &= !asked.upgrades || open.link.inbox.is_empty();
-        // Of a request that was answered without being read, what still comes would be taken for the next one.
+        // Of a request that is answered before all of it was read, what still comes would be taken for the next one: whether
+        // the rest is ever read is not known yet, and the caller must be told now.
         if Rc::strong_count(shared) == 1 {
             open.skip(cx);
-            keep_alive &= open.decoder.is_end();
         }
+        keep_alive &= open.decoder.is_end();
         let out = open.link.outbox();
         write::response_head(out, asked.version, head.status, &head.headers, framing, keep_alive, to_head);
         Poll::Ready(())
