@@ -334,6 +334,7 @@ impl Conversation {
         tokio::spawn(probe::Prober::new(live.clone(), observe.clone()).run());
         tokio::spawn(keeper.keep(link.clone()));
         tokio::spawn(live::slices::run(Arc::clone(&quotas), link.clone()));
+        tokio::spawn(live::calls::run(settings.instance.clone(), observe.clone(), link.clone()));
         let who = live::Who { instance: settings.instance.clone(), version: env!("CARGO_PKG_VERSION") };
         let (want_names, wanted) = watch::channel(BTreeSet::<HostName>::new());
         let (tell_names, found) = watch::channel(live::Found::new());

@@ -4,6 +4,7 @@
 //! at its start. What must outlive a change (breakers, budgets, counts) hangs on it by id and is kept by `keep`.
 
 mod backoff;
+pub(crate) mod calls;
 mod habits;
 pub mod health;
 mod keep;

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
-use prometheus::core::{MetricVec, MetricVecBuilder};
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
+use prometheus::proto::MetricFamily;
 
 /// The label value of everything past the cap.
 pub(super) const OVERFLOW: &str = "__overflow__";
@@ -81,6 +82,14 @@ impl<F: Family> Capped<F> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.clear();
         self.family.clear();
+    }
+
+    /// What all series say now.
+    pub(super) fn read(&self) -> Vec<MetricFamily>
+    where
+        F: Collector,
+    {
+        self.family.collect()
     }
 
     /// Ends the series of these label values, making room for another.

@@ -5,7 +5,7 @@
 //! pointers, any other one hash of borrowed parts.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::rc::Rc;
@@ -22,10 +22,11 @@ use prometheus::{
 
 use super::family::Capped;
 use super::standing::{Config, Connections, Dns};
+use super::tally::{self, Tally, Way, tally};
 use super::{Direction, Exchange, process, reason};
 
 /// Seconds: from half a millisecond (a call within a machine) to ten seconds (longer than a caller waits).
-const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub(crate) const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// What stands for a part that is not known, as Istio writes it.
 const UNKNOWN: &str = "unknown";
 
@@ -321,6 +322,16 @@ impl Metrics {
             duration: self.durations.get(&[direction, &source, &destination]),
         };
         (series, room)
+    }
+
+    /// All calls counted since the start.
+    pub(super) fn tally(&self) -> BTreeMap<Way, Tally> {
+        tally(&tally::Families {
+            requests: self.requests.read(),
+            durations: self.durations.read(),
+            tunnels: self.tunnels.read(),
+            bytes: self.tunnel_bytes.read(),
+        })
     }
 
     /// The text format 0.0.4.

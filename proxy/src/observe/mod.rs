@@ -5,11 +5,14 @@
 
 mod access_log;
 mod family;
+pub(crate) mod lookout;
 mod metrics;
 mod process;
 mod reason;
 mod standing;
+pub(crate) mod tally;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +24,12 @@ use equerry_traffic::authorize::Noted;
 
 use access_log::AccessLog;
 pub use access_log::AccessLogTarget;
+use lookout::Lookout;
+#[cfg(test)]
+pub(crate) use metrics::BUCKETS;
 use metrics::Metrics;
 pub(crate) use process::processor_time;
+use tally::{Tally, Way};
 
 /// Series a family may have before new ones are counted under `__overflow__`.
 pub const SERIES_CAP: usize = 2_000;
@@ -184,6 +191,7 @@ pub struct Observer(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     metrics: Metrics,
+    lookout: Arc<Lookout>,
     cut_off: AtomicBool,
     access_log: AccessLog,
 }
@@ -194,9 +202,9 @@ impl Observer {
     /// # Errors
     /// When the access log cannot be opened.
     pub fn new(options: ObserverOptions) -> std::io::Result<Self> {
-        let metrics = Metrics::new(options.series_cap);
+        let (metrics, lookout) = (Metrics::new(options.series_cap), Arc::new(Lookout::new()));
         let access_log = AccessLog::start(options.access_log)?;
-        Ok(Self(Arc::new(Shared { metrics, cut_off: AtomicBool::new(false), access_log })))
+        Ok(Self(Arc::new(Shared { metrics, lookout, cut_off: AtomicBool::new(false), access_log })))
     }
 
     /// What ends from now on without a reason of its own is cut off by us, because this process ends.
@@ -211,6 +219,7 @@ impl Observer {
                 exchange.reason = Reason::Draining;
             }
             self.0.metrics.exchange(exchange);
+            self.0.lookout.saw(exchange);
         }
         if !self.0.access_log.is_on() {
             *exchange = None;
@@ -219,6 +228,16 @@ impl Observer {
         {
             self.0.metrics.access_log_dropped.inc();
         }
+    }
+
+    /// Single calls, for people who look on.
+    pub(crate) fn lookout(&self) -> &Arc<Lookout> {
+        &self.0.lookout
+    }
+
+    /// All calls counted since the start, by direction, source and destination.
+    pub(crate) fn tally(&self) -> BTreeMap<Way, Tally> {
+        self.0.metrics.tally()
     }
 
     /// Counts an open connection for as long as the guard lives.
