@@ -191,6 +191,11 @@ impl Calls {
         edges.map(|(pair, [caller, callee])| (pair.clone(), seen(caller), seen(callee))).collect()
     }
 
+    /// How many sidecars have reported lately, those that ended since included.
+    pub fn known(&self) -> usize {
+        self.reporters.len()
+    }
+
     /// The instances whose sidecars report, by name.
     pub fn reporters(&self, now: Instant) -> Vec<InstanceKey> {
         let here = |(_, one): &(&InstanceKey, &Reporter)| now.saturating_duration_since(one.told) <= SILENCE;

@@ -65,8 +65,9 @@ impl ControlPlane {
 
     /// What a sidecar is to tell now; `answered` are questions that it has answered.
     pub(crate) fn wish_of(&self, key: &InstanceKey, answered: &BTreeSet<u64>) -> proto::CallWish {
-        let reporting = self.reporting();
-        locked(&self.0.lookers).wish(key, answered, reporting)
+        // Every stream asks at every change of a wish: what is asked here must not grow with the mesh.
+        let known = locked(&self.0.calls).known();
+        locked(&self.0.lookers).wish(key, answered, known)
     }
 
     /// A look that ends when this is dropped.

@@ -49,6 +49,10 @@ pub(crate) fn run(ground: &Ground) -> Result<Found> {
         for (what, path) in [
             ("list of services", "/api/v1/services"),
             ("list of proxies", "/api/v1/proxies"),
+            ("list of instances", "/api/v1/instances"),
+            ("list of documents", "/api/v1/documents"),
+            ("list by label", "/api/v1/instances?labelSelector=app%20in%20(r1,r2),version%3Dv1"),
+            ("instances of a Service", "/api/v1/instances?service=shop/r99"),
             ("one service", "/api/v1/services/shop/r1"),
         ] {
             let took = median_of_lists(&mut admin, path).await.context(path)?;

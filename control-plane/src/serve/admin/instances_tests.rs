@@ -71,6 +71,9 @@ async fn many_instances_come_as_lines_all_readable_or_none() {
         .map(|one| (one["line"].as_u64(), one["key"].as_str()))
         .collect();
     assert_eq!(told, [(Some(2), Some("")), (Some(4), Some("id"))], "{problem}");
+    let last = &problem["errors"][1];
+    assert_eq!(last["pointer"], "/id", "{problem}");
+    assert!(last["detail"].as_str().unwrap().starts_with("line 4: found"), "{problem}");
     assert_eq!(place.get("/api/v1/services/shop/orders").await.json()["total"], 0, "nothing is half applied");
 
     let good = [line("orders-1", "shop/orders"), line("orders-2", "shop/frontend"), line("orders-3", "shop/orders")];

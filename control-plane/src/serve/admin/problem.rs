@@ -81,9 +81,14 @@ impl FieldError {
 
     /// A mistake of a body or a document.
     pub(super) fn of(complaint: &Complaint) -> Self {
+        let place = match (complaint.file.as_str(), complaint.line) {
+            (_, 0) => String::new(),
+            ("" | "body", line) => format!("line {line}: "),
+            (file, line) => format!("{file}, line {line}: "),
+        };
         let nearest = complaint.nearest.as_ref().map_or_else(String::new, |near| format!("; did you mean {near}?"));
         let is = if complaint.is_unsupported() { ", which is" } else { ", expected" };
-        let detail = format_args!("found {}{is} {}{nearest}", complaint.found, complaint.expected).to_string();
+        let detail = format_args!("{place}found {}{is} {}{nearest}", complaint.found, complaint.expected).to_string();
         Self::in_body(pointer_of(&complaint.key), detail)
     }
 
