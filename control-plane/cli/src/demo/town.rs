@@ -454,6 +454,16 @@ impl Town {
         }
     }
 
+    /// The operating system's number for the control plane, while it runs.
+    pub async fn control_plane_id(&self) -> Option<u32> {
+        self.running.lock().await.get(CONTROL_PLANE).and_then(Process::id)
+    }
+
+    /// Whether the control plane has not ended.
+    pub async fn control_plane_runs(&self) -> bool {
+        self.running.lock().await.get_mut(CONTROL_PLANE).is_some_and(|process| process.ended().is_none())
+    }
+
     /// The operating system's number for a sidecar, while it runs.
     pub async fn sidecar_id(&self, home: &Home) -> Option<u32> {
         self.running.lock().await.get(&sidecar_name(home)).and_then(Process::id)
