@@ -41,8 +41,15 @@ pub async fn joined(town: &Town, token: &str) -> Result<Channel> {
 }
 
 async fn connect(town: &Town, config: rustls::ClientConfig) -> Result<Channel> {
+    channel(town.grpc.address(), config).await
+}
+
+/// A channel to a control plane at `address`.
+///
+/// # Errors
+/// When it cannot connect.
+pub(crate) async fn channel(address: String, config: rustls::ClientConfig) -> Result<Channel> {
     let config = Arc::new(config);
-    let address = town.grpc.address();
     let connector = tower::service_fn(move |_: Uri| {
         let (config, address) = (Arc::clone(&config), address.clone());
         async move {
