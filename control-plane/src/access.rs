@@ -37,6 +37,12 @@ pub enum Permission {
     ReadCalls,
     /// Read the audit log.
     ReadAudit,
+    /// Change for a while what the control plane logs of itself.
+    ChangeLog,
+    /// Revoke identities, and take that back.
+    RevokeIdentities,
+    /// Change whom the whole mesh believes.
+    RotateRoots,
 }
 
 /// Where something is asked for.
@@ -114,8 +120,14 @@ impl Permission {
     pub fn needs(self) -> Role {
         match self {
             Self::Read => Role::Viewer,
-            Self::WriteDocuments | Self::RegisterInstances | Self::AdmitWorkloads | Self::ReadCalls => Role::Operator,
-            Self::AdmitPeople | Self::ReadAudit => Role::Admin,
+            Self::WriteDocuments
+            | Self::RegisterInstances
+            | Self::AdmitWorkloads
+            | Self::RevokeIdentities
+            | Self::ReadCalls => {
+                Role::Operator
+            }
+            Self::AdmitPeople | Self::ReadAudit | Self::ChangeLog | Self::RotateRoots => Role::Admin,
         }
     }
 }
@@ -188,6 +200,9 @@ impl fmt::Display for Permission {
             Self::AdmitPeople => "admin-tokens:write",
             Self::ReadCalls => "calls:read",
             Self::ReadAudit => "audit:read",
+            Self::ChangeLog => "log:write",
+            Self::RevokeIdentities => "identities:revoke",
+            Self::RotateRoots => "roots:rotate",
         })
     }
 }
@@ -221,12 +236,17 @@ mod tests {
 
     #[test]
     fn each_role_may_do_what_those_before_it_may() {
-        use Permission::{AdmitPeople, AdmitWorkloads, Read, ReadAudit, RegisterInstances, WriteDocuments};
-        let all = [Read, WriteDocuments, RegisterInstances, AdmitWorkloads, AdmitPeople, ReadAudit];
+        use Permission::{
+            AdmitPeople, AdmitWorkloads, Read, ReadAudit, RegisterInstances, RevokeIdentities, RotateRoots,
+            WriteDocuments,
+        };
+        let operators = [WriteDocuments, RegisterInstances, AdmitWorkloads, RevokeIdentities];
+        let [a, b, c, d] = operators;
+        let all = [Read, a, b, c, d, AdmitPeople, ReadAudit, RotateRoots];
         let allowed = |role| all.map(|permission| actor(role, &[]).may(permission, Place::Mesh).is_ok());
-        assert_eq!(allowed(Role::Viewer), [true, false, false, false, false, false]);
-        assert_eq!(allowed(Role::Operator), [true, true, true, true, false, false]);
-        assert_eq!(allowed(Role::Admin), [true; 6]);
+        assert_eq!(allowed(Role::Viewer), [true, false, false, false, false, false, false, false]);
+        assert_eq!(allowed(Role::Operator), [true, true, true, true, true, false, false, false]);
+        assert_eq!(allowed(Role::Admin), [true; 8]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,23 +11,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::access::{Limits, Role};
 use crate::audit::By;
 use crate::authority::{Authority, CA_FILE};
 use crate::backup;
-use crate::config::{Command, CommandLine, Settings};
+use crate::config::{self, Command, CommandLine, Given, Settings, Sources};
 use crate::control::ControlPlane;
+use crate::log::Levels;
 use crate::serve::{self, Face};
-use crate::store::{Store, StoreOptions};
+use crate::store::{Store, StoreOptions, trust};
 
 /// Leases are looked through this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
@@ -44,7 +40,8 @@ const ADMIN_TOKEN: &str = "admin.token";
 
 /// Runs the control plane with a command line; `args` begins with the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let line = match CommandLine::try_parse_from(args) {
+    let written: Vec<OsString> = args.into_iter().collect();
+    let CommandLine { command, sources } = match config::read(written.iter().cloned()) {
         Ok(line) => line,
         Err(error) => {
             let code = if error.use_stderr() { 2 } else { 0 };
@@ -52,10 +49,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let done = match line.command {
-        Command::Serve(given) => {
-            given.complete().map_err(Into::into).and_then(|settings| serve_until_stopped(&settings))
-        }
+    let done = match command {
+        Command::Serve(given) => print_or_serve(*given, sources, &written),
         Command::Backup { state_dir, store, to, passphrase } => {
             let store = store.unwrap_or_else(|| state_dir.join("equerry.db"));
             let written = passphrase.read().map_err(Into::into);
@@ -85,23 +80,23 @@ fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-fn serve_until_stopped(settings: &Settings) -> Result<()> {
-    log_to_stderr(&settings.log)?;
+fn print_or_serve(given: Given, sources: Sources, written: &[OsString]) -> Result<()> {
+    let only_printed = given.only_printed();
+    let settings = given.complete_from(sources)?;
+    if only_printed {
+        return Ok(io::stdout().lock().write_all(settings.print().as_bytes())?);
+    }
+    serve_until_stopped(&settings, written)
+}
+
+fn serve_until_stopped(settings: &Settings, written: &[OsString]) -> Result<()> {
+    let levels = Levels::start(&settings.log);
     let _lock = lock_state_dir(&settings.state_dir)?;
     if settings.exit_with_stdin {
         end_with_stdin()?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    runtime.block_on(start_and_serve(settings))
-}
-
-fn log_to_stderr(filter: &str) -> Result<()> {
-    let filter: Targets = filter.parse().with_context(|| format!("--log {filter:?} is not a filter"))?;
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours);
-    // Somebody who runs several mains in one process may have set one already.
-    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
-    Ok(())
+    runtime.block_on(start_and_serve(settings, (levels, written)))
 }
 
 /// Makes the state directory (0700) and locks it, so that two control planes never write one store.
@@ -150,15 +145,18 @@ fn end_with_stdin() -> Result<()> {
     Ok(())
 }
 
-async fn start_and_serve(settings: &Settings) -> Result<()> {
+async fn start_and_serve(settings: &Settings, (levels, written): (Levels, &[OsString])) -> Result<()> {
     // Signals first: one that comes while starting must not be lost.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     let grpc = serve::listen("--grpc", settings.grpc).await?;
     let admin = serve::listen("--admin", settings.admin).await?;
     let store = Store::open(&settings.store, &StoreOptions { max_pages: settings.max_pages })?;
-    let authority =
-        Authority::open(&settings.state_dir, &settings.trust_domain, settings.certificate_lifetime, SystemTime::now())?;
+    let (dir, trust_domain) = (&settings.state_dir, &settings.trust_domain);
+    Authority::complete(dir, &trust::read(&store).await?, trust_domain)?;
+    let (lifetime, brought) = (settings.certificate_lifetime, settings.brought.as_ref());
+    let authority = Authority::open_brought(dir, trust_domain, lifetime, brought, SystemTime::now())?;
     let control = ControlPlane::restore(store, Arc::new(authority)).await?;
     let (face, renew_at) = Face::new(control.authority(), &settings.advertise, SystemTime::now())?;
     let face = Arc::new(face);
@@ -173,9 +171,12 @@ async fn start_and_serve(settings: &Settings) -> Result<()> {
     let admin = tokio::spawn(serve::serve_admin(control.clone(), face, admin));
     tell_manager(NotifyState::Ready);
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(settings, &levels, written),
+        }
     }
     tell_manager(NotifyState::Stopping);
     tracing::info!("stopping; sidecars go on with what they know");
@@ -183,6 +184,31 @@ async fn start_and_serve(settings: &Settings) -> Result<()> {
     control.sign_audit().await;
     let _ = tokio::join!(grpc, admin);
     Ok(())
+}
+
+/// SIGHUP: takes up what may change while this runs (`log`), and names what takes effect after a restart. No stream notices.
+fn reload(settings: &Settings, levels: &Levels, written: &[OsString]) {
+    let read_again = || -> Result<Settings> {
+        match config::read(written.iter().cloned())? {
+            CommandLine { command: Command::Serve(given), sources } => Ok(given.complete_from(sources)?),
+            CommandLine { .. } => anyhow::bail!("it was not started by `serve`"),
+        }
+    };
+    let now = match read_again() {
+        Ok(now) => now,
+        Err(error) => return tracing::error!(%error, "not reloaded: the settings cannot be read"),
+    };
+    if let Err(error) = levels.set_usual(&now.log) {
+        tracing::warn!(%error, "the log's filter stays");
+    }
+    let pairs = settings.shown().into_iter().zip(now.shown());
+    let changed = pairs.filter(|(before, now)| before.1 != now.1 && before.0 != "log").map(|(before, _)| before.0);
+    let changed: Vec<&str> = changed.collect();
+    if changed.is_empty() {
+        tracing::info!(log = now.log, "reloaded");
+    } else {
+        tracing::warn!(changed = changed.join(", "), log = now.log, "reloaded; these settings take effect after a restart");
+    }
 }
 
 /// The file with a token to begin with: made, 0600, when it is not there.
@@ -262,9 +288,14 @@ async fn keep_audit(control: ControlPlane, kept: Duration) {
     }
 }
 
+/// Shows a new certificate when the one before ages, and at once when something else is believed.
 async fn keep_face(control: ControlPlane, face: Arc<Face>, names: Vec<String>, mut renew_at: SystemTime) {
+    let mut changes = control.authority().changes();
     loop {
-        tokio::time::sleep(renew_at.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        tokio::select! {
+            () = tokio::time::sleep(renew_at.duration_since(SystemTime::now()).unwrap_or_default()) => {}
+            _ = changes.changed() => {}
+        }
         renew_at = match face.renew(control.authority(), &names, SystemTime::now()) {
             Ok(next) => next,
             Err(error) => {

@@ -2,22 +2,30 @@
 //!
 //! One list of settings serves flags, variables and the file, so that none can know a setting the others do not.
 
+mod shown;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use equerry_certs::Zeroizing;
 use equerry_policies::names::TrustDomain;
 use serde::Deserialize;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
+pub use shown::Sources;
+
+use crate::authority::BroughtFiles;
 use crate::store;
 
 /// Longest configuration file, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 /// Certificates live no shorter: a sidecar renews at two thirds and must have time to try again ...
-const SHORTEST_LIFE: Duration = Duration::from_secs(60);
+const SHORTEST_LIFE: Duration = Duration::from_secs(5 * 60);
 /// ... and no longer: nothing revokes them but their end.
 /// Nobody should lose today's entries by a slip of the pen.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -29,6 +37,17 @@ const LONGEST_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 pub struct CommandLine {
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// Who said which of its settings.
+    #[arg(skip)]
+    pub(crate) sources: Sources,
+}
+
+/// Reads the command line; help and mistakes are printed by the caller.
+pub(crate) fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, clap::Error> {
+    let matches = CommandLine::command().try_get_matches_from(args)?;
+    let mut line = CommandLine::from_arg_matches(&matches)?;
+    line.sources = matches.subcommand().map(|(_, matches)| Sources::of_line(matches)).unwrap_or_default();
+    Ok(line)
 }
 
 #[derive(Debug, Subcommand)]
@@ -40,7 +59,8 @@ pub(crate) enum Command {
     /// workloads with `equerry token create join --namespace NS --account A`.
     #[command(
         after_help = "Every setting is also a variable EQUERRY_NAME_WITH_UNDERSCORES and a key of the --config file; \
-        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT stop; sidecars go on with what they know."
+        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT stop, sidecars go on with what they know; \
+        HUP takes up `log` from the file."
     )]
     Serve(Box<Given>),
     /// Writes a backup: store, authority and its keys, sealed with a passphrase. The control plane may be running.
@@ -143,9 +163,22 @@ pub struct Given {
     /// Name of the mesh in every identity; fixed at first start [default: equerry.local].
     #[arg(long, env = "EQUERRY_TRUST_DOMAIN", value_name = "DOMAIN")]
     trust_domain: Option<String>,
-    /// How long workload certificates live, 1m to 30d; they are renewed at two thirds [default: 24h].
+    /// How long workload certificates live, 5m to 30d; they are renewed at two thirds [default: 24h].
     #[arg(long, env = "EQUERRY_CERTIFICATE_LIFETIME", value_name = "DURATION")]
     certificate_lifetime: Option<String>,
+    /// Let certificates live shorter than 5m, for tests of what happens when they end.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    short_lived: bool,
+    /// PEM of somebody else's root, under which --issuer-cert issues; instead of a root that is made here.
+    #[arg(long, env = "EQUERRY_ROOT", value_name = "FILE")]
+    root: Option<PathBuf>,
+    /// PEM of the issuing certificate that was brought, then of those between it and --root.
+    #[arg(long, env = "EQUERRY_ISSUER_CERT", value_name = "FILE")]
+    issuer_cert: Option<PathBuf>,
+    /// PEM of that certificate's key (PKCS#8), readable by its owner alone.
+    #[arg(long, env = "EQUERRY_ISSUER_KEY", value_name = "FILE")]
+    issuer_key: Option<PathBuf>,
     /// How long entries of the audit log are kept, 1d at least [default: 400d].
     #[arg(long, env = "EQUERRY_AUDIT_RETENTION", value_name = "DURATION")]
     audit_retention: Option<String>,
@@ -155,6 +188,10 @@ pub struct Given {
     /// The most pages of 4 KiB the store may have.
     #[arg(long, env = "EQUERRY_MAX_PAGES", value_name = "N", hide = true)]
     max_pages: Option<u32>,
+    /// Print every setting in force and who said it, and end.
+    #[arg(long)]
+    #[serde(skip)]
+    print_config: bool,
     /// End when standard input closes, so that a supervisor's death takes its children along.
     #[arg(long, hide = true)]
     #[serde(skip)]
@@ -180,12 +217,16 @@ pub struct Settings {
     pub trust_domain: TrustDomain,
     /// How long workload certificates live.
     pub certificate_lifetime: Duration,
+    /// Where an authority is that was brought.
+    pub brought: Option<BroughtFiles>,
     /// How long entries of the audit log are kept.
     pub audit_retention: Duration,
     /// `tracing` filter.
     pub log: String,
     /// End when standard input closes.
     pub exit_with_stdin: bool,
+    /// Who said what.
+    pub sources: Sources,
 }
 
 /// A setting that cannot be used: which, and what to do.
@@ -203,9 +244,25 @@ impl Given {
     /// # Errors
     /// [`BadSettings`] names the setting and what is expected.
     pub fn complete(self) -> Result<Settings, BadSettings> {
-        let file = match &self.config {
-            Some(path) => read_file(path)?,
-            None => Self::default(),
+        self.complete_from(Sources::default())
+    }
+
+    /// Whether the settings are only to be printed.
+    pub(crate) fn only_printed(&self) -> bool {
+        self.print_config
+    }
+
+    /// The same, where it is known who `said` what was given.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn complete_from(self, said: Sources) -> Result<Settings, BadSettings> {
+        let (file, sources) = match &self.config {
+            Some(path) => {
+                let (file, keys) = read_file(path)?;
+                (file, said.or_file(path, keys))
+            }
+            None => (Self::default(), said),
         };
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let state_dir = self.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/equerry".into());
@@ -223,32 +280,76 @@ impl Given {
             admin: self.admin.or(file.admin).unwrap_or_else(|| local(15_014)),
             advertise: self.advertise.or(file.advertise).unwrap_or_default(),
             trust_domain: TrustDomain::parse(&trust_domain).map_err(|error| bad(format!("--trust-domain: {error}")))?,
-            certificate_lifetime: lifetime_of(&lifetime)?,
+            certificate_lifetime: lifetime_of(&lifetime, self.short_lived)?,
+            brought: brought_of(
+                self.root.or(file.root),
+                self.issuer_cert.or(file.issuer_cert),
+                self.issuer_key.or(file.issuer_key),
+            )?,
             audit_retention: retention_of(self.audit_retention.or(file.audit_retention).as_deref())?,
-            log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
+            log: log_filter(self.log.or(file.log))?,
             exit_with_stdin: self.exit_with_stdin,
+            sources,
         })
     }
 }
 
-fn read_file(path: &Path) -> Result<Given, BadSettings> {
+/// What is to be logged.
+///
+/// # Errors
+/// When it is no filter.
+pub(crate) fn log_filter(given: Option<String>) -> Result<String, BadSettings> {
+    let text = given.unwrap_or_else(|| "info".to_owned());
+    let expected = "expected error, warn, info, debug, trace, or MODULE=LEVEL,...";
+    // A word alone would be taken for a module, of which everything is logged, and of all others nothing.
+    let stray = text.split(',').map(str::trim).find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err());
+    match (stray, text.parse::<Targets>()) {
+        (Some(word), _) => Err(bad(format!("--log {text:?}: {word:?} is no level; {expected}"))),
+        (None, Ok(_)) => Ok(text),
+        (None, Err(error)) => Err(bad(format!("--log {text:?}: {error}; {expected}"))),
+    }
+}
+
+/// What a file says, and of which settings.
+fn read_file(path: &Path) -> Result<(Given, BTreeSet<String>), BadSettings> {
     let said = |error: &dyn std::fmt::Display| bad(format!("--config {}: {error}", path.display()));
     let size = std::fs::metadata(path).map_err(|error| said(&error))?.len();
     if size > MAX_FILE {
         return Err(said(&format!("{size} bytes, at most {MAX_FILE} are read")));
     }
     let text = std::fs::read_to_string(path).map_err(|error| said(&error))?;
-    if text.trim().is_empty() {
-        return Ok(Given::default());
+    let says_something = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    if !text.lines().any(says_something) {
+        return Ok((Given::default(), BTreeSet::new()));
     }
-    serde_saphyr::from_str(&text).map_err(|error| said(&error))
+    let given = serde_saphyr::from_str(&text).map_err(|error| said(&error))?;
+    let keys: BTreeMap<String, serde_json::Value> = serde_saphyr::from_str(&text).map_err(|error| said(&error))?;
+    Ok((given, keys.into_keys().collect()))
 }
 
-fn lifetime_of(text: &str) -> Result<Duration, BadSettings> {
+fn brought_of(
+    root: Option<PathBuf>,
+    issuer: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Option<BroughtFiles>, BadSettings> {
+    match (root, issuer, key) {
+        (Some(root), Some(issuer), Some(key)) => Ok(Some(BroughtFiles { root, issuer, key })),
+        (None, None, None) => Ok(None),
+        (root, issuer, key) => {
+            let given = [("--root", root), ("--issuer-cert", issuer), ("--issuer-key", key)];
+            let missing: Vec<_> = given.iter().filter(|(_, path)| path.is_none()).map(|(flag, _)| *flag).collect();
+            let missing = missing.join(" and ");
+            Err(bad(format!("{missing} missing: a root, an issuing certificate and its key are brought together")))
+        }
+    }
+}
+
+fn lifetime_of(text: &str, short_lived: bool) -> Result<Duration, BadSettings> {
     let lifetime = duration(text)
         .ok_or_else(|| bad(format!("--certificate-lifetime {text:?}: expected a duration such as 24h, 90m or 7d")))?;
-    if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&lifetime) {
-        return Err(bad(format!("--certificate-lifetime {text:?}: expected 1m to 30d")));
+    let shortest = if short_lived { Duration::from_secs(10) } else { SHORTEST_LIFE };
+    if !(shortest..=LONGEST_LIFE).contains(&lifetime) {
+        return Err(bad(format!("--certificate-lifetime {text:?}: expected 5m to 30d")));
     }
     Ok(lifetime)
 }
@@ -320,9 +421,10 @@ mod tests {
         for (flag, value, word) in [
             ("--store", "postgres://x", "not supported by this version"),
             ("--trust-domain", "Shop!", "trust domain"),
-            ("--certificate-lifetime", "10s", "1m to 30d"),
+            ("--certificate-lifetime", "1m", "5m to 30d"),
             ("--certificate-lifetime", "soon", "expected a duration"),
             ("--audit-retention", "1h", "1d at least"),
+            ("--log", "verbose", "is no level"),
         ] {
             let error = complete(&[flag, value]).unwrap_err().to_string();
             assert!(error.starts_with(flag) && error.contains(word), "{error}");

@@ -11,6 +11,7 @@ pub mod backup;
 pub mod calls;
 pub mod config;
 pub mod control;
+mod log;
 pub mod metrics;
 pub mod quota;
 pub mod registry;

@@ -1,9 +1,11 @@
 //! Two small HTTP servers beside the data path: telemetry for scrapers and kubelets, admin for people on this machine.
 //!
 //! Both run on the control thread, never on a worker. Nothing here shows a secret. Browsers are kept from changing
-//! anything: a request that carries an `Origin` may not POST.
+//! anything: a request that carries an `Origin` may only read.
 
+mod config;
 mod health;
+mod level;
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -15,12 +17,12 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::app::Shared;
 use crate::live::Status;
+use crate::log::Levels;
 use crate::observe::Observer;
 
 /// Connections each of the two servers holds at once.
@@ -37,6 +39,8 @@ pub(crate) struct Window {
     pub(crate) shared: Arc<OnceLock<Shared>>,
     /// Told to drain.
     pub(crate) stop: Arc<tokio::sync::Notify>,
+    /// What is logged.
+    pub(crate) levels: Levels,
 }
 
 /// Which of the two servers.
@@ -82,6 +86,7 @@ impl Window {
                 if let Some(shared) = self.shared.get() {
                     self.observe.config_generations(shared.live.generations());
                     self.observe.dns(&shared.outsiders.resolver().census());
+                    self.observe.keys_age(&shared.keys.ages());
                     self.observe.endpoint_health(health::census(&shared.live.load()));
                 }
                 reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.observe.render())
@@ -92,9 +97,12 @@ impl Window {
             (Side::Telemetry, &Method::GET, "/") => text(StatusCode::OK, TELEMETRY_PAGE),
             (Side::Admin, &Method::GET, "/config") => self.config(),
             (Side::Admin, &Method::GET, "/endpoints") => self.endpoints(),
-            (Side::Admin, &Method::POST, "/drain") if request.headers().contains_key(http::header::ORIGIN) => {
-                text(StatusCode::FORBIDDEN, "a web page may not stop this proxy\n")
+            (Side::Admin, method, _) if !method.is_safe() && request.headers().contains_key(http::header::ORIGIN) => {
+                text(StatusCode::FORBIDDEN, "a web page may not change this proxy\n")
             }
+            (Side::Admin, method, "/log") => level::answer(&self.levels, method, request.uri().query()),
+            (Side::Admin, &Method::POST, "/certificate/renew") => self.renew(),
+            (Side::Admin, _, "/certificate/renew") => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
             (Side::Admin, &Method::POST, "/drain") => {
                 self.stop.notify_one();
                 text(StatusCode::ACCEPTED, "draining; the process ends when its connections are gone\n")
@@ -116,47 +124,26 @@ impl Window {
         text(StatusCode::SERVICE_UNAVAILABLE, why)
     }
 
-    /// What is in force. Names, addresses and numbers; no keys, no tokens.
+    /// What is in force, secrets masked.
     fn config(&self) -> Response<Full<Bytes>> {
         let Some(shared) = self.shared.get() else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "starting: there is no identity yet\n");
         };
-        let live = shared.live.load();
-        let mut destinations: Vec<_> = live.destinations.values().collect();
-        destinations.sort_by(|a, b| a.backend.name.cmp(&b.backend.name));
-        let destinations: Vec<_> = destinations
-            .into_iter()
-            .map(|destination| {
-                let backend = &destination.backend;
-                json!({
-                    "service": backend.name,
-                    "ports": backend.ports,
-                    "accounts": &*backend.accounts,
-                    "traffic": backend.traffic,
-                    "endpoints": backend.endpoints.iter().map(|endpoint| json!({
-                        "instance": endpoint.instance,
-                        "address": endpoint.address,
-                    })).collect::<Vec<_>>(),
-                })
-            })
-            .collect();
-        let certificate = shared.identity.latest().map(|identity| {
-            json!({ "id": identity.id, "notAfter": equerry_certs::rfc3339(identity.not_after), "generation": identity.generation })
-        });
-        let shown = json!({
-            "instance": shared.settings.instance,
-            "epoch": live.epoch,
-            "generations": shared.live.generations(),
-            "controlPlane": { "address": shared.settings.control_plane, "connected": self.status.connected() },
-            "certificate": certificate,
-            "workload": live.workload.as_ref().map(|workload| json!({
-                "services": workload.services.iter().map(|(service, _)| service).collect::<Vec<_>>(),
-                "mesh": workload.mesh,
-            })),
-            "destinations": destinations,
-            "unknown": live.unknown.iter().map(|(name, nearest)| json!({ "service": name, "nearest": nearest })).collect::<Vec<_>>(),
-        });
-        reply(StatusCode::OK, "application/json", format!("{shown:#}\n"))
+        reply(StatusCode::OK, "application/json", format!("{:#}\n", config::shown(self, shared)))
+    }
+
+    /// Has the certificate renewed now.
+    fn renew(&self) -> Response<Full<Bytes>> {
+        let current = self.shared.get().and_then(|shared| Some((shared, shared.identity.latest()?)));
+        let Some((shared, current)) = current else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "starting: there is no identity yet\n");
+        };
+        shared.identity.ask_renewal();
+        let until = equerry_certs::rfc3339(current.not_after);
+        text(
+            StatusCode::ACCEPTED,
+            format!("the certificate is being renewed; the present one, of generation {}, holds until {until}\n", current.generation),
+        )
     }
 
     /// How every endpoint stands.
@@ -170,9 +157,11 @@ impl Window {
 }
 
 const ADMIN_PAGE: &str = "equerry-proxy, admin\n\n\
-    GET  /config   what is in force: epoch, certificate, destinations and their endpoints\n\
+    GET  /config   what is in force, secrets masked: settings, epoch, certificate, policy, destinations and their endpoints\n\
     GET  /endpoints  where requests can go: each endpoint's health, what says so, and since when\n\
     GET  /healthz  ready, or what is missing\n\
+    GET  /log      what is logged; PUT /log?filter=info,equerry_proxy::live=debug&for=10m changes it for a while, DELETE ends that\n\
+    POST /certificate/renew  ask for a new certificate now, whatever is left of this one\n\
     POST /drain    take no new inbound work, finish what is in flight, end\n\n\
     Metrics are on the telemetry address: /metrics\n";
 const TELEMETRY_PAGE: &str = "equerry-proxy, telemetry\n\n\
@@ -199,7 +188,8 @@ mod tests {
     fn window() -> Window {
         let observe =
             Observer::new(ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP }).unwrap();
-        Window { observe, status: Status::default(), shared: Arc::default(), stop: Arc::default() }
+        let (levels, _) = crate::log::tests::levels("info");
+        Window { observe, status: Status::default(), shared: Arc::default(), stop: Arc::default(), levels }
     }
 
     async fn ask(window: &Window, side: Side, request: http::request::Builder) -> (u16, String) {

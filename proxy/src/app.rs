@@ -5,38 +5,39 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read};
+use std::io::{Read, Write as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use equerry_policies::compile::FetchedKeys;
 use equerry_policies::names::{HostName, ServiceName, SpiffeId};
 use equerry_traffic::outside::OwnDoors;
 use sd_notify::NotifyState;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::accept::room::Room;
 use crate::accept::{self, Welcome, WorkerHandle};
 use crate::admin::{self, Side, Window};
-use crate::config::{self, BadSettings, Command, Given, Settings};
+use crate::config::{self, BadSettings, Command, CommandLine, Given, Settings, Sources, Written};
 use crate::drain::Drain;
 use crate::inbound::Inbound;
+use crate::keys::{Fetcher, Keys};
 use crate::live::last_good::LastGood;
 use crate::live::state_dir::{StateDir, StateDirError};
 use crate::live::{self, IdentityHandle, Link, Live, LiveHandle, NoIdentity, Quotas, Status};
+use crate::log::Levels;
+use crate::observe::trace::{Exporter, Exports, Span, Tracer};
 use crate::observe::{Direction, Observer, ObserverOptions, SERIES_CAP};
 use crate::outbound::{Outbound, tcp_door};
 use crate::probe;
+use crate::reload::Reload;
 use crate::tidy;
 use crate::upstream::Outsiders;
 use crate::wait;
@@ -63,6 +64,8 @@ pub struct Shared {
     pub quotas: Arc<Quotas>,
     /// Those outside the mesh that callers name themselves, and the DNS.
     pub outsiders: Arc<Outsiders>,
+    /// Keys that issuers publish.
+    pub keys: Keys,
     /// Whether the process is leaving.
     pub drain: Drain,
     /// What the operator said.
@@ -94,9 +97,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(2));
         }
     };
-    match line.command {
+    let CommandLine { command, sources, written } = line;
+    match command {
         Command::Wait(asked) => wait::run(&asked),
-        Command::Run(given) => match sidecar(*given) {
+        Command::Run(given) => match sidecar(*given, sources, written) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tell(&error);
@@ -108,13 +112,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Says why the process ends, in one line for people whatever the log's form is.
 fn tell(error: &Fatal) {
-    use std::io::Write;
     let _ = writeln!(std::io::stderr(), "equerry-proxy: {error}");
 }
 
-fn sidecar(given: Given) -> Result<(), Fatal> {
-    let settings = Arc::new(given.complete()?);
-    log_to_stderr(&settings.log);
+fn sidecar(given: Given, sources: Sources, line: Written) -> Result<(), Fatal> {
+    let only_printed = given.only_printed();
+    let settings = Arc::new(Settings { line, ..given.complete_from(sources)? });
+    if only_printed {
+        return Ok(std::io::stdout().lock().write_all(settings.print().as_bytes())?);
+    }
+    let levels = Levels::start(&settings.log);
     if settings.exit_with_stdin {
         end_with_stdin();
     }
@@ -122,10 +129,17 @@ fn sidecar(given: Given) -> Result<(), Fatal> {
     let last_good = LastGood::open(&state_dir)?;
     let listeners = Listeners::bind(&settings)?;
     let observe = Observer::new(ObserverOptions { access_log: settings.access_log.clone(), series_cap: SERIES_CAP })?;
+    let (observe, spans) = match &settings.traces {
+        Some(traces) => {
+            let (tracer, spans) = Tracer::new(traces.sampling, traces.forms);
+            (observe.with_tracer(tracer), Some(spans))
+        }
+        None => (observe, None),
+    };
     let control = Builder::new_current_thread().enable_all().build()?;
-    let ended = control.block_on(
-        Control { settings, listeners, observe: observe.clone(), last_good: Arc::new(Mutex::new(last_good)) }.run(),
-    );
+    let last_good = Arc::new(Mutex::new(last_good));
+    let ended =
+        control.block_on(Control { settings, listeners, observe: observe.clone(), spans, last_good, levels }.run());
     // Blocking calls of this runtime are short saves; nothing else may hold the process back.
     control.shutdown_timeout(LAST_LINES);
     observe.flush(LAST_LINES);
@@ -187,12 +201,15 @@ struct Control {
     settings: Arc<Settings>,
     listeners: Listeners,
     observe: Observer,
+    /// Those that are to be exported.
+    spans: Option<mpsc::Receiver<Span>>,
     last_good: Arc<Mutex<LastGood>>,
+    levels: Levels,
 }
 
 impl Control {
     async fn run(self) -> Result<(), Fatal> {
-        let Self { settings, listeners, observe, last_good } = self;
+        let Self { settings, listeners, observe, spans, last_good, levels } = self;
         let (status, drain, stop) = (Status::default(), Drain::new(), Arc::new(Notify::new()));
         let addresses = listeners.addresses()?;
         let window = Window {
@@ -200,6 +217,7 @@ impl Control {
             status: status.clone(),
             shared: Arc::new(OnceLock::new()),
             stop: Arc::clone(&stop),
+            levels: levels.clone(),
         };
         tokio::spawn(admin::serve(
             tokio::net::TcpListener::from_std(listeners.telemetry)?,
@@ -207,7 +225,8 @@ impl Control {
             window.clone(),
         ));
         tokio::spawn(admin::serve(tokio::net::TcpListener::from_std(listeners.admin)?, Side::Admin, window.clone()));
-        listen_to_signals(Arc::clone(&stop), observe.clone())?;
+        let reload = Reload { settings: Arc::clone(&settings), levels, observe: observe.clone() };
+        listen_to_signals(Arc::clone(&stop), observe.clone(), reload)?;
         tokio::spawn(tidy::keep());
 
         let identity = IdentityHandle::default();
@@ -225,6 +244,7 @@ impl Control {
         }
         let Some(own) = identity.latest().map(|identity| identity.id.clone()) else { return Ok(()) };
         tracing::info!(%own, instance = %settings.instance, "this sidecar has its identity");
+        let exports = spans.and_then(|spans| export(spans, &settings, &own, &observe));
 
         let inbound = listeners.inbound.local_addr()?;
         let advertised = settings.advertised(inbound);
@@ -237,7 +257,8 @@ impl Control {
             identity: identity.clone(),
             observe: observe.clone(),
             quotas: Arc::clone(&quotas),
-            outsiders: Arc::new(Outsiders::new(settings.dns.clone(), doors)),
+            outsiders: Arc::new(Outsiders::new(settings.dns.clone(), doors.clone())),
+            keys: keys(&settings, doors, &observe, &last_good),
             drain: drain.clone(),
             settings: Arc::clone(&settings),
         };
@@ -252,26 +273,57 @@ impl Control {
         tokio::spawn(say_ready(status.clone(), settings.outbound, inbound));
 
         stop.notified().await;
-        tell_manager(NotifyState::Stopping);
-        tracing::info!(connections = drain.working(), "draining");
-        drain.begin();
-        let (left, ()) = tokio::join!(drain.all_gone(settings.drain_timeout), async {
-            // Callers are told by the control plane: give that a moment, but never more than the grace period.
-            let leaving = async { tokio::join!(leave, tokio::time::sleep(LEAVE)) };
-            let _ = tokio::time::timeout(settings.drain_timeout, leaving).await;
-        });
-        let left = left && drain.all_gone(settings.drain_timeout.min(LEAVE)).await;
-        if left {
-            tracing::info!("drained");
-        } else {
-            tracing::warn!(connections = drain.working(), "the grace period is over; what is still open is cut off");
-            observe.cut_off();
-            drain.cut_off();
-            // Each has its line in the access log.
-            drain.all_gone(LAST_LINES).await;
+        finish_work(&drain, &observe, leave, settings.drain_timeout).await;
+        if let Some(exports) = exports {
+            exports.finish(LAST_LINES).await;
         }
         Ok(())
     }
+}
+
+/// Lets what is under way come to its end, within `grace`.
+async fn finish_work(drain: &Drain, observe: &Observer, leave: JoinHandle<()>, grace: Duration) {
+    tell_manager(NotifyState::Stopping);
+    tracing::info!(connections = drain.working(), "draining");
+    drain.begin();
+    let (left, ()) = tokio::join!(drain.all_gone(grace), async {
+        // Callers are told by the control plane: give that a moment, but never more than the grace period.
+        let leaving = async { tokio::join!(leave, tokio::time::sleep(LEAVE)) };
+        let _ = tokio::time::timeout(grace, leaving).await;
+    });
+    let left = left && drain.all_gone(grace.min(LEAVE)).await;
+    if left {
+        tracing::info!("drained");
+    } else {
+        tracing::warn!(connections = drain.working(), "the grace period is over; what is still open is cut off");
+        observe.cut_off();
+        drain.cut_off();
+        // Each has its line in the access log.
+        drain.all_gone(LAST_LINES).await;
+    }
+}
+
+/// Starts to send spans, under the name of this workload.
+fn export(
+    spans: mpsc::Receiver<Span>,
+    settings: &Settings,
+    own: &SpiffeId,
+    observe: &Observer,
+) -> Option<Exports> {
+    let traces = settings.traces.as_ref()?;
+    let about = [
+        ("service.name", own.account.as_str()),
+        ("service.namespace", own.namespace.as_str()),
+        ("service.instance.id", settings.instance.as_str()),
+    ];
+    tracing::info!(endpoint = %traces.endpoint, sampling = traces.sampling, "spans are sent");
+    Some(Exporter::new(traces.endpoint.clone(), spans, observe.spans(), &about).start())
+}
+
+/// The keys that issuers publish: at first those that were good last.
+fn keys(settings: &Settings, doors: OwnDoors, observe: &Observer, last_good: &Arc<Mutex<LastGood>>) -> Keys {
+    let fetcher = Fetcher::new(settings.dns.clone(), settings.jwks_allow.clone(), doors);
+    Keys::new(fetcher, observe.clone(), Some(Arc::clone(last_good)))
 }
 
 /// What this proxy starts from: the last good configuration, when it is there, whole, and of this identity.
@@ -326,19 +378,23 @@ impl Conversation {
     /// Starts it; the task returned ends once the lease is given back.
     fn start(self, advertised: SocketAddr) -> JoinHandle<()> {
         let Self { keeper, link, swap, wants, shared, status, last_good } = self;
-        let Shared { live, observe, quotas, outsiders, drain, settings, .. } = shared;
+        let Shared { live, identity, observe, quotas, outsiders, keys, drain, settings, .. } = shared;
         let verdict = live::health::unknown();
         let lease = live::Lease::new(&settings, advertised);
         let leave = tokio::spawn(lease.hold(link.clone(), verdict.subscribe(), status.clone(), drain.clone()));
         tokio::spawn(probe::ask_own(Arc::clone(&settings), verdict));
         tokio::spawn(probe::Prober::new(live.clone(), observe.clone()).run());
-        tokio::spawn(keeper.keep(link.clone()));
+        let (trust, told) = mpsc::unbounded_channel();
+        tokio::spawn(keeper.keep(link.clone(), told));
         tokio::spawn(live::slices::run(Arc::clone(&quotas), link.clone()));
         tokio::spawn(live::calls::run(settings.instance.clone(), observe.clone(), link.clone()));
         let who = live::Who { instance: settings.instance.clone(), version: env!("CARGO_PKG_VERSION") };
         let (want_names, wanted) = watch::channel(BTreeSet::<HostName>::new());
         let (tell_names, found) = watch::channel(live::Found::new());
         tokio::spawn(outsiders.resolver().clone().follow(wanted, tell_names));
+        let (want_keys, wanted) = watch::channel(BTreeSet::new());
+        let (tell_keys, published) = watch::channel(FetchedKeys::new());
+        tokio::spawn(keys.follow(wanted, tell_keys));
         let subscriber = live::Subscriber::new(live::Parts {
             who,
             link,
@@ -347,11 +403,15 @@ impl Conversation {
             wants,
             want_names,
             found,
+            want_keys,
+            keys: published,
             quotas,
             observe,
             status,
             last_good,
             drain,
+            identity,
+            trust,
         });
         tokio::spawn(subscriber.run());
         leave
@@ -453,8 +513,9 @@ async fn say_ready(status: Status, outbound: SocketAddr, inbound: SocketAddr) {
     tell_manager(NotifyState::Ready);
 }
 
-/// TERM and INT stop, a second one at once; USR1 opens the access log again.
-fn listen_to_signals(stop: Arc<Notify>, observe: Observer) -> std::io::Result<()> {
+/// TERM and INT stop, a second one at once; USR1 opens the access log again, HUP reads settings again too.
+fn listen_to_signals(stop: Arc<Notify>, observe: Observer, reload: Reload) -> std::io::Result<()> {
+    let mut hup = signal(SignalKind::hangup())?;
     let (mut term, mut int, mut usr1) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::user_defined1())?);
     tokio::spawn(async move {
@@ -465,6 +526,10 @@ fn listen_to_signals(stop: Arc<Notify>, observe: Observer) -> std::io::Result<()
                 _ = int.recv() => {}
                 _ = usr1.recv() => {
                     observe.reopen_access_log();
+                    continue;
+                }
+                _ = hup.recv() => {
+                    reload.again();
                     continue;
                 }
             }
@@ -486,18 +551,6 @@ fn end_with_stdin() {
         while std::io::stdin().read(&mut rest).is_ok_and(|n| n > 0) {}
         std::process::exit(0);
     });
-}
-
-/// Text for a terminal, JSON for everybody else.
-fn log_to_stderr(filter: &str) {
-    let filter = filter.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
-    let (logger, lines) = (tracing_subscriber::registry().with(filter), fmt::layer().with_writer(std::io::stderr));
-    // When another part of this process has set one up already, that one is used.
-    let _ = if std::io::stderr().is_terminal() {
-        logger.with(lines).try_init()
-    } else {
-        logger.with(lines.json()).try_init()
-    };
 }
 
 /// Tells the service manager, where one listens; one that does not hear is told of in the log, and nothing else.

@@ -2,25 +2,33 @@
 //!
 //! One list of settings serves flags, variables and the file, so that none can know a setting the others do not.
 
+mod addresses;
 mod health;
 mod ports;
+mod shown;
+mod traces;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use equerry_policies::names::InstanceId;
 use equerry_policies::policy::{Ask, Labels};
 use serde::Deserialize;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
+pub use addresses::AddressBlock;
 use health::GivenHealth;
 use ports::NameServer;
+use traces::GivenTraces;
 pub use ports::{AppPort, TcpPort};
+pub use shown::{Sources, Written};
+pub use traces::Traces;
 
-use crate::observe::AccessLogTarget;
+use crate::observe::{AccessLogTarget, B3Form};
 
 /// Data workers unless asked otherwise: a sidecar should not outgrow its application.
 const MOST_WORKERS: usize = 2;
@@ -33,6 +41,12 @@ const MAX_FILE: u64 = 1 << 20;
 pub struct CommandLine {
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// Who said which of its settings.
+    #[arg(skip)]
+    pub(crate) sources: Sources,
+    /// Itself, as it was written.
+    #[arg(skip)]
+    pub(crate) written: Written,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,7 +60,8 @@ pub(crate) enum Command {
     /// Service); other sidecars call the inbound address, and allowed requests reach the application on 127.0.0.1.
     #[command(
         after_help = "Every setting is also a variable EQUERRY_NAME_WITH_UNDERSCORES and a key of the --config file; \
-        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT drain and exit, USR1 opens the access log again."
+        a flag wins over a variable, a variable over the file.\n\nSignals: TERM and INT drain and exit, USR1 opens the access log again, \
+        HUP does that too and takes up `log` from the file."
     )]
     Run(Box<Given>),
     /// Waits until the sidecar is ready, and says what is missing when it is not in time.
@@ -122,6 +137,10 @@ pub struct Given {
     /// Name server for names outside the mesh, port 53 unless said; may be repeated [default: those of /etc/resolv.conf].
     #[arg(long, env = "EQUERRY_DNS", value_name = "IP[:PORT]", value_delimiter = ',')]
     dns: Option<Vec<NameServer>>,
+    /// Addresses that issuers' keys may be fetched from although nobody is usually asked there: loopback, link-local and metadata
+    /// services; may be repeated.
+    #[arg(long, env = "EQUERRY_JWKS_ALLOW", value_name = "IP[/BITS]", value_delimiter = ',')]
+    jwks_allow: Option<Vec<AddressBlock>>,
     /// What is spoken to other sidecars: HTTP/2 but for upgrades (auto), or HTTP/1.1 [default: auto].
     #[arg(long, env = "EQUERRY_MESH_PROTOCOL", value_name = "auto|http1")]
     mesh_protocol: Option<MeshProtocol>,
@@ -135,6 +154,15 @@ pub struct Given {
     /// Access log: `-` for standard output, `off`, or a file [default: -].
     #[arg(long, env = "EQUERRY_ACCESS_LOG", value_name = "-|off|PATH")]
     access_log: Option<String>,
+    /// Collector that spans are sent to by OTLP over HTTP, such as http://127.0.0.1:4318; without it there are none.
+    #[arg(long, env = "EQUERRY_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Share, 0 to 1, of the traces that begin at this sidecar of which spans are kept; a caller's decision is followed [default: 1].
+    #[arg(long, env = "EQUERRY_TRACE_SAMPLING", value_name = "SHARE")]
+    trace_sampling: Option<f64>,
+    /// Form of B3 that the next hop is told the trace in, beside W3C's and the forms it came in; may be repeated.
+    #[arg(long, env = "EQUERRY_TRACE_HEADERS", value_name = "b3|b3multi", value_delimiter = ',')]
+    trace_headers: Option<Vec<B3Form>>,
     /// Path the application answers with 2xx while healthy; without it, accepting a connection is enough.
     #[arg(long, env = "EQUERRY_HEALTH_PATH", value_name = "PATH")]
     health_path: Option<String>,
@@ -153,6 +181,10 @@ pub struct Given {
     /// What to log to standard error: error, warn, info, debug, trace, or a filter [default: info].
     #[arg(long, env = "EQUERRY_LOG", value_name = "FILTER")]
     log: Option<String>,
+    /// Print every setting in force and who said it, secrets masked, and end.
+    #[arg(long)]
+    #[serde(skip)]
+    print_config: bool,
     /// End when standard input closes, so that a supervisor's death takes its children along.
     #[arg(long, hide = true)]
     #[serde(skip)]
@@ -200,6 +232,8 @@ pub struct Settings {
     pub telemetry: SocketAddr,
     /// Name servers for names outside the mesh; none: those of this machine.
     pub dns: Vec<SocketAddr>,
+    /// Blocked addresses that issuers' keys may be fetched from.
+    pub jwks_allow: Vec<AddressBlock>,
     /// What is spoken to other sidecars.
     pub mesh_protocol: MeshProtocol,
     /// Data threads; at least 1.
@@ -208,6 +242,8 @@ pub struct Settings {
     pub max_connections: Option<usize>,
     /// Where access log lines go.
     pub access_log: AccessLogTarget,
+    /// Where spans go; `None`: nowhere.
+    pub traces: Option<Traces>,
     /// What the application is asked to see whether it is well.
     pub health: Ask,
     /// Where, at 127.0.0.1; `None`: on its first port.
@@ -218,6 +254,10 @@ pub struct Settings {
     pub log: String,
     /// End when standard input closes.
     pub exit_with_stdin: bool,
+    /// Who said what.
+    pub sources: Sources,
+    /// The command line it was read from, to be read again.
+    pub line: Written,
 }
 
 /// Where a join token comes from.
@@ -253,9 +293,25 @@ impl Given {
     /// # Errors
     /// [`BadSettings`] names the setting and what is expected.
     pub fn complete(self) -> Result<Settings, BadSettings> {
-        let file = match &self.config {
-            Some(path) => read_file(path)?,
-            None => Self::default(),
+        self.complete_from(Sources::default())
+    }
+
+    /// Whether the settings are only to be printed.
+    pub(crate) fn only_printed(&self) -> bool {
+        self.print_config
+    }
+
+    /// The same, where it is known who `said` what was given.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn complete_from(self, said: Sources) -> Result<Settings, BadSettings> {
+        let (file, sources) = match &self.config {
+            Some(path) => {
+                let (file, keys) = read_file(path)?;
+                (file, said.or_file(path, keys))
+            }
+            None => (Self::default(), said),
         };
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
@@ -277,6 +333,11 @@ impl Given {
         {
             return Err(bad(format!("--tcp {}: given twice", twice.local)));
         }
+        let traces = GivenTraces {
+            endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            sampling: self.trace_sampling.or(file.trace_sampling),
+            headers: self.trace_headers.or(file.trace_headers),
+        };
         let health = GivenHealth {
             path: self.health_path.or(file.health_path),
             status: self.health_status.or(file.health_status),
@@ -297,6 +358,7 @@ impl Given {
             telemetry: self.telemetry.or(file.telemetry).unwrap_or_else(|| any(15_090)),
             mesh_protocol: self.mesh_protocol.or(file.mesh_protocol).unwrap_or_default(),
             dns: self.dns.or(file.dns).unwrap_or_default().into_iter().map(|server| server.0).collect(),
+            jwks_allow: self.jwks_allow.or(file.jwks_allow).unwrap_or_default(),
             workers: workers(self.workers.or(file.workers))?,
             max_connections: at_least_one("--max-connections", self.max_connections.or(file.max_connections))?,
             access_log: match self.access_log.or(file.access_log).as_deref() {
@@ -304,6 +366,7 @@ impl Given {
                 Some("off") => AccessLogTarget::Off,
                 Some(path) => AccessLogTarget::File(path.into()),
             },
+            traces: traces.complete()?,
             health: health.complete()?,
             health_port: self.health_port.or(file.health_port),
             drain_timeout: match drain_timeout {
@@ -312,21 +375,27 @@ impl Given {
             },
             log: log_filter(self.log.or(file.log))?,
             exit_with_stdin: self.exit_with_stdin,
+            sources,
+            line: Written::default(),
         })
     }
 }
 
-fn read_file(path: &Path) -> Result<Given, BadSettings> {
+/// What a file says, and of which settings.
+fn read_file(path: &Path) -> Result<(Given, BTreeSet<String>), BadSettings> {
     let said = |error: &dyn std::fmt::Display| bad(format!("--config {}: {error}", path.display()));
     let size = std::fs::metadata(path).map_err(|error| said(&error))?.len();
     if size > MAX_FILE {
         return Err(said(&format!("{size} bytes, at most {MAX_FILE} are read")));
     }
     let text = std::fs::read_to_string(path).map_err(|error| said(&error))?;
-    if text.trim().is_empty() {
-        return Ok(Given::default());
+    let says_something = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    if !text.lines().any(says_something) {
+        return Ok((Given::default(), BTreeSet::new()));
     }
-    serde_saphyr::from_str(&text).map_err(|error| said(&error))
+    let given = serde_saphyr::from_str(&text).map_err(|error| said(&error))?;
+    let keys: BTreeMap<String, serde_json::Value> = serde_saphyr::from_str(&text).map_err(|error| said(&error))?;
+    Ok((given, keys.into_keys().collect()))
 }
 
 fn host_and_port(given: Option<String>) -> Result<String, BadSettings> {
@@ -386,18 +455,20 @@ fn at_least_one(setting: &str, given: Option<usize>) -> Result<Option<usize>, Ba
     if given == Some(0) { Err(bad(format!("{setting} 0: expected at least 1"))) } else { Ok(given) }
 }
 
-fn log_filter(given: Option<String>) -> Result<String, BadSettings> {
+pub(crate) fn log_filter(given: Option<String>) -> Result<String, BadSettings> {
     let text = given.unwrap_or_else(|| "info".to_owned());
-    match text.parse::<Targets>() {
-        Ok(_) => Ok(text),
-        Err(error) => {
-            Err(bad(format!("--log {text:?}: {error}; expected error, warn, info, debug, trace, or TARGET=LEVEL,...")))
-        }
+    let expected = "expected error, warn, info, debug, trace, or MODULE=LEVEL,...";
+    // A word alone would be taken for a module, of which everything is logged, and of all others nothing.
+    let stray = text.split(',').map(str::trim).find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err());
+    match (stray, text.parse::<Targets>()) {
+        (Some(word), _) => Err(bad(format!("--log {text:?}: {word:?} is no level; {expected}"))),
+        (None, Ok(_)) => Ok(text),
+        (None, Err(error)) => Err(bad(format!("--log {text:?}: {error}; {expected}"))),
     }
 }
 
 /// Reads `250ms`, `30s`, `5m`, `1h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let milliseconds = match unit {
@@ -440,7 +511,12 @@ fn facing(peer: &str) -> Option<IpAddr> {
 
 /// Reads the command line; help and mistakes are printed by the caller.
 pub(crate) fn read(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, clap::Error> {
-    CommandLine::try_parse_from(args)
+    let written: Vec<OsString> = args.into_iter().collect();
+    let matches = CommandLine::command().try_get_matches_from(&written)?;
+    let mut line = CommandLine::from_arg_matches(&matches)?;
+    line.sources = matches.subcommand().map(|(_, matches)| Sources::of_line(matches)).unwrap_or_default();
+    line.written = Written(written);
+    Ok(line)
 }
 
 #[cfg(test)]
@@ -511,6 +587,7 @@ mod tests {
             (&["--control-plane", "x:1", "--instance", "a", "--advertise", "0.0.0.0:1"], "--advertise"),
             (&["--control-plane", "x:1", "--instance", "a", "--health-path", "healthz"], "--health-path"),
             (&["--control-plane", "x:1", "--instance", "a", "--log", "equerry=louder"], "--log"),
+            (&["--control-plane", "x:1", "--instance", "a", "--log", "verbose"], "--log"),
         ] {
             let error = given(args).complete().unwrap_err().to_string();
             assert!(error.contains(named), "{args:?}: {error}");

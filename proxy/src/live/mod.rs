@@ -20,6 +20,7 @@ pub mod state_dir;
 mod status;
 mod subscribe;
 mod swap;
+pub(crate) mod trust;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -28,14 +29,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use equerry_certs::{Identity, TrustBundle};
+use equerry_certs::tls::{self, ClientAuth, TlsFault};
+use equerry_certs::{CertificateDer, Identity, Pin, TrustBundle};
 use equerry_policies::compile::{CompiledDestination, CompiledWorkload};
 use equerry_policies::names::{HostName, InstanceId, ServiceName, SpiffeId};
 use equerry_policies::policy::{ServicePort, TrafficPolicy};
 use equerry_policies::view::{EndpointAddress, UnwellView};
 use equerry_traffic::balance::{Balancer, EndpointState};
 use equerry_traffic::retry::RetryBudget;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) use habits::{Habit, Habits};
 pub(crate) use lease::Lease;
@@ -169,6 +171,17 @@ pub struct LiveHandle {
     generations: Arc<Mutex<Vec<Weak<Live>>>>,
     changed: watch::Sender<()>,
     wanted: mpsc::UnboundedSender<ServiceName>,
+    resources: Arc<ArcSwap<Vec<Received>>>,
+}
+
+/// What the control plane sent, as it sent it: for people who look.
+#[derive(Debug, Clone)]
+pub(crate) struct Received {
+    pub(crate) kind: &'static str,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    /// JSON.
+    pub(crate) body: Arc<[u8]>,
 }
 
 impl LiveHandle {
@@ -176,7 +189,8 @@ impl LiveHandle {
     pub fn new(first: Live) -> (Self, mpsc::UnboundedReceiver<ServiceName>) {
         let (changed, _) = watch::channel(());
         let (wanted, wants) = mpsc::unbounded_channel();
-        (Self { now: Arc::new(ArcSwap::from_pointee(first)), generations: Arc::default(), changed, wanted }, wants)
+        let now = Arc::new(ArcSwap::from_pointee(first));
+        (Self { now, generations: Arc::default(), changed, wanted, resources: Arc::default() }, wants)
     }
 
     /// The configuration in force. Take it once per exchange.
@@ -193,6 +207,16 @@ impl LiveHandle {
         drop(generations);
         self.now.store(next);
         self.changed.send_replace(());
+    }
+
+    /// Of what the configuration in force was made, but for endpoints.
+    pub(crate) fn resources(&self) -> Arc<Vec<Received>> {
+        self.resources.load_full()
+    }
+
+    /// Keeps that, for people who look.
+    pub(crate) fn keep_resources(&self, resources: Vec<Received>) {
+        self.resources.store(Arc::new(resources));
     }
 
     /// How many generations are still held by somebody, the one in force included.
@@ -259,12 +283,39 @@ pub struct TlsIdentity {
     pub identity: Identity,
     /// For the inbound listener: mutual TLS required, ALPN `eq-h2`, `eq-h1`, `eq-tcp`.
     pub server: Arc<rustls::ServerConfig>,
+    /// Pin of the root that our certificate leads to, as the control plane said; empty: it did not.
+    pub root: String,
+    /// Pins of the roots that are believed.
+    pub pins: Arc<[Pin]>,
+    /// Whom is believed from now on, for connections made under this.
+    trust: watch::Receiver<Option<TrustBundle>>,
+}
+
+impl TlsIdentity {
+    /// Makes one ready. It has TLS configurations of its own: no ticket from before is good for anything.
+    ///
+    /// # Errors
+    /// When key, chain or roots cannot be used.
+    pub fn new(identity: Identity, bundle: TrustBundle, root: String, generation: u64) -> Result<Self, TlsFault> {
+        let alpn = [tls::ALPN_H2, tls::ALPN_H1, tls::ALPN_TCP];
+        let server = Arc::new(tls::server_config(&identity, &bundle, ClientAuth::Required, &alpn)?);
+        let (id, not_after, pins) = (identity.id().clone(), identity.not_after(), bundle.pins().into());
+        let (_, trust) = watch::channel(None);
+        Ok(Self { id, not_after, generation, bundle, identity, server, root, pins, trust })
+    }
+
+    /// Who answered a connection that was made as this, for as long as they are believed.
+    pub(crate) fn vouched(&self, peer: SpiffeId, shown: Option<&[CertificateDer<'_>]>) -> trust::Vouched {
+        trust::Vouched::new(self, self.trust.clone(), peer, shown)
+    }
 }
 
 /// Where the current identity is found. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct IdentityHandle {
     now: Arc<arc_swap::ArcSwapOption<TlsIdentity>>,
+    trust: watch::Sender<Option<TrustBundle>>,
+    renewal: Arc<Notify>,
 }
 
 impl IdentityHandle {
@@ -278,9 +329,28 @@ impl IdentityHandle {
         self.now.load_full()
     }
 
-    /// Puts a renewed identity in force; connections that exist go on under the old one.
-    pub fn put(&self, identity: TlsIdentity) {
+    /// Puts a renewed identity in force; connections that exist go on under the old one, as long as whoever is at their
+    /// other end is believed.
+    pub fn put(&self, mut identity: TlsIdentity) {
+        identity.trust = self.trust.subscribe();
+        let bundle = identity.bundle.clone();
         self.now.store(Some(Arc::new(identity)));
+        self.trust.send_replace(Some(bundle));
+    }
+
+    /// Sees every identity that is put in force from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<Option<TrustBundle>> {
+        self.trust.subscribe()
+    }
+
+    /// Has the certificate renewed now, whatever is left of its life.
+    pub fn ask_renewal(&self) {
+        self.renewal.notify_one();
+    }
+
+    /// Waits until somebody asks for a renewal.
+    pub(crate) async fn renewal_asked(&self) {
+        self.renewal.notified().await;
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use equerry_policies::compile::{FetchedKeys, KeySource};
 use equerry_policies::names::{HostName, InstanceId, ServiceName};
 use equerry_wire::proto::config_client::ConfigClient;
 use equerry_wire::proto::from_proxy::Message;
@@ -21,7 +22,7 @@ use super::last_good::LastGood;
 use super::link::Link;
 use super::status::Status;
 use super::swap::Swap;
-use super::{Found, LiveHandle, Quotas};
+use super::{Found, IdentityHandle, LiveHandle, Quotas};
 use crate::drain::{Drain, Working};
 use crate::observe::Observer;
 
@@ -58,11 +59,19 @@ pub(crate) struct Subscriber {
     pub(crate) want_names: watch::Sender<BTreeSet<HostName>>,
     /// What the DNS says of them.
     pub(crate) found: watch::Receiver<Found>,
+    /// Where keys are published that the policy believes, for whoever fetches them.
+    pub(crate) want_keys: watch::Sender<BTreeSet<Arc<KeySource>>>,
+    /// What is published there.
+    pub(crate) keys: watch::Receiver<FetchedKeys>,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) observe: Observer,
     pub(crate) status: Status,
     pub(crate) last_good: Arc<Mutex<LastGood>>,
     pub(crate) drain: Drain,
+    /// Which certificate is shown and whom it believes, to be reported.
+    pub(crate) identity: IdentityHandle,
+    /// Told what the control plane says of trust.
+    pub(crate) trust: UnboundedSender<proto::Trust>,
     named: HashMap<ServiceName, Instant>,
     save_at: Option<Instant>,
     /// When the last save ended; `None`: nothing was saved by this process yet.
@@ -85,11 +94,19 @@ pub(crate) struct Parts {
     pub(crate) want_names: watch::Sender<BTreeSet<HostName>>,
     /// What the DNS says of them.
     pub(crate) found: watch::Receiver<Found>,
+    /// Where keys are published that the policy believes, for whoever fetches them.
+    pub(crate) want_keys: watch::Sender<BTreeSet<Arc<KeySource>>>,
+    /// What is published there.
+    pub(crate) keys: watch::Receiver<FetchedKeys>,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) observe: Observer,
     pub(crate) status: Status,
     pub(crate) last_good: Arc<Mutex<LastGood>>,
     pub(crate) drain: Drain,
+    /// Which certificate is shown and whom it believes, to be reported.
+    pub(crate) identity: IdentityHandle,
+    /// Told what the control plane says of trust.
+    pub(crate) trust: UnboundedSender<proto::Trust>,
 }
 
 /// One stream, from its first message to its end.
@@ -111,8 +128,24 @@ impl Subscriber {
     pub(crate) fn new(parts: Parts) -> Self {
         let now = Instant::now();
         let named = parts.swap.services().map(|service| (service.clone(), now)).collect();
-        let Parts { who, link, swap, live, wants, want_names, found, quotas, observe, status, last_good, drain } =
-            parts;
+        let Parts {
+            who,
+            link,
+            swap,
+            live,
+            wants,
+            want_names,
+            found,
+            want_keys,
+            keys,
+            quotas,
+            observe,
+            status,
+            last_good,
+            drain,
+            identity,
+            trust,
+        } = parts;
         let mut subscriber = Self {
             who,
             link,
@@ -121,11 +154,15 @@ impl Subscriber {
             wants,
             want_names,
             found,
+            want_keys,
+            keys,
             quotas,
             observe,
             status,
             last_good,
             drain,
+            identity,
+            trust,
             named,
             save_at: None,
             saved_at: None,
@@ -165,6 +202,7 @@ impl Subscriber {
                 () = sleep_until(until) => return,
                 Some(name) = self.wants.recv() => self.name(name),
                 Ok(()) = self.found.changed() => self.take_found(),
+                Ok(()) = self.keys.changed() => self.take_keys(),
                 () = due(self.save_at, &self.drain) => self.save().await,
             }
         }
@@ -173,6 +211,7 @@ impl Subscriber {
     /// One stream. `Ok`: the identity was renewed, so that a new one is made at once.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<(), tonic::Status> {
         let mut renewals = self.link.renewals();
+        let mut identities = self.identity.changes();
         let (to_control_plane, messages) = unbounded_channel();
         let mut session = Session { to_control_plane, subscribed: BTreeSet::new(), unanswered: VecDeque::new() };
         session.send(Message::Hello(proto::Hello {
@@ -181,6 +220,7 @@ impl Subscriber {
             epoch: self.swap.epoch(),
             held: self.swap.held(),
         }));
+        self.stand(&session);
         self.interest(&mut session);
         let mut client = ConfigClient::new(self.link.channel())
             .max_decoding_message_size(MAX_MESSAGE)
@@ -190,6 +230,7 @@ impl Subscriber {
             tokio::select! {
                 opened = &mut opening => break opened?.into_inner(),
                 Ok(()) = self.found.changed() => self.take_found(),
+                Ok(()) = self.keys.changed() => self.take_keys(),
                 () = due(self.save_at, &self.drain) => self.save().await,
             }
         };
@@ -213,6 +254,7 @@ impl Subscriber {
                     self.take_found();
                     self.answer(&mut session);
                 }
+                Ok(()) = self.keys.changed() => self.take_keys(),
                 () = sleep_until(settle_by.unwrap_or_else(Instant::now)), if settle_by.is_some() => {
                     tracing::warn!("a route's new backend did not come in time; the route is put in force without it");
                     self.swap.settle();
@@ -225,12 +267,28 @@ impl Subscriber {
                     self.save_shares().await;
                 }
                 _ = renewals.changed() => return Ok(()),
+                Ok(()) = identities.changed() => self.stand(&session),
             }
         }
     }
 
+    /// Reports which certificate is shown, and whom this sidecar believes.
+    fn stand(&self, session: &Session) {
+        let Some(identity) = self.identity.latest() else { return };
+        session.send(Message::Standing(proto::Standing {
+            trust_generation: identity.bundle.generation(),
+            leaf_serial: identity.identity.serial().to_owned(),
+            root: identity.root.clone(),
+            leaf_not_after_unix: i64::try_from(super::unix_ms(identity.not_after) / 1000).unwrap_or(i64::MAX),
+        }));
+    }
+
     /// Takes one update as far as it can be understood, publishes it, and answers it when it is in force.
-    fn take(&mut self, update: proto::ToProxy, session: &mut Session) {
+    fn take(&mut self, mut update: proto::ToProxy, session: &mut Session) {
+        if let Some(trust) = update.trust.take() {
+            // It is reported when it is in force.
+            let _ = self.trust.send(trust);
+        }
         let nonce = update.nonce;
         let complaints = self.swap.take(update);
         for complaint in &complaints {
@@ -274,18 +332,21 @@ impl Subscriber {
         }
         let epoch = live.epoch;
         self.live.publish(live);
+        self.live.keep_resources(self.swap.received());
         self.observe.config_applied(epoch);
-        self.want_names.send_if_modified(|before| {
-            let now = self.swap.names();
-            let news = *before != now;
-            *before = now;
-            news
-        });
+        send_news(&self.want_names, self.swap.names());
+        send_news(&self.want_keys, self.swap.key_sources());
     }
 
     /// The DNS says something else: addresses alone change, which no epoch counts and nobody saves.
     fn take_found(&mut self) {
         self.swap.set_found(self.found.borrow_and_update().clone());
+        self.publish();
+    }
+
+    /// Issuers publish other keys: like addresses, no epoch counts them.
+    fn take_keys(&mut self) {
+        self.swap.set_keys(self.keys.borrow_and_update().clone());
         self.publish();
     }
 
@@ -380,6 +441,15 @@ impl Subscriber {
             self.save().await;
         }
     }
+}
+
+/// Tells a value where it differs from the one told before.
+fn send_news<T: PartialEq>(to: &watch::Sender<T>, now: T) {
+    to.send_if_modified(|before| {
+        let news = *before != now;
+        *before = now;
+        news
+    });
 }
 
 /// Waits until what is to be saved is due: at its time, or at once when the process is leaving.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use equerry_policies::compile::{self, CompiledDestination, CompiledWorkload};
+use equerry_policies::compile::{self, CompiledDestination, CompiledWorkload, FetchedKeys, KeySource};
 use equerry_policies::complaint::Complaint;
 use equerry_policies::names::{HostName, InstanceId, ServiceName, SpiffeId};
 use equerry_policies::view::{self, DestinationView, EndpointAddress, EndpointView, EndpointsView};
@@ -19,7 +19,7 @@ use equerry_wire::{Resource, ResourceKey};
 
 use super::keep::Keep;
 use super::last_good::{SavedConfig, SavedResource};
-use super::{Backend, Destination, Endpoint, Found, Live};
+use super::{Backend, Destination, Endpoint, Found, Live, Received};
 
 /// Everything held, and what it means.
 #[derive(Debug)]
@@ -35,6 +35,10 @@ pub(crate) struct Swap {
     used: HashMap<ServiceName, Arc<AtomicBool>>,
     /// What the DNS says of the names that Services stand for.
     found: Found,
+    /// The keys that issuers publish.
+    keys: FetchedKeys,
+    /// The workload as it came, and as it is with those keys: the same value for as long as neither changes.
+    keyed: Option<(Arc<CompiledWorkload>, Arc<CompiledWorkload>)>,
     /// This process's own listeners: no Service leads there in plain text.
     doors: OwnDoors,
     keep: Keep,
@@ -44,7 +48,7 @@ pub(crate) struct Swap {
 #[derive(Debug)]
 struct Held {
     version: String,
-    body: Vec<u8>,
+    body: Arc<[u8]>,
     understood: Understood,
 }
 
@@ -74,6 +78,8 @@ impl Swap {
             callable: BTreeSet::new(),
             used: HashMap::new(),
             found: Found::new(),
+            keys: FetchedKeys::new(),
+            keyed: None,
             doors,
             keep: Keep::default(),
         }
@@ -104,6 +110,18 @@ impl Swap {
             body: String::from_utf8_lossy(&held.body).into_owned(),
         });
         SavedConfig { epoch: self.epoch, own: self.own.clone(), resources: resources.collect(), shares }
+    }
+
+    /// What the workload and the destinations were made of.
+    pub(crate) fn received(&self) -> Vec<Received> {
+        let shown = self.held.iter().filter(|(key, _)| !matches!(key, ResourceKey::Endpoints(_)));
+        let each = shown.map(|(key, held)| Received {
+            kind: key.kind().as_str(),
+            name: key.name(),
+            version: held.version.clone(),
+            body: Arc::clone(&held.body),
+        });
+        each.collect()
     }
 
     /// Takes an update as far as it can be understood; what cannot be is complained about, fit for a NACK.
@@ -145,7 +163,7 @@ impl Swap {
             }
             Resource::Endpoints(view) => Understood::Endpoints(view),
         };
-        self.held.insert(key, Held { version: message.version, body: message.body, understood });
+        self.held.insert(key, Held { version: message.version, body: message.body.into(), understood });
         Ok(())
     }
 
@@ -237,6 +255,36 @@ impl Swap {
         self.found = found;
     }
 
+    /// Where keys are published that the workload's policy believes.
+    pub(crate) fn key_sources(&self) -> BTreeSet<Arc<KeySource>> {
+        self.workload().map(|workload| workload.tokens.sources().cloned().collect()).unwrap_or_default()
+    }
+
+    /// What is published there now.
+    pub(crate) fn set_keys(&mut self, keys: FetchedKeys) {
+        (self.keys, self.keyed) = (keys, None);
+    }
+
+    fn workload(&self) -> Option<&Arc<CompiledWorkload>> {
+        match self.held.get(&ResourceKey::Workload).map(|held| &held.understood) {
+            Some(Understood::Workload(workload)) => Some(workload),
+            _ => None,
+        }
+    }
+
+    /// The workload with the keys of now.
+    fn keyed(&mut self) -> Option<Arc<CompiledWorkload>> {
+        let workload = Arc::clone(self.workload()?);
+        if workload.tokens.sources().next().is_none() {
+            return Some(workload);
+        }
+        if self.keyed.as_ref().is_none_or(|(from, _)| !Arc::ptr_eq(from, &workload)) {
+            let with = Arc::new(workload.with_fetched(&self.keys));
+            self.keyed = Some((workload, with));
+        }
+        self.keyed.as_ref().map(|(_, with)| Arc::clone(with))
+    }
+
     /// Lets go of what nobody is interested in.
     pub(crate) fn retain(&mut self, interest: &BTreeSet<ResourceKey>) {
         let wanted = |service: &ServiceName| interest.contains(&ResourceKey::Destination(service.clone()));
@@ -281,10 +329,7 @@ impl Swap {
         let meant: Vec<Arc<Meant>> = services.iter().filter_map(|service| self.active.get(service).cloned()).collect();
         let destinations =
             meant.iter().map(|meant| (meant.view.service.clone(), Arc::new(self.build(meant, now)))).collect();
-        let workload = match self.held.get(&ResourceKey::Workload).map(|held| &held.understood) {
-            Some(Understood::Workload(workload)) => Some(Arc::clone(workload)),
-            _ => None,
-        };
+        let workload = self.keyed();
         Live { epoch: self.epoch, own: self.own.clone(), workload, destinations, unknown: self.unknown.clone() }
     }
 

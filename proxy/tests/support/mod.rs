@@ -19,6 +19,7 @@ use equerry_proxy::app::Shared;
 use equerry_proxy::config::{AppPort, Settings};
 use equerry_proxy::drain::Drain;
 use equerry_proxy::inbound::Inbound;
+use equerry_proxy::keys::{Fetcher, Keys};
 use equerry_proxy::live::{Backend, Destination, Endpoint, IdentityHandle, Live, LiveHandle, Quotas};
 use equerry_proxy::observe::{AccessLogTarget, Observer, ObserverOptions, SERIES_CAP};
 use equerry_proxy::outbound::Outbound;
@@ -231,6 +232,7 @@ fn shared(application: SocketAddr, policies: &str) -> Shared {
         advertise: None,
         admin: any,
         telemetry: any,
+        jwks_allow: Vec::new(),
         workers: 1,
         max_connections: None,
         access_log: AccessLogTarget::Off,
@@ -241,12 +243,18 @@ fn shared(application: SocketAddr, policies: &str) -> Shared {
         log: String::new(),
         dns: Vec::new(),
         exit_with_stdin: false,
+        sources: Default::default(),
+        line: Default::default(),
+        traces: None,
     };
     let observe = ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP };
+    let observe = Observer::new(observe).unwrap();
+    let fetcher = Fetcher::new(Vec::new(), Vec::new(), OwnDoors::default());
     Shared {
         live,
         identity: IdentityHandle::default(),
-        observe: Observer::new(observe).unwrap(),
+        keys: Keys::new(fetcher, observe.clone(), None),
+        observe,
         quotas: Arc::new(Quotas::new(instance)),
         outsiders: Arc::new(Outsiders::new(Vec::new(), OwnDoors::default())),
         drain: Drain::new(),

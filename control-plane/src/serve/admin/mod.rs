@@ -7,6 +7,7 @@
 mod access_tests;
 mod audit;
 mod calls;
+mod certs;
 mod description;
 mod documents;
 mod door;
@@ -15,11 +16,12 @@ mod harness;
 mod instances;
 #[cfg(test)]
 mod instances_tests;
-mod listing;
 #[cfg(test)]
 mod lists_tests;
+mod listing;
 mod page;
 mod params;
+mod log;
 mod problem;
 mod proxies;
 mod related;
@@ -106,6 +108,12 @@ fn api() -> OpenApiRouter<ControlPlane> {
         .routes(routes!(calls::tap))
         .routes(routes!(usage::list))
         .routes(routes!(usage::get))
+        .routes(routes!(certs::report))
+        .routes(routes!(certs::rotation, certs::start, certs::cancel))
+        .routes(routes!(certs::advance))
+        .routes(routes!(certs::revocations, certs::revoke))
+        .routes(routes!(certs::restore))
+        .routes(routes!(log::show, log::set, log::back))
         .routes(routes!(audit::lines))
         .routes(routes!(audit::head))
         .routes(routes!(tokens::create, tokens::list))
@@ -141,5 +149,6 @@ fn reading(control: &ControlPlane) -> Reading {
         behind: proxies.iter().filter(|proxy| proxy.connected && proxy.acked_epoch < proxy.wanted_epoch).count(),
         healthy,
         unhealthy: instances.len() - healthy,
+        ends: certs::ends(control, &proxies),
     }
 }
