@@ -4,7 +4,9 @@
 //! cause is that the caller went away, whose status in logs and metrics is nginx's 499.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::{Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use equerry_traffic::Reason;
@@ -13,12 +15,11 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 
 use super::now;
-use crate::observe::{Direction, Exchange, Observer};
+use crate::observe::trace::{self, TRACEPARENT, TryOutcome};
+use crate::observe::{Direction, Exchange, Observer, Trace};
 
 /// Names one request across all who handle it.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// W3C Trace Context.
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// A longer id is not an id; it is replaced.
 const LONGEST_REQUEST_ID: usize = 128;
@@ -90,10 +91,40 @@ impl Record {
         exchange.and_then(|exchange| exchange.request_id.to_str().ok()).unwrap_or_default()
     }
 
+    fn trace(&mut self) -> Option<&mut Trace> {
+        self.open.as_deref_mut()?.as_mut()?.trace.as_deref_mut()
+    }
+
+    /// A try goes out with these headers, in which it is told its part in the trace.
+    pub(crate) fn begins_try(&mut self, began: Instant, address: SocketAddr, headers: &mut HeaderMap) {
+        if let Some(trace) = self.trace() {
+            trace.begins_try(began, address, headers);
+        }
+    }
+
+    /// The last try came back.
+    pub(crate) fn ends_try(&mut self, ended: Instant, outcome: TryOutcome) {
+        if let Some(trace) = self.trace() {
+            trace.ends_try(ended, outcome);
+        }
+    }
+
     /// Who is told of retries, breakers and quotas.
     pub(crate) fn observe(&self) -> &Observer {
         &self.observe
     }
+}
+
+thread_local! {
+    /// Why whatever is dropped at this moment is, and in which words.
+    static CUT: RefCell<Option<(Reason, String)>> = const { RefCell::new(None) };
+}
+
+/// Drops exchanges that are under way: those whose end nobody has told end for this reason.
+pub(crate) fn cut(reason: Reason, why: &str, drop_them: impl FnOnce()) {
+    CUT.set(Some((reason, why.to_owned())));
+    drop_them();
+    CUT.set(None);
 }
 
 impl Drop for Record {
@@ -116,11 +147,21 @@ impl Drop for Record {
     }
 }
 
+/// Opens the record of an exchange that its head begins to describe, and takes part in its trace.
+pub(crate) fn open(direction: Direction, parts: &mut Parts, peer_address: SocketAddr, observe: &Observer) -> Record {
+    let begun = observe.tracer().map(|tracer| tracer.begin(direction, &mut parts.headers, SystemTime::now()));
+    let mut about = describe(direction, parts, peer_address);
+    if let Some((trace, told)) = begun {
+        (about.trace, about.traceparent) = (trace, Some(told));
+    }
+    Record::open(about, observe)
+}
+
 /// Starts the description of an exchange: what its head says, before anything is decided.
-pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: std::net::SocketAddr) -> Exchange {
-    let Given { request_id: id, traceparent: trace, user_agent, x_forwarded_for } = Given::by(&parts.headers);
+pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: SocketAddr) -> Exchange {
+    let Given { request_id: id, traceparent: trace, b3, user_agent, x_forwarded_for } = Given::by(&parts.headers);
     let request_id = request_id(id, &mut parts.headers);
-    let traceparent = traceparent(trace, &mut parts.headers);
+    let traceparent = traceparent(trace, b3, &mut parts.headers);
     Exchange {
         direction,
         started: now(),
@@ -150,6 +191,7 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: st
         peer_address,
         request_id,
         traceparent: Some(traceparent),
+        trace: None,
         tls: false,
         user_agent,
         x_forwarded_for,
@@ -164,6 +206,8 @@ struct Given {
     request_id: Option<HeaderValue>,
     /// `None` also where there are several.
     traceparent: Option<HeaderValue>,
+    /// There are headers of B3.
+    b3: bool,
     user_agent: Option<HeaderValue>,
     x_forwarded_for: Option<HeaderValue>,
 }
@@ -172,6 +216,7 @@ impl Given {
     fn by(headers: &HeaderMap) -> Self {
         let (mut given, mut traces) = (Self::default(), 0);
         for (name, value) in headers {
+            given.b3 |= name.as_str() == "b3" || name.as_str().starts_with("x-b3-");
             let place = match name.as_str().len() {
                 10 if *name == USER_AGENT => &mut given.user_agent,
                 11 if *name == TRACEPARENT => {
@@ -254,36 +299,43 @@ fn hex_word(word: u32) -> [u8; 8] {
     (halves + EACH * u64::from(b'0') + letters * u64::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
-/// The trace this request belongs to. A well-formed `traceparent` is forwarded as it is; else a new trace begins, to be
-/// sampled as OpenTelemetry's SDKs sample a root by default.
-fn traceparent(given: Option<HeaderValue>, headers: &mut HeaderMap) -> HeaderValue {
+/// The trace this request belongs to. A well-formed `traceparent` is forwarded as it is; one of B3 is told in W3C's form too;
+/// else a new trace begins, to be sampled as OpenTelemetry's SDKs sample a root by default.
+fn traceparent(given: Option<HeaderValue>, b3: bool, headers: &mut HeaderMap) -> HeaderValue {
     if let Some(only) = given
-        && only.to_str().ok().and_then(read_traceparent).is_some()
+        && only.to_str().is_ok_and(is_traceparent)
     {
         return only;
     }
+    let begun = || (fastrand::u128(1..), fastrand::u64(1..), true);
+    let told = if b3 { trace::w3c_of_b3(headers) } else { None };
+    let (trace, span, sampled) = told.unwrap_or_else(begun);
     let mut made = *b"00-................................-................-01";
-    made[3..35].copy_from_slice(&hex(fastrand::u128(1..)));
-    made[36..52].copy_from_slice(&hex(u128::from(fastrand::u64(1..)))[16..]);
+    made[3..35].copy_from_slice(&hex(trace));
+    made[36..52].copy_from_slice(&hex(u128::from(span))[16..]);
+    made[54] = b'0' + u8::from(sampled);
     set(headers, TRACEPARENT, &made)
 }
 
 /// `VERSION-TRACE-SPAN-FLAGS` in lower-case hex, neither id all zeros (W3C Trace Context section 3.2.2).
-fn read_traceparent(text: &str) -> Option<&str> {
+fn is_traceparent(text: &str) -> bool {
     let hex = |part: &str, length| {
         part.len() == length && part.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
     };
     let zeros = |part: &str| part.bytes().all(|c| c == b'0');
     let mut parts = text.splitn(4, '-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let well_formed = hex(version, 2)
+    let (Some(version), Some(trace), Some(span), Some(flags)) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return false;
+    };
+    hex(version, 2)
         && version != "ff"
         && hex(trace, 32)
         && !zeros(trace)
         && hex(span, 16)
         && !zeros(span)
-        && (if version == "00" { hex(flags, 2) } else { flags.get(..2).is_some_and(|flags| hex(flags, 2)) });
-    well_formed.then_some(trace)
+        && (if version == "00" { hex(flags, 2) } else { flags.get(..2).is_some_and(|flags| hex(flags, 2)) })
 }
 
 #[cfg(test)]
@@ -295,7 +347,8 @@ mod tests {
     }
 
     fn traced(headers: &mut HeaderMap) -> HeaderValue {
-        traceparent(Given::by(headers).traceparent, headers)
+        let given = Given::by(headers);
+        traceparent(given.traceparent, given.b3, headers)
     }
 
     #[test]
@@ -319,6 +372,20 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_that_b3_names_goes_on_in_w3cs_form() {
+        for (flag, given) in [("01", "-1"), ("01", ""), ("00", "-0")] {
+            let mut headers = HeaderMap::new();
+            let b3 = format!("4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7{given}");
+            headers.insert("b3", HeaderValue::from_str(&b3).unwrap());
+            let told = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flag}");
+            assert_eq!(
+                (traced(&mut headers).to_str().unwrap(), &headers["b3"]),
+                (told.as_str(), &b3.parse().unwrap())
+            );
+        }
+    }
+
+    #[test]
     fn a_trace_is_continued_when_it_is_well_formed_and_begun_when_it_is_not() {
         const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let mut headers = HeaderMap::new();
@@ -337,7 +404,7 @@ mod tests {
             headers.insert(TRACEPARENT, HeaderValue::from_static(bad));
             let made = traced(&mut headers);
             assert_eq!(headers[TRACEPARENT], made);
-            assert!(read_traceparent(made.to_str().unwrap()).is_some() && made != bad, "{bad}");
+            assert!(is_traceparent(made.to_str().unwrap()) && made != bad, "{bad}");
         }
         headers.insert(TRACEPARENT, HeaderValue::from_static(GIVEN));
         headers.append(TRACEPARENT, HeaderValue::from_static(GIVEN));

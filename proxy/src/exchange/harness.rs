@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use equerry_certs::tls::{self, ClientAuth};
 use equerry_certs::{Authority, Identity, Request as CertificateRequest, TrustBundle};
 use equerry_policies::names::{AccountName, InstanceId, ServiceName, SpiffeId, TrustDomain};
 use equerry_policies::policy::{Labels, Meaning};
@@ -29,6 +28,7 @@ use crate::app::Shared;
 use crate::config::{AppPort, Settings};
 use crate::drain::Drain;
 use crate::inbound::Inbound;
+use crate::keys::{Fetcher, Keys};
 use crate::live::{Backend, Destination, Endpoint, IdentityHandle, Live, LiveHandle, Quotas, TlsIdentity};
 use crate::observe::{AccessLogTarget, Observer, ObserverOptions, SERIES_CAP};
 use crate::outbound::Outbound;
@@ -134,23 +134,15 @@ impl World {
         let (live, wants) = LiveHandle::new(self.live(account, labels, ports, endpoints));
         let identity = IdentityHandle::default();
         let (key, bundle) = self.identity(account);
-        let server =
-            tls::server_config(&key, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1, tls::ALPN_TCP])
-                .unwrap();
-        identity.put(TlsIdentity {
-            id: key.id().clone(),
-            not_after: key.not_after(),
-            generation: 1,
-            bundle,
-            identity: key,
-            server: Arc::new(server),
-        });
+        identity.put(TlsIdentity::new(key, bundle, String::new(), 1).unwrap());
         let instance = InstanceId::parse("test").unwrap();
         let settings = settings(&instance, ports);
         let quotas = Arc::new(Quotas::new(instance));
         let outsiders = Arc::new(Outsiders::new(self.dns.clone(), OwnDoors::default()));
         let settings = Arc::new(settings);
-        let shared = Shared { live, identity, observe, quotas, outsiders, drain: Drain::new(), settings };
+        let fetcher = Fetcher::new(self.dns.clone(), settings.jwks_allow.clone(), OwnDoors::default());
+        let keys = Keys::new(fetcher, observe.clone(), None);
+        let shared = Shared { live, identity, observe, quotas, outsiders, keys, drain: Drain::new(), settings };
         let (outbound, inbound) = (Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared.clone())));
         let outbound_at = listen(move |stream, peer| {
             let outbound = Rc::clone(&outbound);
@@ -241,6 +233,7 @@ impl Sidecar {
 fn settings(instance: &InstanceId, ports: &[(u16, SocketAddr)]) -> Settings {
     let any: SocketAddr = ([127, 0, 0, 1], 0).into();
     Settings {
+        traces: None,
         control_plane: "127.0.0.1:1".to_owned(),
         join_token: None,
         instance: instance.clone(),
@@ -260,9 +253,13 @@ fn settings(instance: &InstanceId, ports: &[(u16, SocketAddr)]) -> Settings {
         health: equerry_policies::policy::Ask::Tcp {},
         health_port: None,
         drain_timeout: Duration::from_secs(1),
+        // Issuers of tests are on this machine.
+        jwks_allow: vec!["127.0.0.0/8".parse().unwrap()],
         mesh_protocol: crate::config::MeshProtocol::Auto,
         log: String::new(),
         exit_with_stdin: false,
+        sources: Default::default(),
+        line: Default::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use equerry_policies::policy::{AppProtocol, ErrorDetail, Http10};
 use equerry_traffic::authorize::{self, Permit};
 use equerry_traffic::balance::Source;
 use equerry_traffic::deadline::{self, Authors, Deadline, Kind, grpc_timeout};
-use equerry_traffic::normalize::{self, normalize};
+use equerry_traffic::normalize::{self, Normal, normalize};
 use equerry_traffic::quota::Share;
 use equerry_traffic::route::{self, Choice, Decision};
 use equerry_traffic::token::{Caller, Shown};
@@ -31,6 +31,7 @@ use super::meant::{backend, fixed, may_leave, resolve, service_port, take_place}
 use super::mirror;
 use super::now;
 use super::reply::{self, Style};
+use super::standing::Standing;
 use super::tries::{self, Answered, Errand};
 use super::upgrade::{self, Asked};
 use super::watch::Watch;
@@ -79,7 +80,7 @@ pub(crate) async fn outbound(
     early: &Early,
 ) -> Response<Answer> {
     let (mut head, body) = request.into_parts();
-    let mut record = Record::open(facts::describe(Direction::Outbound, &mut head, from.address), &at.shared.observe);
+    let mut record = facts::open(Direction::Outbound, &mut head, from.address, &at.shared.observe);
     let live = at.shared.live.load();
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
@@ -266,7 +267,7 @@ async fn in_time(
 /// An exchange that somebody begins with our application.
 pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>, early: &Early) -> Response<Answer> {
     let (mut head, body) = request.into_parts();
-    let mut record = Record::open(facts::describe(Direction::Inbound, &mut head, via.address), &at.shared.observe);
+    let mut record = facts::open(Direction::Inbound, &mut head, via.address, &at.shared.observe);
     let live = at.shared.live.load();
     record.note(|exchange| {
         exchange.epoch = live.epoch;
@@ -308,10 +309,15 @@ async fn enter(
     let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
     let door = door(at, workload, via, &normal)?;
     record.note(|exchange| exchange.destination = door.service.clone());
-    // Of a connection that will speak another protocol, what it was judged by is kept, to be judged again.
-    let asked_for = normal.upgrade().map(|_| Box::new(Asked::of(head, &normal)));
     let shown = Shown { headers: &mut head.headers, normal: Some(&mut normal) };
-    let caller = caller(at, workload, door.port, shown, via)?;
+    let caller = match caller(at, workload, door.port, shown, via) {
+        Err(refusal) if refusal.wants_keys().is_some() => {
+            Box::pin(ask_for_keys(at, workload, door.port, (head, &mut normal), via, refusal)).await?
+        }
+        judged => judged?,
+    };
+    // Of a connection that will speak another protocol, what it was judged by is kept, to be judged again.
+    let asked_for = normal.upgrade().map(|_| Box::new(Asked::of(head, &normal, &caller)));
     let asked = authorize::Facts {
         method: &head.method,
         authority: normal.authority(),
@@ -336,9 +342,15 @@ async fn enter(
     let body = ToSend::streaming(body, workload.tokens.claim_headers().into(), record);
     let time = Time { until: deadline.for_try(began, None), kind, idle: deadline::usual_idle(kind) };
     let mut outgoing = Outgoing::new(head, normal, body, early);
-    let answered = forward(&permit, at, &door, &mut outgoing, (time, began), record).await?;
+    let mut standing = Standing::of(&caller, &at.shared.live, door.port);
+    let forwarded = forward(&permit, at, &door, &mut outgoing, (time, began), record);
+    let answered = match &mut standing {
+        None => forwarded.await?,
+        Some(standing) => Box::pin(while_standing(standing, forwarded)).await?,
+    };
     record.broke(Reason::Ok);
-    let watch = deadline.at().map(|_| Watch::at_callee(&answered, &deadline, kind, began));
+    let watched = deadline.at().is_some() || standing.is_some() || kind == Kind::Grpc;
+    let watch = watched.then(|| Watch::at_callee(&answered, &deadline, kind, began).standing(standing));
     let asked = asked_for.filter(|_| answered.status() == StatusCode::SWITCHING_PROTOCOLS);
     Ok(Entered { answered, watch, counted, asked })
 }
@@ -381,6 +393,49 @@ fn caller(
 ) -> Result<Caller, Refusal> {
     let believed = &mut at.believed.borrow_mut();
     token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), SystemTime::now())
+}
+
+/// An answer, unless the token ends before there is one.
+async fn while_standing(
+    standing: &mut Standing,
+    forwarded: impl Future<Output = Result<Answered, Refusal>>,
+) -> Result<Answered, Refusal> {
+    tokio::select! {
+        biased;
+        refusal = standing.ended() => Err(refusal),
+        answered = forwarded => answered,
+    }
+}
+
+/// Judges a token again that may be good with keys which are not known here, once their issuers were asked for them.
+async fn ask_for_keys(
+    at: &Inbound,
+    workload: &CompiledWorkload,
+    port: u16,
+    (head, normal): (&mut Parts, &mut Normal),
+    via: &Via,
+    mut refusal: Refusal,
+) -> Result<Caller, Refusal> {
+    let mut with = None;
+    // Each issuer twice at most: for what is known of it elsewhere in this process, and for what it says now.
+    for _ in 0..2 * workload.tokens.on(port).count() {
+        let now: &CompiledWorkload = with.as_ref().unwrap_or(workload);
+        let Some(from) = refusal.wants_keys().cloned() else { break };
+        let rule = now.tokens.on(port).find(|rule| rule.keys.source() == Some(&from));
+        let known = rule.and_then(|rule| rule.keys.now());
+        let keys = at.shared.keys.learn(&from, known).await?;
+        if known == Some(&*keys) {
+            break;
+        }
+        let next = now.with_keys_of(&from, &keys);
+        let shown = Shown { headers: &mut head.headers, normal: Some(&mut *normal) };
+        match token::verify(&next, port, shown, via.peer.as_ref(), SystemTime::now()) {
+            Ok(caller) => return Ok(caller),
+            Err(other) => refusal = other,
+        }
+        with = Some(next);
+    }
+    Err(refusal)
 }
 
 /// Counts the request against its tenant's quotas.

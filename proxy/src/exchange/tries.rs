@@ -23,6 +23,7 @@ use super::facts::Record;
 use super::{now, reply};
 use crate::live::{Backend, Destination, IdentityHandle, TlsIdentity};
 use crate::observe::BreakerState;
+use crate::observe::trace::TryOutcome;
 use crate::upstream::{self, Chosen, LONGEST_IDLE, Places, Pool, Protocol, ResponseBody, Target, Whom};
 
 /// How long the head of a gRPC response waits for trailers. Servers that fail at once send both together.
@@ -152,6 +153,7 @@ async fn once(
         exchange.upstream_address = Some(chosen.address);
         exchange.tls = chosen.mesh;
     });
+    record.begins_try(began, chosen.address, outgoing.headers_mut());
     let identity = if chosen.mesh { errand.identities.current() } else { None };
     let target = target(errand, &chosen, identity.as_ref())?;
     let deadline = errand.deadline.for_try(began, errand.try_timeout);
@@ -163,6 +165,7 @@ async fn once(
     }
     let ended = now();
     record.note(|exchange| exchange.upstream_time = Some(ended.saturating_duration_since(began)));
+    record.ends_try(ended, told_outcome(&outcome));
     let verdict = match &outcome {
         Ok(answered) => {
             record.note(|exchange| exchange.destination_principal = answered.body().peer().cloned());
@@ -192,6 +195,14 @@ async fn once(
         report(change, backend, &chosen.endpoint.instance, record);
     }
     outcome
+}
+
+/// What a trace says of a try.
+fn told_outcome(outcome: &Result<Answered, Failed>) -> TryOutcome {
+    match outcome {
+        Ok(answered) => TryOutcome::Status(answered.status().as_u16()),
+        Err(failed) => TryOutcome::Failed(failed.refusal.reason().as_str()),
+    }
 }
 
 /// Whether there is more to come of an answer, by which its endpoint is judged. A probe is judged by its head: others wait for
@@ -294,6 +305,12 @@ fn verdict(answered: &Answered, kind: Kind) -> Option<balance::Verdict> {
 
 /// The same of the status of a gRPC call; as long as there is none all is well.
 fn grpc_verdict(answered: &Answered, kind: Kind) -> balance::Verdict {
+    let none_will_come = kind == Kind::Grpc
+        && answered.body().is_end_stream()
+        && retry::owes_status(answered.status(), answered.headers());
+    if none_will_come {
+        return balance::Verdict::Failure;
+    }
     grpc_status(answered, kind).map_or(balance::Verdict::Success, balance::Verdict::of_grpc)
 }
 

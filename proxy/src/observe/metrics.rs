@@ -21,7 +21,7 @@ use prometheus::{
 };
 
 use super::family::Capped;
-use super::standing::{Config, Connections, Dns};
+use super::standing::{Config, Connections, Dns, IssuerKeys};
 use super::tally::{self, Tally, Way, tally};
 use super::{Direction, Exchange, process, reason};
 
@@ -48,12 +48,14 @@ pub(super) struct Metrics {
     pub(super) retries: IntCounterVec,
     pub(super) ejections: IntCounterVec,
     pub(super) mirrored: IntCounterVec,
+    pub(super) spans: IntCounterVec,
     pub(super) not_ejected: IntCounterVec,
     pub(super) connections: Connections,
     pub(super) config: Config,
     pub(super) cert_not_after: IntGaugeVec,
     pub(super) access_log_dropped: IntCounter,
     pub(super) dns: Dns,
+    pub(super) issuer_keys: IssuerKeys,
     process: process::Process,
 }
 
@@ -219,6 +221,11 @@ impl Metrics {
                 "Endpoints taken out of balancing, by reason.",
                 &["reason"],
             ),
+            spans: make.counters(
+                "equerry_spans_total",
+                "Spans of traces, by what became of them.",
+                &["outcome"],
+            ),
             mirrored: make.counters(
                 "equerry_mirrored_total",
                 "Copies of requests that routes ask for, by what became of them.",
@@ -236,6 +243,7 @@ impl Metrics {
                 "Access log lines dropped because the writer fell behind.",
             ),
             dns: Dns::new(&make),
+            issuer_keys: IssuerKeys::new(&make, cap),
             process: process::Process::new(&make),
             registry,
         }

@@ -11,10 +11,11 @@ mod process;
 mod reason;
 mod standing;
 pub(crate) mod tally;
+pub(crate) mod trace;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,6 +31,8 @@ pub(crate) use metrics::BUCKETS;
 use metrics::Metrics;
 pub(crate) use process::processor_time;
 use tally::{Tally, Way};
+use trace::Tracer;
+pub use trace::{B3Form, Trace};
 
 /// Series a family may have before new ones are counted under `__overflow__`.
 pub const SERIES_CAP: usize = 2_000;
@@ -112,6 +115,8 @@ pub struct Exchange {
     pub request_id: http::HeaderValue,
     /// The trace it belongs to, as it is forwarded.
     pub traceparent: Option<http::HeaderValue>,
+    /// Its part in that trace, when spans are kept of it.
+    pub trace: Option<Box<Trace>>,
     /// Mutual TLS on the mesh's side of it.
     pub tls: bool,
     /// The caller's `user-agent`.
@@ -194,6 +199,7 @@ struct Shared {
     lookout: Arc<Lookout>,
     cut_off: AtomicBool,
     access_log: AccessLog,
+    tracer: OnceLock<Tracer>,
 }
 
 impl Observer {
@@ -204,7 +210,24 @@ impl Observer {
     pub fn new(options: ObserverOptions) -> std::io::Result<Self> {
         let (metrics, lookout) = (Metrics::new(options.series_cap), Arc::new(Lookout::new()));
         let access_log = AccessLog::start(options.access_log)?;
-        Ok(Self(Arc::new(Shared { metrics, lookout, cut_off: AtomicBool::new(false), access_log })))
+        let (cut_off, tracer) = (AtomicBool::new(false), OnceLock::new());
+        Ok(Self(Arc::new(Shared { metrics, lookout, cut_off, access_log, tracer })))
+    }
+
+    /// The same, taking part in traces from now on.
+    pub(crate) fn with_tracer(self, tracer: Tracer) -> Self {
+        let _ = self.0.tracer.set(tracer);
+        self
+    }
+
+    /// Who takes part in traces; `None`: nobody.
+    pub(crate) fn tracer(&self) -> Option<&Tracer> {
+        self.0.tracer.get()
+    }
+
+    /// Where it is counted what becomes of spans.
+    pub(crate) fn spans(&self) -> prometheus::IntCounterVec {
+        self.0.metrics.spans.clone()
     }
 
     /// What ends from now on without a reason of its own is cut off by us, because this process ends.
@@ -220,6 +243,12 @@ impl Observer {
             }
             self.0.metrics.exchange(exchange);
             self.0.lookout.saw(exchange);
+            if let (Some(trace), Some(tracer)) = (exchange.trace.take(), self.tracer()) {
+                let dropped = tracer.finished(&trace, exchange);
+                if dropped > 0 {
+                    self.0.metrics.spans.with_label_values(&["dropped"]).inc_by(dropped);
+                }
+            }
         }
         if !self.0.access_log.is_on() {
             *exchange = None;
@@ -344,6 +373,20 @@ impl Observer {
         }
     }
 
+    /// A try to fetch an issuer's keys came out so.
+    pub(crate) fn keys_fetched(&self, issuer: &str, outcome: &str) {
+        self.0.metrics.issuer_keys.fetches.get(&[issuer, outcome]).inc();
+    }
+
+    /// So old are the keys of each issuer; told before metrics are read.
+    pub(crate) fn keys_age(&self, ages: &BTreeMap<String, Duration>) {
+        let family = &self.0.metrics.issuer_keys.age;
+        family.clear();
+        for (issuer, age) in ages {
+            family.get(&[issuer]).set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+        }
+    }
+
     /// A certificate of `kind` (`leaf`, `root`) ends at `not_after`.
     pub fn certificate(&self, kind: &'static str, not_after: SystemTime) {
         let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -413,6 +456,7 @@ pub(crate) mod tests {
             peer_address: ([127, 0, 0, 1], 40_000).into(),
             request_id: http::HeaderValue::from_static("one"),
             traceparent: None,
+            trace: None,
             tls: true,
             user_agent: None,
             x_forwarded_for: None,

@@ -1,6 +1,7 @@
 //! What Equerry promises, each proved from outside over real sockets between real processes: one module per promise, all
 //! in one binary.
 
+mod api;
 mod apply_with_proof;
 mod authorization;
 mod bad_days;
@@ -25,11 +26,17 @@ mod overload;
 mod peers;
 mod programs;
 mod quota;
+mod recovery;
 mod retries;
 mod smuggling;
+mod settings;
+mod skew;
 mod spread;
 mod subsets;
 mod tcp;
+mod tokens;
+mod traces;
+mod trust;
 mod websocket;
 
 use std::path::Path;

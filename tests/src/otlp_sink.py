@@ -1,0 +1,60 @@
+"""An OTLP/HTTP trace endpoint made of OpenTelemetry's own published messages: prints its port, then one JSON line for each span.
+
+What cannot be read as ExportTraceServiceRequest is answered 400.
+"""
+
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+
+
+def plain(attributes):
+    return {one.key: one.value.string_value or one.value.int_value for one in attributes}
+
+
+class Sink(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        request = ExportTraceServiceRequest()
+        try:
+            request.ParseFromString(body)
+            right = self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
+        except Exception:
+            right = False
+        for resource in request.resource_spans if right else ():
+            about = plain(resource.resource.attributes)
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    print(json.dumps({
+                        "service": about.get("service.name"),
+                        "namespace": about.get("service.namespace"),
+                        "instance": about.get("service.instance.id"),
+                        "scope": scope.scope.name,
+                        "trace": span.trace_id.hex(),
+                        "span": span.span_id.hex(),
+                        "parent": span.parent_span_id.hex(),
+                        "kind": span.SpanKind.Name(span.kind),
+                        "name": span.name,
+                        "start": span.start_time_unix_nano,
+                        "end": span.end_time_unix_nano,
+                        "status": span.status.code,
+                        "attributes": plain(span.attributes),
+                    }), flush=True)
+        answer = ExportTraceServiceResponse().SerializeToString()
+        self.send_response(200 if right else 400)
+        self.send_header("content-type", "application/x-protobuf")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
+print(server.server_port, flush=True)
+server.serve_forever()
