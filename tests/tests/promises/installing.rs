@@ -105,3 +105,66 @@ async fn systemd_finds_no_fault_with_the_units() -> Result<()> {
     }
     Ok(())
 }
+
+/// What the images hold beside their binary is small, belongs to nobody else, and is enough: built by a real builder from the
+/// recipe's own last stages (the first, which compiles, needs a registry), and run as the user it names.
+#[tokio::test]
+async fn an_image_runs_its_program_as_an_unprivileged_user_on_little_more_than_its_libraries() -> Result<()> {
+    if !rustix::process::geteuid().is_root() || !peers::installed("buildah", "apt-get install buildah")? {
+        return Ok(());
+    }
+    let (dir, deploy) = (tempfile::tempdir()?, Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy"));
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    // What the first stage leaves.
+    let binaries = dir.path().join("build/src/target/dist");
+    std::fs::create_dir_all(&binaries)?;
+    std::fs::copy(program(), binaries.join("equerry"))?;
+    let script = deploy.join("image-root.sh").display().to_string();
+    peers::run("sh", &[&script, &at("build/out/base"), &program().display().to_string()]).await?.succeeded()?;
+    let state = dir.path().join("build/out/lib/equerry");
+    std::fs::create_dir_all(&state)?;
+    let recipe = std::fs::read_to_string(deploy.join("Dockerfile"))?;
+    let (_, last_stages) = recipe.split_once("FROM scratch").context("the images are made from nothing")?;
+    std::fs::write(dir.path().join("Dockerfile"), format!("FROM scratch{last_stages}"))?;
+    std::fs::create_dir(dir.path().join("context"))?;
+
+    let (root, runroot) = (at("storage"), at("run"));
+    let buildah = async |args: &[&str]| {
+        let storage = ["--storage-driver", "vfs", "--root", &root, "--runroot", &runroot];
+        let args = [&storage[..], args].concat();
+        Ok::<_, anyhow::Error>(peers::run("buildah", &args).await?.succeeded().with_context(|| args.join(" "))?.everything())
+    };
+    let (stage, file) = (format!("build={}", at("build")), at("Dockerfile"));
+    let build = [
+        "bud",
+        "--isolation",
+        "chroot",
+        "--build-context",
+        &stage,
+        "-f",
+        &file,
+        "--target",
+        "equerry",
+        "-t",
+        "equerry",
+    ];
+    buildah(&[&build[..], &[&at("context")]].concat()).await?;
+
+    let image: serde_json::Value = serde_json::from_str(&buildah(&["inspect", "--type", "image", "equerry"]).await?)?;
+    ensure!(image["OCIv1"]["config"]["User"] == "1337:1337", "{image}");
+    let manifest: serde_json::Value = serde_json::from_str(image["Manifest"].as_str().context("no manifest")?)?;
+    let beside = manifest["layers"][0]["size"].as_u64().context("no layers")?;
+    ensure!(beside < 6 << 20, "{beside} bytes beside the program: the images are to stay below 30 MiB");
+
+    let container = "equerry-of-this-test";
+    buildah(&["from", "--name", container, "equerry"]).await?;
+    let inside = ["run", "--isolation", "chroot", "--user", "1337:1337", container, "/usr/local/bin/equerry"];
+    // Only a directory that this user may write can be locked and get an authority.
+    let serve = ["control-plane", "serve", "--grpc", "192.0.2.1:15012"];
+    let said = buildah(&[&inside[..], &serve].concat()).await;
+    let said = format!("{:#}", said.err().context("that address is nobody's")?);
+    ensure!(said.contains("--grpc") && !said.contains("state directory"), "{said}");
+    let known = buildah(&[&inside[..], &["--version"]].concat()).await?;
+    ensure!(known.contains(&format!("equerry {}", env!("CARGO_PKG_VERSION"))), "{known:?}");
+    Ok(())
+}

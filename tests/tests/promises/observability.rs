@@ -12,7 +12,7 @@ use equerry::demo::process::Process;
 use equerry::demo::scrape::Scrape;
 use equerry::demo::web::Caller;
 use equerry_tests::webhook::Webhook;
-use equerry_tests::{Mesh, api, eventually, peers};
+use equerry_tests::{Mesh, api, eventually, peers, refuser};
 use serde_json::Value;
 
 use crate::{PAIR, program};
@@ -150,14 +150,24 @@ async fn every_alert_fires_and_resolves_and_says_how_bad_it_is() -> Result<()> {
     Ok(())
 }
 
+/// How long certificates live here: renewed with 20 s left, and missed with 15.
+const SHORT_LIFE: [&str; 3] = ["--short-lived", "--certificate-lifetime", "60s"];
+
 #[tokio::test]
-async fn an_outage_reaches_the_webhook_and_so_does_its_end() -> Result<()> {
+async fn an_outage_a_certificate_a_quota_and_a_refusal_reach_the_webhook_and_so_does_their_end() -> Result<()> {
     for (program, package) in [("prometheus", "prometheus"), ("prometheus-alertmanager", "prometheus-alertmanager")] {
         if !peers::installed(program, &format!("apt-get install {package}"))? {
             return Ok(());
         }
     }
-    let mesh = Mesh::up(program(), &PAIR).await?;
+    let mesh = Mesh::plan(program(), &PAIR).await?;
+    mesh.town.start_control_plane(&SHORT_LIFE).await?;
+    mesh.town.equerry(&["apply", "-f", &mesh.town.policies().display().to_string()]).await?.succeeded()?;
+    for home in &mesh.town.homes {
+        mesh.town.start_app(home).await?;
+    }
+    mesh.start_sidecars(&[]).await?;
+    mesh.settle().await?;
     let webhook = Webhook::open().await?;
     let watch = Watch::start(&mesh, &webhook)?;
     let orders = mesh.town.home("orders")?;
@@ -172,15 +182,10 @@ async fn an_outage_reaches_the_webhook_and_so_does_its_end() -> Result<()> {
     };
     let story = async {
         watch.every_panel_answers().await?;
-        let gone: Vec<_> = mesh.town.homes.iter().filter(|home| home.resident.account == "inventory").collect();
-        for home in &gone {
-            mesh.town.stop_sidecar(home).await;
-        }
-        heard(&webhook, "firing").await?;
-        for home in &gone {
-            mesh.town.start_sidecar(home).await?;
-        }
-        heard(&webhook, "resolved").await
+        outage(&mesh, &webhook).await?;
+        spent_quota(&mesh, &webhook).await?;
+        refusal(&mesh, &webhook).await?;
+        missed_renewal(&mesh, &webhook).await
     };
     tokio::select! {
         () = calls => Ok(()),
@@ -188,28 +193,121 @@ async fn an_outage_reaches_the_webhook_and_so_does_its_end() -> Result<()> {
     }
 }
 
-/// Waits until pager and Slack were told that inventory's outage is `firing` or `resolved`.
-async fn heard(webhook: &Webhook, status: &str) -> Result<()> {
-    let of = |alert: &Value| alert["labels"]["alertname"] == "EquerryNoHealthyEndpoint" && alert["status"] == status;
-    eventually(Duration::from_secs(40), &format!("an outage that is {status}, at the webhook"), async || {
-        let told = webhook.posted("/alerts");
-        let alert = told.iter().flat_map(|message| message["alerts"].as_array()).flatten().find(|alert| of(alert));
-        let Some(alert) = alert else { bail!("heard {told:?}") };
-        ensure!(alert["labels"]["destination"] == "shop/inventory" && alert["labels"]["severity"] == "critical");
-        ensure!(alert["annotations"]["summary"] == "shop/inventory has no endpoint that can be called", "{alert}");
-        Ok(Some(()))
-    })
-    .await?;
-    let title = if status == "firing" { "critical" } else { "resolved" };
-    eventually(Duration::from_secs(10), &format!("an outage that is {status}, in Slack"), async || {
-        let told = webhook.posted("/slack");
-        let says = |message: &Value| {
-            message["channel"] == "#mesh" && message.to_string().contains(&format!("{title}: Equerry"))
+/// Both instances of a Service go, and come back.
+async fn outage(mesh: &Mesh, webhook: &Webhook) -> Result<()> {
+    const OUTAGE: Expected = Expected {
+        alert: "EquerryNoHealthyEndpoint",
+        severity: "critical",
+        label: ("destination", "shop/inventory"),
+        summary: "shop/inventory has no endpoint that can be called",
+    };
+    let gone: Vec<_> = mesh.town.homes.iter().filter(|home| home.resident.account == "inventory").collect();
+    for home in &gone {
+        mesh.town.stop_sidecar(home).await;
+    }
+    OUTAGE.heard(webhook, "firing").await?;
+    for home in &gone {
+        mesh.town.start_sidecar(home).await?;
+    }
+    OUTAGE.heard(webhook, "resolved").await
+}
+
+/// A tenant asks for more than it may have, and stops.
+async fn spent_quota(mesh: &Mesh, webhook: &Webhook) -> Result<()> {
+    const SPENT: Expected = Expected {
+        alert: "EquerryTenantAtQuota",
+        severity: "warning",
+        label: ("tenant", "acme"),
+        summary: "Tenant acme has spent its quota",
+    };
+    let facts = mesh.policies.facts()?;
+    let token = facts.token().tenant(facts.tenant("acme")?);
+    let (bearer, orders) = (format!("Bearer {}", mesh.issuer.mint(&token)), mesh.town.home("orders")?);
+    let asks = async {
+        loop {
+            let _ = orders.through_sidecar().get("inventory", "/stock", &[("authorization", &bearer)]).await;
+        }
+    };
+    tokio::select! {
+        () = asks => {}
+        told = SPENT.heard(webhook, "firing") => told?,
+    }
+    SPENT.heard(webhook, "resolved").await
+}
+
+/// A proxy of another version refuses what is applied.
+async fn refusal(mesh: &Mesh, webhook: &Webhook) -> Result<()> {
+    let instance = mesh.town.admin.address();
+    let refused = Expected {
+        alert: "EquerryConfigurationRefused",
+        severity: "warning",
+        label: ("instance", &instance),
+        summary: "A sidecar refused a part of its configuration (NACK)",
+    };
+    let refusing = refuser::start(mesh).await?;
+    let even = mesh.town.story("even-split.yaml").display().to_string();
+    let said = mesh.town.equerry(&["apply", "--wait", "-f", &even]).await?;
+    ensure!(said.code == Some(4), "nobody refused: {}", said.everything());
+    refused.heard(webhook, "firing").await?;
+    drop(refusing);
+    refused.heard(webhook, "resolved").await
+}
+
+/// The control plane is away when certificates are to be renewed, and comes back before they end.
+async fn missed_renewal(mesh: &Mesh, webhook: &Webhook) -> Result<()> {
+    let instance = mesh.town.home("orders")?.telemetry.address();
+    let missed = Expected {
+        alert: "EquerryCertificateExpiring",
+        severity: "warning",
+        label: ("instance", &instance),
+        summary: "was not renewed; it ends in",
+    };
+    mesh.town.kill_control_plane().await;
+    missed.heard(webhook, "firing").await?;
+    mesh.town.start_control_plane(&SHORT_LIFE).await?;
+    missed.heard(webhook, "resolved").await
+}
+
+/// An alert that somebody is to be told of, and of its end.
+struct Expected<'a> {
+    alert: &'a str,
+    severity: &'a str,
+    label: (&'a str, &'a str),
+    /// A part of it.
+    summary: &'a str,
+}
+
+impl Expected<'_> {
+    /// Waits until those whom it concerns were told that it is `firing` or `resolved`: what is critical goes to the pager,
+    /// everything to Slack.
+    async fn heard(&self, webhook: &Webhook, status: &str) -> Result<()> {
+        let &Self { alert: name, severity, label, summary } = self;
+        let is_meant = |alert: &Value| {
+            alert["labels"]["alertname"] == name && alert["status"] == status && alert["labels"][label.0] == label.1
         };
-        ensure!(told.iter().any(says), "heard {told:?}");
-        Ok(Some(()))
-    })
-    .await
+        if severity == "critical" {
+            eventually(Duration::from_secs(40), &format!("{name} that is {status}, at the webhook"), async || {
+                let told = webhook.posted("/alerts");
+                let all = told.iter().flat_map(|message| message["alerts"].as_array()).flatten();
+                let Some(alert) = all.into_iter().find(|alert| is_meant(alert)) else { bail!("heard {told:?}") };
+                ensure!(alert["labels"]["severity"] == severity, "{alert}");
+                ensure!(alert["annotations"]["summary"].as_str().is_some_and(|text| text.contains(summary)), "{alert}");
+                Ok(Some(()))
+            })
+            .await?;
+        }
+        let title = if status == "firing" { severity } else { "resolved" };
+        eventually(Duration::from_secs(60), &format!("{name} that is {status}, in Slack"), async || {
+            let told = webhook.posted("/slack");
+            let says = |message: &Value| {
+                let text = message.to_string();
+                message["channel"] == "#mesh" && text.contains(&format!("{title}: {name}")) && text.contains(summary)
+            };
+            ensure!(told.iter().any(says), "heard {told:?}");
+            Ok(Some(()))
+        })
+        .await
+    }
 }
 
 /// A Prometheus and an Alertmanager, as `deploy/` sets them up, only faster.
@@ -236,7 +334,15 @@ impl Watch {
                 ("127.0.0.1:9093", &alertmanager.address()),
             ],
         )?;
-        change(&at("alerts.yml"), &[("for: 30s", "for: 1s"), ("[1m]", "[5s]")])?;
+        let faster = [
+            ("for: 30s", "for: 1s"),
+            ("for: 1m", "for: 1s"),
+            ("[1m]", "[5s]"),
+            ("[10m]", "[8s]"),
+            ("< 6 * 3600", "< 15"),
+            ("< 3600", "< 1"),
+        ];
+        change(&at("alerts.yml"), &faster)?;
         std::fs::copy(deploy().join("alertmanager.yml"), at("alertmanager.yml"))?;
         let slack = at("slack-url");
         std::fs::write(&slack, webhook.url("/slack"))?;
