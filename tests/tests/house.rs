@@ -262,6 +262,28 @@ fn every_link_in_a_document_leads_somewhere() {
     assert_none(&broken, "a document that points at a file points at one that exists:");
 }
 
+#[test]
+fn every_test_that_a_document_names_as_proof_exists() {
+    let security = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let tests: String = files(&root(), ".rs").iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let rows = security.lines().filter(|line| line.starts_with("| ") && line.matches(" | ").count() == 2);
+    let (mut broken, mut named) = (Vec::new(), 0);
+    for row in rows {
+        let proofs: Vec<&str> = row.rsplit(" | ").next().unwrap_or_default().split('`').skip(1).step_by(2).collect();
+        if proofs.is_empty() && row.contains("CVE-") && !row.contains("not applicable") {
+            broken.push(format!("no proof: {row}"));
+        }
+        for name in proofs {
+            named += 1;
+            if !tests.contains(&format!("fn {name}(")) {
+                broken.push(format!("{name}: there is no such test"));
+            }
+        }
+    }
+    assert!(named > 50, "the table of attacks and proofs in SECURITY.md is not where this test looks: {named}");
+    assert_none(&broken, "what SECURITY.md says is proved is proved by a test that exists:");
+}
+
 /// The targets of `[text](target)` outside code blocks.
 fn links(text: &str) -> Vec<&str> {
     let mut fenced = false;

@@ -115,7 +115,7 @@ pub async fn run(
         if std::mem::take(&mut paused) {
             tracing::info!(direction = direction.as_str(), "accepting connections again");
         }
-        let Some((welcome, place)) = room.take(direction) else {
+        let Some((welcome, place)) = room.take(direction, peer.ip()) else {
             observe.connection_refused(direction);
             continue;
         };
@@ -222,7 +222,7 @@ mod tests {
         };
         let workers: Rc<[WorkerHandle]> = Rc::from([worker]);
         tokio::select! {
-            () = run(listener, Direction::Inbound, workers, room, observe.clone()) => unreachable!("the acceptor never ends"),
+            () = run(listener, Direction::Outbound, workers, room, observe.clone()) => unreachable!("the acceptor never ends"),
             () = clients => {}
         }
     }
@@ -253,5 +253,48 @@ mod tests {
             () = run(listener, Direction::Outbound, workers, room, observe) => unreachable!("the acceptor never ends"),
             () = clients => {}
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_one_connection_ends_that_connection_and_gives_its_place_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (handle, inbox) = worker();
+        let workers: Rc<[WorkerHandle]> = Rc::from([handle.clone()]);
+        let (room, observe) = (Rc::new(Room::new(100)), unheard());
+        let serve = |_, _, mut stream: TcpStream, _| async move {
+            let mut said = [0; 5];
+            tokio::io::AsyncReadExt::read_exact(&mut stream, &mut said).await.unwrap();
+            assert_ne!(&said, b"panic", "what must never happen, and did");
+            tokio::io::AsyncWriteExt::write_all(&mut stream, &said).await.unwrap();
+        };
+        let speak = async |word: &[u8; 5]| {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut client, word).await.unwrap();
+            let mut answer = Vec::new();
+            let _ = tokio::io::AsyncReadExt::read_to_end(&mut client, &mut answer).await;
+            answer
+        };
+        let clients = async {
+            let mut neighbour = TcpStream::connect(address).await.unwrap();
+            assert!(speak(b"panic").await.is_empty());
+            assert_eq!(speak(b"hello").await, b"hello");
+            tokio::io::AsyncWriteExt::write_all(&mut neighbour, b"still").await.unwrap();
+            let mut answer = Vec::new();
+            tokio::io::AsyncReadExt::read_to_end(&mut neighbour, &mut answer).await.unwrap();
+            assert_eq!(answer, b"still", "who was there before goes on");
+            while handle.connections.load(Ordering::Relaxed) > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                tokio::select! {
+                    () = run(listener, Direction::Inbound, workers, room, observe) => unreachable!("the acceptor never ends"),
+                    () = work(inbox, serve) => unreachable!("there is a worker handle"),
+                    () = clients => {}
+                }
+            })
+            .await;
     }
 }

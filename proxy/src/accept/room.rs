@@ -1,10 +1,12 @@
 //! How many connections one process holds: as many as the operator says, or as its file descriptors can carry.
 //!
 //! Each connection may need a second one, to where its requests go. Neither side may take all of the room: strangers who
-//! fill the inbound side leave the application its way out.
+//! fill the inbound side leave the application its way out, and no one of them may take more than half of it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -25,43 +27,91 @@ pub struct Room {
     inbound: Arc<AtomicUsize>,
     outbound: Arc<AtomicUsize>,
     turned_away: Arc<AtomicUsize>,
+    peers: Arc<Peers>,
+}
+
+/// How many inbound connections each peer has.
+#[derive(Debug, Default)]
+struct Peers(Mutex<HashMap<IpAddr, usize>>);
+
+impl Peers {
+    /// Another connection of `peer`, unless it has `most`.
+    fn admit(&self, peer: IpAddr, most: usize) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(peer).or_default();
+        let admitted = *count < most;
+        *count += usize::from(admitted);
+        admitted
+    }
+
+    fn left(&self, peer: IpAddr) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&peer);
+            }
+        }
+    }
+}
+
+/// Whoever has an address: of IPv6 each has a network of 2^64.
+fn peer_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address => address,
+    }
 }
 
 /// A place of one connection; given back when dropped.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicUsize>);
+pub struct Place {
+    count: Arc<AtomicUsize>,
+    peer: Option<(Arc<Peers>, IpAddr)>,
+}
 
 impl Place {
-    fn of(count: &Arc<AtomicUsize>) -> Self {
+    fn of(count: &Arc<AtomicUsize>, peer: Option<(Arc<Peers>, IpAddr)>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
+        Self { count: Arc::clone(count), peer }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some((peers, peer)) = &self.peer {
+            peers.left(*peer);
+        }
     }
 }
 
 impl Room {
     /// Room for `most` connections.
     pub fn new(most: usize) -> Self {
-        Self { most, inbound: Arc::default(), outbound: Arc::default(), turned_away: Arc::default() }
+        let (inbound, outbound, turned_away, peers) = Default::default();
+        Self { most, inbound, outbound, turned_away, peers }
     }
 
-    /// A place for a connection that comes in on this side, or one in which it is told that there is none; `None`: not even
-    /// that. Only the acceptor takes places.
-    pub fn take(&self, direction: Direction) -> Option<(Welcome, Place)> {
+    /// A place for a connection of `peer` that comes in on this side, or one in which it is told that there is none; `None`: not
+    /// even that. Only the acceptor takes places.
+    pub fn take(&self, direction: Direction, peer: IpAddr) -> Option<(Welcome, Place)> {
         let count = |side: &AtomicUsize| side.load(Ordering::Relaxed);
         let (mine, other) = match direction {
             Direction::Inbound => (&self.inbound, &self.outbound),
             Direction::Outbound => (&self.outbound, &self.inbound),
         };
-        if count(mine) + count(other) < self.most && count(mine) < self.most - self.most / 8 {
-            return Some((Welcome::Served, Place::of(mine)));
+        let most = self.most - self.most / 8;
+        if count(mine) + count(other) < self.most && count(mine) < most {
+            // What calls here on the outbound side is all one: the application.
+            let peer = (direction == Direction::Inbound).then(|| peer_of(peer));
+            if peer.is_none_or(|peer| self.peers.admit(peer, most.div_ceil(2))) {
+                let peer = peer.map(|peer| (Arc::clone(&self.peers), peer));
+                return Some((Welcome::Served, Place::of(mine, peer)));
+            }
         }
-        (count(&self.turned_away) < TURNED_AWAY_AT_ONCE).then(|| (Welcome::TurnedAway, Place::of(&self.turned_away)))
+        let told = count(&self.turned_away) < TURNED_AWAY_AT_ONCE;
+        told.then(|| (Welcome::TurnedAway, Place::of(&self.turned_away, None)))
     }
 }
 
@@ -108,13 +158,38 @@ mod tests {
     #[test]
     fn strangers_who_fill_one_side_leave_room_on_the_other() {
         let room = Room::new(16);
-        let served = |direction| room.take(direction).filter(|(welcome, _)| *welcome == Welcome::Served);
-        let inbound: Vec<_> = std::iter::from_fn(|| served(Direction::Inbound)).collect();
+        let served = |direction, peer: u8| {
+            let place = room.take(direction, [192, 0, 2, peer].into());
+            place.filter(|(welcome, _)| *welcome == Welcome::Served)
+        };
+        let inbound: Vec<_> = (0..20).filter_map(|peer| served(Direction::Inbound, peer)).collect();
         assert_eq!(inbound.len(), 14);
-        let outbound: Vec<_> = std::iter::from_fn(|| served(Direction::Outbound)).collect();
+        let outbound: Vec<_> = std::iter::from_fn(|| served(Direction::Outbound, 1)).collect();
         assert_eq!(outbound.len(), 2);
-        assert_eq!(room.take(Direction::Outbound).unwrap().0, Welcome::TurnedAway);
+        assert_eq!(room.take(Direction::Outbound, [127, 0, 0, 1].into()).unwrap().0, Welcome::TurnedAway);
         drop(inbound);
-        assert!(served(Direction::Outbound).is_some());
+        assert!(served(Direction::Outbound, 1).is_some());
+    }
+
+    #[test]
+    fn one_peer_takes_half_of_the_inbound_side_and_no_more() {
+        let room = Room::new(16);
+        let served = |peer: &str| {
+            let place = room.take(Direction::Inbound, peer.parse().unwrap());
+            place.filter(|(welcome, _)| *welcome == Welcome::Served)
+        };
+        let greedy: Vec<_> = std::iter::from_fn(|| served("192.0.2.1")).collect();
+        assert_eq!(greedy.len(), 7);
+        assert!(served("::ffff:192.0.2.1").is_none(), "the same address in another form");
+        let modest = served("192.0.2.2");
+        assert!(modest.is_some(), "another is served");
+        drop(greedy);
+        assert!(served("192.0.2.1").is_some(), "places are given back");
+        drop(modest);
+        let neighbours: Vec<_> = (0..20).filter_map(|host| served(&format!("2001:db8::{host}"))).collect();
+        assert_eq!(neighbours.len(), 7, "a network of IPv6 is one peer");
+        assert!(served("2001:db8:0:1::1").is_some());
+        drop(neighbours);
+        assert!(room.peers.0.lock().unwrap().is_empty(), "nobody is remembered who has gone");
     }
 }

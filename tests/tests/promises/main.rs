@@ -1,6 +1,7 @@
 //! What Equerry promises, each proved from outside over real sockets between real processes: one module per promise, all
 //! in one binary.
 
+mod abuse;
 mod api;
 mod apply_with_proof;
 mod authorization;

@@ -163,12 +163,21 @@ impl State {
         }
     }
 
+    /// How a stream that is not known any more ended. Where it is too long ago to say, a calling end has reset very many, and what
+    /// was said on them before the peer knew still comes.
+    fn how_ended(&self, stream: u32) -> Ended {
+        match self.streams.how_ended(stream) {
+            Ended::Unknown if self.role == Role::Calling => Ended::Dropped,
+            known => known,
+        }
+    }
+
     /// A frame on a stream that the protocol no longer knows, or never knew.
     fn unexpected(&self, stream: u32, what: &'static str) -> Result<(), Bad> {
         if self.is_idle(stream) {
             return Err(Bad::protocol(what));
         }
-        match self.streams.how_ended(stream) {
+        match self.how_ended(stream) {
             Ended::Dropped => Ok(()),
             Ended::Well | Ended::Unknown => {
                 Err(Bad::at(stream, Code::STREAM_CLOSED, "a frame on a stream that has ended"))
@@ -256,7 +265,7 @@ impl State {
                     return Err(Bad::protocol("HEADERS on a stream that was not begun"));
                 }
                 message::skip(&mut self.decoder, block).map_err(|unread| unread.at(0))?;
-                match self.streams.how_ended(id) {
+                match self.how_ended(id) {
                     Ended::Dropped => Ok(()),
                     Ended::Well => Err(Bad::connection(Code::STREAM_CLOSED, "HEADERS on a stream that has ended")),
                     Ended::Unknown => Err(Bad::protocol("the number of a stream is not larger than the last")),

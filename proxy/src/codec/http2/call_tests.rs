@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use super::super::by_hand::raw;
 use super::super::harness::*;
 use super::*;
 
@@ -288,6 +289,81 @@ async fn a_call_that_is_dropped_ends_the_work_at_the_other_end() {
         }
         assert_eq!(caller.0.borrow().streams.held(), 0);
         exchange(&caller, Method::GET, "/size?1", Content::of(Bytes::new())).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_much_leaves_the_connection_to_others() {
+    local(async {
+        let responder: Rc<ByPath> = Rc::default();
+        let (stream, _serving) = our_server(&responder);
+        let (caller, driving) = our_client(stream);
+        let nothing = || Content::of(Bytes::new());
+        let give_up = async |times| {
+            for _ in 0..times {
+                let mut waiting = Box::pin(exchange(&caller, Method::GET, "/wait", nothing()));
+                assert!(waits(&mut waiting).await);
+            }
+            tokio::task::yield_now().await;
+        };
+        give_up(60).await;
+        for _ in 0..20 {
+            exchange(&caller, Method::GET, "/size?1", nothing()).await.unwrap();
+        }
+        give_up(20).await;
+        assert!(caller.is_open(), "what came to its end makes good for what did not");
+        let mut neighbour = Box::pin(exchange(&caller, Method::GET, "/wait", nothing()));
+        assert!(waits(&mut neighbour).await);
+        give_up(4).await;
+        assert!(!caller.is_open(), "others begin elsewhere");
+        exchange(&caller, Method::GET, "/size?1", nothing()).await.unwrap_err();
+        // Who was there before is answered: the peer was never given a reason to end the connection.
+        while responder.waiting.get() != 1 {
+            assert!(waits(&mut neighbour).await);
+            tokio::task::yield_now().await;
+        }
+        responder.open_door.notify_waiters();
+        assert_eq!(neighbour.await.unwrap().1, "at last");
+        drop(caller);
+        assert_eq!(driving.await.unwrap(), "the connection is not needed any more");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_to_what_was_given_up_long_ago_ends_nothing() {
+    local(async {
+        let (mut theirs, ours) = tokio::io::duplex(1 << 20);
+        let (caller, _driving) = our_client(ours);
+        let nothing = || Content::of(Bytes::new());
+        let server = async {
+            by_hand(&mut theirs, b"", 0).await;
+            while let Some((kind, _, stream, _)) = frame(&mut theirs).await {
+                if kind == 1 && stream / 2 % 2 == 1 {
+                    // The first of all was given up, and nobody remembers it at last.
+                    let late = if stream > 1_190 {
+                        [&raw(1, 0x4, 1, b"\x88")[..], &raw(0, 0x1, 1, b"late")].concat()
+                    } else {
+                        Vec::new()
+                    };
+                    theirs.write_all(&[late, raw(1, 0x5, stream, b"\x88")].concat()).await.unwrap();
+                }
+            }
+        };
+        let calling = async {
+            for _ in 0..300 {
+                let mut given_up = Box::pin(exchange(&caller, Method::GET, "/", nothing()));
+                assert!(waits(&mut given_up).await);
+                drop(given_up);
+                let (parts, _, _) = exchange(&caller, Method::GET, "/", nothing()).await.unwrap();
+                assert_eq!(parts.status, StatusCode::OK);
+            }
+        };
+        tokio::select! {
+            () = server => unreachable!("the connection goes on"),
+            () = calling => {}
+        }
     })
     .await;
 }

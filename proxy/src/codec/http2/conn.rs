@@ -24,6 +24,10 @@ use crate::codec::{Link, MAX_HEADER_BYTES};
 
 /// An outbox that holds as much, though no DATA was added, belongs to a peer who asks and does not listen.
 const TOO_MUCH: usize = 1024 * 1024;
+/// A calling end begins nothing more on a connection on which it gave up so many streams beyond those that came to their end: with
+/// all that may be open then it stays below what the peer bears ([`super::flood`]). Callers that reset what they ask for do not end
+/// a connection that others share.
+const MOST_GIVEN_UP: u32 = 64;
 /// The table with which we decompress, and the largest with which we compress.
 const HEADER_TABLE: u32 = 4096;
 
@@ -68,6 +72,8 @@ pub(super) struct State {
     pub(super) max_streams: u32,
     /// They came.
     pub(super) is_settled: bool,
+    /// Streams that we reset, less those that came to their end.
+    given_up: u32,
     /// What we may send in all.
     pub(super) send_window: SendWindow,
     /// What the peer may send in all.
@@ -129,6 +135,7 @@ impl State {
             // Until the peer says how many; RFC 9113 section 6.5.2 recommends at least 100.
             max_streams: 100,
             is_settled: false,
+            given_up: 0,
             send_window: SendWindow::new(window::INITIAL),
             recv_window,
             unread: 0,
@@ -233,6 +240,7 @@ impl State {
             return;
         }
         let id = stream.id;
+        self.given_up = self.given_up.saturating_add(1);
         self.say(|out, _| frame::put_reset(out, id, code));
         self.over(key, over);
     }
@@ -249,6 +257,7 @@ impl State {
     fn close(&mut self, key: Key) {
         if self.streams.at(key).over.is_none() {
             self.flood.ended();
+            self.given_up = self.given_up.saturating_sub(1);
         }
         self.streams.close(key);
         if !self.starting.is_empty() || self.leaving || self.peer_leaving || self.disowned {
@@ -258,7 +267,8 @@ impl State {
 
     /// Whether another stream may begin.
     pub(super) fn is_open(&self) -> bool {
-        self.end.is_none() && !self.leaving && !self.peer_leaving && self.next_id <= frame::LARGEST_STREAM
+        let goes_on = self.end.is_none() && !self.leaving && !self.peer_leaving;
+        goes_on && self.next_id <= frame::LARGEST_STREAM && self.given_up < MOST_GIVEN_UP
     }
 
     /// Nothing waits any more for a stream to begin: none will.

@@ -16,6 +16,10 @@ use crate::codec::link::Link;
 
 /// Reads in one turn: others of this thread have a turn in between.
 const READS: usize = 16;
+/// Requests, and time, that are enough for one turn, for the same reason: a read may hold hundreds of requests, or fields that
+/// take long to decompress.
+const REQUESTS: usize = 32;
+const TURN: Duration = Duration::from_millis(1);
 /// A peer of whom nothing was heard for so long is asked for a sign of life.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// How long that sign may take.
@@ -156,6 +160,7 @@ impl Driver {
 
     /// Reads what there is.
     fn listen(&mut self, conn: &mut State, cx: &mut Context<'_>) -> Result<(), Bad> {
+        let mut began = None;
         for _ in 0..READS {
             match conn.link.poll_flow(None, cx) {
                 Poll::Pending => return Ok(()),
@@ -191,6 +196,11 @@ impl Driver {
             }
             if conn.is_overwhelmed() {
                 return Err(Bad::connection(Code::ENHANCE_YOUR_CALM, "more is asked for than is listened to"));
+            }
+            // The clock was read when this came.
+            let turn = self.heard - *began.get_or_insert(self.heard);
+            if self.news.arrived.len() >= REQUESTS || turn > TURN {
+                break;
             }
         }
         conn.wake_driver();
