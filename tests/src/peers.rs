@@ -1,11 +1,12 @@
 //! Third-party programs that tests speak to the mesh with. One that is not installed is said to be skipped, unless
 //! `EQUERRY_REQUIRE_PEERS=1` makes that a failure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use equerry::demo::process::Said;
+use tokio::process::Command;
 
 /// Whether a program can be used; says how to get it when not.
 ///
@@ -28,6 +29,29 @@ pub fn python_has(module: &str, install_with: &str) -> Result<bool> {
         .output()
         .is_ok_and(|output| output.status.success());
     usable(found, &format!("python3 with module {module}"), install_with)
+}
+
+/// The directory of Node's packages for tests, if `node` and a package are there; says how to get them when not.
+///
+/// # Errors
+/// When they are not and `EQUERRY_REQUIRE_PEERS=1`.
+pub fn node_has(package: &str) -> Result<Option<PathBuf>> {
+    const INSTALL: &str = "apt-get install nodejs npm; mkdir -p target/ci-npm && cp .ci/npm/* target/ci-npm && npm --prefix target/ci-npm ci";
+    if !installed("node", INSTALL)? {
+        return Ok(None);
+    }
+    let given = std::env::var_os("EQUERRY_NPM_PEERS").map(PathBuf::from);
+    let modules = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ci-npm"));
+    let found = modules.join("node_modules").join(package).is_dir();
+    Ok(usable(found, &format!("the package {package} of npm"), INSTALL)?.then_some(modules))
+}
+
+/// `node` running a module that finds its packages in this directory.
+pub fn node(modules: &Path, script: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("node");
+    // A module given so looks for its packages where it runs.
+    command.current_dir(modules).args(["--input-type=module", "--eval", script, "--"]).args(args);
+    command
 }
 
 fn usable(found: bool, program: &str, install_with: &str) -> Result<bool> {

@@ -161,6 +161,16 @@ impl Tokens {
         }
     }
 
+    pub(super) fn set_keys_of(&mut self, source: &KeySource, keys: &Arc<[Key]>) {
+        for rule in &mut self.rules {
+            if let RuleKeys::Fetched { from, now } = &mut rule.keys
+                && **from == *source
+            {
+                *now = Some(Arc::clone(keys));
+            }
+        }
+    }
+
     pub(super) fn compile(from: &[Scoped<NamedJwtRule>], complaints: &mut Vec<Complaint>) -> Self {
         let mut tokens = Self::default();
         for Scoped { ports, policy: NamedJwtRule { policy, rule } } in from {

@@ -1,12 +1,14 @@
 //! Everything a proxy enforces at its inbound, in the order it is asked: mutual TLS, tokens, authorization, tenants.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::authorization::{Authorization, Rule, Turn};
 use super::csrf::Csrf;
 use super::in_scope;
+use super::keys::Key;
 use super::tenants::Tenants;
-use super::tokens::{FetchedKeys, Tokens};
+use super::tokens::{FetchedKeys, KeySource, Tokens};
 use crate::complaint::Complaint;
 use crate::names::ServiceName;
 use crate::policy::{Mesh, MtlsMode, ServicePort};
@@ -64,6 +66,14 @@ impl CompiledWorkload {
     pub fn with_fetched(&self, fetched: &FetchedKeys) -> Self {
         let mut with = self.clone();
         with.tokens.set_fetched(fetched);
+        with
+    }
+
+    /// The same workload with other keys of one issuer.
+    #[must_use]
+    pub fn with_keys_of(&self, from: &KeySource, keys: &Arc<[Key]>) -> Self {
+        let mut with = self.clone();
+        with.tokens.set_keys_of(from, keys);
         with
     }
 

@@ -23,7 +23,7 @@ pub struct RequestAuthentication {
 
 /// What one issuer's tokens must be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "WrittenRule", into = "WrittenRule")]
 pub struct JwtRule {
     /// Exactly the `iss` claim.
     pub issuer: String,
@@ -31,25 +31,18 @@ pub struct JwtRule {
     pub audiences: Vec<String>,
     /// The key set (RFC 7517) as canonical JSON text; already checked to hold at least one usable public key. Empty: it is
     /// fetched.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub jwks: String,
     /// Where the key set is fetched, when it is not written down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched: Option<FetchedKeys>,
     /// Where in a request its tokens are; empty: in `Authorization: Bearer`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub places: Vec<TokenPlace>,
-    /// The application is given the token too. A control plane that does not say so knew no other way.
-    #[serde(default = "always")]
+    /// The application is given the token too.
     pub forward: bool,
     /// Claims that must be there.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub required_claims: Vec<RequiredClaim>,
     /// How far the clocks of issuer and workload may be apart.
-    #[serde(default = "usual_clock_skew")]
     pub clock_skew: Duration,
     /// What a token let in ends with it: when it expires, or its key is withdrawn.
-    #[serde(default)]
     pub end_streams_with_token: bool,
     /// A request without a token is refused with 401.
     pub required: bool,
@@ -57,6 +50,76 @@ pub struct JwtRule {
     pub claims_to_headers: Vec<ClaimHeader>,
     /// Where it was written.
     pub origin: Origin,
+}
+
+/// A rule as it is sent to proxies. The first version knew no rule without `jwks`: one that asks for more than that version
+/// could check has its keys elsewhere, so that such a proxy refuses it and keeps what it had.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenRule {
+    issuer: String,
+    audiences: Vec<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    jwks: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    keys: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fetched: Option<FetchedKeys>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    places: Vec<TokenPlace>,
+    /// A control plane that does not say so knew no other way.
+    #[serde(default = "always")]
+    forward: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    required_claims: Vec<RequiredClaim>,
+    #[serde(default = "usual_clock_skew")]
+    clock_skew: Duration,
+    #[serde(default)]
+    end_streams_with_token: bool,
+    required: bool,
+    claims_to_headers: Vec<ClaimHeader>,
+    origin: Origin,
+}
+
+impl From<JwtRule> for WrittenRule {
+    fn from(rule: JwtRule) -> Self {
+        let asks_more = !rule.required_claims.is_empty() || rule.end_streams_with_token || rule.clock_skew < CLOCK_SKEW;
+        let (jwks, keys) = if asks_more { (String::new(), rule.jwks) } else { (rule.jwks, String::new()) };
+        Self {
+            issuer: rule.issuer,
+            audiences: rule.audiences,
+            jwks,
+            keys,
+            fetched: rule.fetched,
+            places: rule.places,
+            forward: rule.forward,
+            required_claims: rule.required_claims,
+            clock_skew: rule.clock_skew,
+            end_streams_with_token: rule.end_streams_with_token,
+            required: rule.required,
+            claims_to_headers: rule.claims_to_headers,
+            origin: rule.origin,
+        }
+    }
+}
+
+impl From<WrittenRule> for JwtRule {
+    fn from(written: WrittenRule) -> Self {
+        Self {
+            issuer: written.issuer,
+            audiences: written.audiences,
+            jwks: if written.jwks.is_empty() { written.keys } else { written.jwks },
+            fetched: written.fetched,
+            places: written.places,
+            forward: written.forward,
+            required_claims: written.required_claims,
+            clock_skew: written.clock_skew,
+            end_streams_with_token: written.end_streams_with_token,
+            required: written.required,
+            claims_to_headers: written.claims_to_headers,
+            origin: written.origin,
+        }
+    }
 }
 
 /// One claim, and the header it is told in.
@@ -121,4 +184,35 @@ pub struct RequiredClaim {
     /// Any one of these, or a list with one of them; empty: whatever it says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule() -> JwtRule {
+        let first = r#"{"issuer":"a","audiences":[],"jwks":"{}","required":true,"claimsToHeaders":[],"origin":{"line":1}}"#;
+        serde_json::from_str(first).unwrap()
+    }
+
+    #[test]
+    fn a_rule_of_the_first_version_means_what_it_meant() {
+        let rule = rule();
+        assert!(rule.forward && rule.clock_skew == CLOCK_SKEW && rule.places.is_empty() && !rule.end_streams_with_token);
+        assert!(serde_json::to_string(&rule).unwrap().contains(r#""jwks":"{}""#), "and is sent as it was");
+    }
+
+    #[test]
+    fn a_rule_that_the_first_version_would_check_in_part_is_one_that_it_cannot_read() {
+        let claim = RequiredClaim { claim: vec!["a".into()], values: vec![] };
+        for asks_more in [
+            JwtRule { required_claims: vec![claim], ..rule() },
+            JwtRule { end_streams_with_token: true, ..rule() },
+            JwtRule { clock_skew: Duration::ZERO, ..rule() },
+        ] {
+            let text = serde_json::to_string(&asks_more).unwrap();
+            assert!(!text.contains("jwks"), "{text}");
+            assert_eq!(serde_json::from_str::<JwtRule>(&text).unwrap(), asks_more);
+        }
+    }
 }

@@ -315,6 +315,9 @@ impl Body for Answer {
                 Poll::Ready(Some(Ok(Frame::data(all))))
             }
             Content::Theirs(from) => {
+                if let Some(Err(refusal)) = this.watch.as_mut().map(|watch| watch.stands(cx)) {
+                    return Poll::Ready(this.cut(&refusal));
+                }
                 let polled = Pin::new(&mut *from).poll_frame(cx);
                 match &polled {
                     Poll::Pending => {
@@ -373,6 +376,10 @@ impl Outgoing for Answer {
 
     fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
         let Content::Theirs(from) = &mut self.content else { return None };
+        if let Some(Err(refusal)) = self.watch.as_mut().map(|watch| watch.stands(cx)) {
+            let _ = self.cut(&refusal);
+            return Some(Poll::Ready(Err(BodyError::Cut)));
+        }
         let polled = from.poll_fill(pipe, cx)?;
         let ended = from.is_end_stream();
         let refused = match &polled {

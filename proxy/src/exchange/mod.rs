@@ -13,6 +13,7 @@ pub(crate) mod mirror;
 pub(crate) mod overload;
 pub(crate) mod reply;
 pub(crate) mod serve;
+pub(crate) mod standing;
 pub(crate) mod tries;
 pub(crate) mod upgrade;
 pub(crate) mod watch;
@@ -26,7 +27,7 @@ mod door_tests;
 #[cfg(test)]
 mod filters_tests;
 #[cfg(test)]
-mod harness;
+pub(crate) mod harness;
 #[cfg(test)]
 mod health_tests;
 #[cfg(test)]
@@ -43,6 +44,8 @@ mod streams_tests;
 mod tests;
 #[cfg(test)]
 mod tries_tests;
+#[cfg(test)]
+mod token_tests;
 #[cfg(test)]
 mod tunnel_tests;
 #[cfg(test)]

@@ -8,8 +8,8 @@ use std::time::SystemTime;
 
 use equerry_traffic::deadline::Kind;
 use equerry_traffic::normalize::Normal;
-use equerry_traffic::token::Shown;
-use equerry_traffic::{Refusal, authorize, token};
+use equerry_traffic::token::Caller;
+use equerry_traffic::{Refusal, authorize};
 use http::request::Parts;
 use http::{HeaderMap, Method};
 
@@ -34,20 +34,28 @@ pub(super) fn possible(kind: Kind, spoken: Protocol, port: u16) -> Result<(), Re
 pub(crate) struct Asked {
     method: Method,
     normal: Normal,
-    /// As they came.
+    /// As they were judged: claims told in them.
     headers: HeaderMap,
-    at: SystemTime,
+    caller: Caller,
 }
 
 impl Asked {
-    /// Taken before a token's claims change the headers.
-    pub(super) fn of(head: &Parts, normal: &Normal) -> Self {
+    /// Taken once it is known who asks.
+    pub(super) fn of(head: &Parts, normal: &Normal, caller: &Caller) -> Self {
         let (method, headers) = (head.method.clone(), head.headers.clone());
-        Self { method, normal: normal.clone(), headers, at: SystemTime::now() }
+        Self { method, normal: normal.clone(), headers, caller: caller.clone() }
     }
 
-    /// Judges it again, as if it had come under the policy of now. A token that has ended since is no reason to refuse: it was
-    /// good when it was shown.
+    /// When the token ends that let it in, where that counts.
+    pub(crate) fn ends_at(&self, at: &Inbound, via: &Via) -> Option<SystemTime> {
+        let live = at.shared.live.load();
+        let workload = live.workload.as_ref()?;
+        let door = door::door(at, workload, via, &self.normal).ok()?;
+        self.caller.ends_at(workload, door.port)
+    }
+
+    /// Judges it again, as if it had come under the policy of now. A token that has ended since, or whose key was withdrawn, is
+    /// a reason to refuse only where its rule says so: it was good when it was shown.
     ///
     /// # Errors
     /// When it would not be let in.
@@ -55,15 +63,14 @@ impl Asked {
         let live = at.shared.live.load();
         let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
         let door = door::door(at, workload, via, &self.normal)?;
-        let mut headers = self.headers.clone();
-        let caller = token::verify(workload, door.port, Shown::headers(&mut headers), via.peer.as_ref(), self.at)?;
+        self.caller.still_believed(workload, door.port, SystemTime::now())?;
         let facts = authorize::Facts {
             method: &self.method,
             authority: self.normal.authority(),
             path: self.normal.path(),
-            headers: &headers,
+            headers: &self.headers,
             connection: via.connection(door.port),
         };
-        authorize::authorize(&caller, &facts, workload).map(drop)
+        authorize::authorize(&self.caller, &facts, workload).map(drop)
     }
 }

@@ -6,7 +6,7 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use equerry_policies::compile::RouteRule;
@@ -20,6 +20,7 @@ use tokio::time::Sleep;
 
 use super::facts::Record;
 use super::now;
+use super::standing::Standing;
 use super::tries::{self, Answered, Errand};
 use crate::codec::Seldom;
 use crate::live::Backend;
@@ -45,6 +46,8 @@ pub(crate) struct Watch {
     /// Who set the limits, where they are written down.
     rule: Option<Arc<RouteRule>>,
     backend: Option<Arc<Backend>>,
+    /// How long the token holds that let it in, where that counts.
+    standing: Option<Standing>,
 }
 
 impl Watch {
@@ -78,6 +81,27 @@ impl Watch {
         Self::with(deadline.after_head_at_callee(kind, began), kind)
     }
 
+    /// The same, over what a token let in that it must not outlast.
+    pub(crate) fn standing(mut self, standing: Option<Standing>) -> Self {
+        self.standing = standing;
+        self
+    }
+
+    /// Whether it may go on at all.
+    ///
+    /// # Errors
+    /// When the token that let it in has ended.
+    pub(crate) fn stands(&mut self, cx: &mut Context<'_>) -> Result<(), Refusal> {
+        match self.standing.as_mut().map(|standing| standing.poll(cx)) {
+            Some(Poll::Ready(refusal)) => {
+                // It has ended: nobody asks it again.
+                self.standing = None;
+                Err(refusal)
+            }
+            Some(Poll::Pending) | None => Ok(()),
+        }
+    }
+
     /// Over a connection that is made now, for bytes.
     pub(crate) fn over_connection(backend: &Arc<Backend>) -> Self {
         let began = now();
@@ -95,7 +119,7 @@ impl Watch {
     fn with(rest: Rest, kind: Kind) -> Self {
         let (allowed, has_begun, told, alarm, rule, backend) = (u64::MAX, false, None, None, None, None);
         let (waiting_since, blocked_since, unjudged) = (None, None, None);
-        Self { rest, kind, allowed, has_begun, waiting_since, blocked_since, told, alarm, unjudged, rule, backend }
+        Self { rest, kind, allowed, has_begun, waiting_since, blocked_since, told, alarm, unjudged, rule, backend, standing: None }
     }
 
     /// When a connection that goes on without HTTP must end, and who says so.
@@ -175,6 +199,7 @@ impl Watch {
         if moved {
             self.blocked_since = None;
         }
+        self.stands(cx)?;
         let since = *self.blocked_since.get_or_insert_with(now);
         let given_up = self.rest.unread.and_then(|unread| since.checked_add(unread));
         self.in_time(given_up, Rest::nobody_reads, cx)

@@ -20,9 +20,10 @@ use super::state_dir::{StateDir, write_durably};
 const MAGIC: &[u8; 6] = b"eqlg1\n";
 /// Bytes of the key.
 const KEY_LEN: usize = 32;
-/// The two files; the name is sealed with the content, so that one cannot be put in the other's place.
+/// The files; the name is sealed with the content, so that one cannot be put in the other's place.
 const CONFIG: &str = "config.sealed";
 const IDENTITY: &str = "identity.sealed";
+const KEYS: &str = "keys.sealed";
 const KEY: &str = "seal.key";
 
 /// The last configuration that was in force.
@@ -51,6 +52,18 @@ pub struct SavedResource {
     pub version: String,
     /// JSON of the view.
     pub body: String,
+}
+
+/// The keys of one issuer as they were fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SavedKeys {
+    /// Whose they are, where they came from, and by whose word: a hash.
+    pub source: String,
+    /// The key set.
+    pub text: String,
+    /// When they came, in milliseconds since 1970.
+    pub fetched_at: u64,
 }
 
 /// The identity as it was issued.
@@ -100,6 +113,7 @@ pub enum Unreadable {
 pub struct LastGood {
     config: PathBuf,
     identity: PathBuf,
+    keys: PathBuf,
     key_path: PathBuf,
     key: Option<LessSafeKey>,
 }
@@ -121,7 +135,7 @@ impl LastGood {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", key_path.display()))),
         };
-        Ok(Self { config: dir.file(CONFIG), identity: dir.file(IDENTITY), key_path, key })
+        Ok(Self { config: dir.file(CONFIG), identity: dir.file(IDENTITY), keys: dir.file(KEYS), key_path, key })
     }
 
     /// The last good configuration; `None`: there was none yet.
@@ -140,6 +154,24 @@ impl LastGood {
     pub fn identity(&self) -> Result<Option<SavedIdentity>, Unreadable> {
         let Some(plain) = self.unseal(&self.identity, IDENTITY)? else { return Ok(None) };
         serde_json::from_slice(&plain).map(Some).map_err(|_| damaged(&self.identity, "its content is no identity"))
+    }
+
+    /// The keys of issuers; `None`: there were none yet.
+    ///
+    /// # Errors
+    /// [`Unreadable`], the file kept aside.
+    pub fn keys(&self) -> Result<Option<Vec<SavedKeys>>, Unreadable> {
+        let Some(plain) = self.unseal(&self.keys, KEYS)? else { return Ok(None) };
+        serde_json::from_slice(&plain).map(Some).map_err(|_| damaged(&self.keys, "its content is of another version"))
+    }
+
+    /// Replaces the keys of issuers.
+    ///
+    /// # Errors
+    /// What the operating system says; the old file is then still there.
+    pub fn save_keys(&mut self, keys: &[SavedKeys]) -> io::Result<()> {
+        let plain = serde_json::to_vec(keys).map_err(io::Error::other)?;
+        self.seal(&self.keys.clone(), KEYS, plain)
     }
 
     /// Replaces the last good configuration.

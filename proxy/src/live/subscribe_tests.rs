@@ -114,6 +114,8 @@ fn subscriber(
         wants,
         want_names: watch::channel(BTreeSet::new()).0,
         found: watch::channel(Found::new()).1,
+        want_keys: watch::channel(BTreeSet::new()).0,
+        keys: watch::channel(FetchedKeys::new()).1,
         quotas: Arc::new(Quotas::new(instance)),
         observe: observe.clone(),
         status: Status::default(),

@@ -2,6 +2,7 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use super::family::Capped;
 use super::metrics::Families;
 
 /// Connections from callers.
@@ -78,5 +79,28 @@ impl Dns {
                 &["outcome"],
             ),
         }
+    }
+}
+
+/// Keys that issuers publish.
+#[derive(Debug)]
+pub(super) struct IssuerKeys {
+    pub(super) age: Capped<IntGaugeVec>,
+    pub(super) fetches: Capped<IntCounterVec>,
+}
+
+impl IssuerKeys {
+    pub(super) fn new(make: &Families<'_>, cap: usize) -> Self {
+        let age = make.gauges(
+            "equerry_jwks_age_seconds",
+            "How long ago the keys of each issuer were fetched; issuers that never answered have none.",
+            &["issuer"],
+        );
+        let fetches = make.counters(
+            "equerry_jwks_fetches_total",
+            "Tries to fetch the keys of each issuer: ok, or why not.",
+            &["issuer", "outcome"],
+        );
+        Self { age: Capped::new(age, cap), fetches: Capped::new(fetches, cap) }
     }
 }

@@ -1,9 +1,11 @@
 //! Connections that were opened by an exchange and go on without HTTP: after 101, or after 2xx to CONNECT.
 //!
 //! What held for the exchange holds on: its place in flight, its limits, its line in the log, which is written at the end. The
-//! callee judges it again with every change of configuration, and ends it with the caller's certificate.
+//! callee judges it again with every change of configuration, and ends it with the caller's certificate, or with the caller's token where
+//! its rule says so.
 
 use std::future::Future;
+use std::time::{Duration, SystemTime};
 
 use equerry_traffic::Refusal;
 use tokio::io::AsyncWriteExt;
@@ -16,6 +18,9 @@ use crate::codec::Link;
 use crate::exchange::body::{Answer, Opened};
 use crate::exchange::upgrade::Asked;
 use crate::inbound::{Inbound, Via};
+
+/// The clock is looked at so often at least: it may be set.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Goes on with a connection of the application.
 pub(crate) async fn opened_outbound(near: Link, answer: Answer) {
@@ -82,8 +87,12 @@ async fn no_longer_allowed(
         if let Err(refusal) = asked.judged_again(at, via) {
             return refusal;
         }
-        if changes.changed().await.is_err() {
-            return std::future::pending().await;
+        let ends = asked.ends_at(at, via).map(|ends| ends.duration_since(SystemTime::now()).unwrap_or_default());
+        tokio::select! {
+            () = tokio::time::sleep(ends.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN)) => {}
+            changed = changes.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            },
         }
     }
 }

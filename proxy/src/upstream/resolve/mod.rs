@@ -27,7 +27,8 @@ use equerry_traffic::outside::{self, ChosenBy};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::observe::Census;
-use memory::{Learned, Memory, Outcome};
+pub(crate) use memory::Outcome;
+use memory::{Learned, Memory};
 
 /// The addresses of names that Services stand for, as far as they were answered; a name that has none, or none that may be
 /// called, has an empty list.
