@@ -125,13 +125,12 @@ impl<'a> Storm<'a> {
     /// The answer, or how it broke off.
     async fn answer(&self, service: &str, kind: Kind, call: &str, http2: bool) -> Result<Result<Answer>> {
         let body = Full::new(Bytes::from(vec![b'b'; kind.body]));
-        let request = Request::builder().method(kind.method).header("x-call", call);
+        // By the second name every sidecar's log tells of it.
+        let request = Request::builder().method(kind.method).header("x-call", call).header("x-request-id", call);
         if !http2 {
             let answer = self.http1.send(request.uri(kind.path).header("host", service).body(body)?).await;
             return match answer {
                 Err(error) if error.to_string().starts_with("reading the answer") => Ok(Err(error)),
-                // A head that was not written before its connection was cut is gone with it.
-                Err(error) if went_away(&error) => Ok(Err(error)),
                 other => other.map(Ok),
             };
         }
@@ -150,14 +149,6 @@ impl<'a> Storm<'a> {
             Err(error) => Err(error.into()),
         })
     }
-}
-
-/// Whether a connection of HTTP/1.1 ended instead of an answer.
-fn went_away(error: &anyhow::Error) -> bool {
-    let words = format!("{error:#}");
-    ["Connection reset by peer", "connection closed before message completed", "Broken pipe"]
-        .iter()
-        .any(|end| words.contains(end))
 }
 
 /// Whether an answer is what the application sends, or the mesh's own.
