@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use equerry_tests::Mesh;
 use equerry_tests::previous::Previous;
+use equerry_tests::{Mesh, eventually};
 
 use crate::{PAIR, program};
 
