@@ -69,3 +69,49 @@ pub async fn ask(town: &Town, method: &str, path: &str, body: Bytes) -> Result<(
     let (status, body) = Admin::connect(town).await?.ask(method, path, "application/json", body).await?;
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
+
+/// Server-sent events of the admin API.
+#[derive(Debug)]
+pub struct Events {
+    body: hyper::body::Incoming,
+    text: String,
+}
+
+impl Events {
+    /// Opens a stream of events on a connection of its own.
+    ///
+    /// # Errors
+    /// When it is not answered with events.
+    pub async fn open(town: &Town, path: &str) -> Result<Self> {
+        let mut admin = Admin::connect(town).await?;
+        let request = Request::builder()
+            .uri(path)
+            .header("host", "localhost")
+            .header("authorization", format!("Bearer {}", admin.token))
+            .body(Full::default())?;
+        let response = admin.sender.send_request(request).await.context("sending")?;
+        let (status, kind) = (response.status(), response.headers().get("content-type").cloned());
+        anyhow::ensure!(kind.is_some_and(|kind| kind == "text/event-stream"), "answered with {status}");
+        Ok(Self { body: response.into_body(), text: String::new() })
+    }
+
+    /// The next event: its name and its data.
+    ///
+    /// # Errors
+    /// When the stream ends or breaks.
+    pub async fn next(&mut self) -> Result<(String, serde_json::Value)> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let event = event.to_owned();
+                self.text = rest.to_owned();
+                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+                if let (Some(name), Some(data)) = (field("event:"), field("data:")) {
+                    return Ok((name.to_owned(), serde_json::from_str(data)?));
+                }
+                continue;
+            }
+            let frame = self.body.frame().await.context("the stream ended")??;
+            self.text.push_str(std::str::from_utf8(frame.data_ref().context("no data")?)?);
+        }
+    }
+}
