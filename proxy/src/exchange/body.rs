@@ -224,6 +224,8 @@ pub(crate) type Held = Option<crate::live::Held>;
 enum Content {
     Ours(Option<Bytes>),
     Theirs(ResponseBody),
+    /// All of it has passed but the status of a gRPC call, which its application owes.
+    Unended,
     /// There is none: a connection stands.
     Connected(Box<Switched>),
     /// All of it has passed.
@@ -240,7 +242,7 @@ impl Answer {
     /// The upstream's body.
     pub(crate) fn theirs(from: ResponseBody, held: Held, watch: Option<Watch>, record: Record) -> Self {
         let left = from.size_hint().exact();
-        let content = if from.is_end_stream() { Content::Passed } else { Content::Theirs(from) };
+        let content = if from.is_end_stream() { end(watch.as_ref()) } else { Content::Theirs(from) };
         Self { content, left, held, watch, asked: None, record }
     }
 
@@ -260,7 +262,7 @@ impl Answer {
         let far = match std::mem::replace(&mut self.content, Content::Passed) {
             Content::Theirs(from) => from.switch(),
             Content::Connected(far) => Some(*far),
-            Content::Ours(_) | Content::Passed => None,
+            Content::Ours(_) | Content::Passed | Content::Unended => None,
         };
         let Some(far) = far else {
             self.record.broke(Reason::UpstreamReset);
@@ -287,6 +289,13 @@ impl Answer {
         self.left = self.left.map(|left| left.saturating_sub(bytes));
     }
 
+    /// It ends, well or without what must end it.
+    fn end(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        self.content = Content::Passed;
+        let ends = self.watch.as_mut().map_or(Ok(()), |watch| watch.ends(&self.record));
+        ends.err().and_then(|refusal| self.cut(&refusal))
+    }
+
     /// Ends it here: the caller sees that it is not whole, or, in a gRPC call, why.
     fn cut(&mut self, refusal: &Refusal) -> Option<Result<Frame<Bytes>, BodyError>> {
         let told = self.watch.take().filter(Watch::is_grpc).map(|_| Frame::trailers(reply::trailers(refusal)));
@@ -298,6 +307,11 @@ impl Answer {
         self.record.broke(refusal.reason());
         Some(told.ok_or(BodyError::Cut))
     }
+}
+
+/// What is left when all of a response has come.
+fn end(watch: Option<&Watch>) -> Content {
+    if watch.is_some_and(Watch::owes_status) { Content::Unended } else { Content::Passed }
 }
 
 impl Body for Answer {
@@ -314,6 +328,7 @@ impl Body for Answer {
                 this.content = Content::Passed;
                 Poll::Ready(Some(Ok(Frame::data(all))))
             }
+            Content::Unended => Poll::Ready(this.end()),
             Content::Theirs(from) => {
                 if let Some(Err(refusal)) = this.watch.as_mut().map(|watch| watch.stands(cx)) {
                     return Poll::Ready(this.cut(&refusal));
@@ -325,7 +340,7 @@ impl Body for Answer {
                             return Poll::Ready(this.cut(&refusal));
                         }
                     }
-                    Poll::Ready(None) => this.content = Content::Passed,
+                    Poll::Ready(None) => return Poll::Ready(this.end()),
                     Poll::Ready(Some(Err(_))) => this.upstream_broke(),
                     Poll::Ready(Some(Ok(frame))) => {
                         let ended = from.is_end_stream();
@@ -338,12 +353,15 @@ impl Body for Answer {
                             if let Some(word) = Stop::Trailers.outcome().filter(|_| watch.comes_too_late(trailers)) {
                                 this.record.observe().retry(word);
                             }
+                            if watch.owes_status() {
+                                return Poll::Ready(this.end());
+                            }
                         }
                         if frame.data_ref().is_some() {
                             this.count(bytes);
                         }
                         if ended {
-                            this.content = Content::Passed;
+                            this.content = end(this.watch.as_ref());
                         }
                     }
                 }
@@ -361,6 +379,7 @@ impl Body for Answer {
             Content::Passed | Content::Connected(_) => SizeHint::with_exact(0),
             Content::Ours(content) => SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64)),
             Content::Theirs(from) => from.size_hint(),
+            Content::Unended => SizeHint::default(),
         }
     }
 }

@@ -222,3 +222,46 @@ fn a_failed_grpc_call_is_believed_for_how_long_its_server_wants_no_calls() {
         }
     });
 }
+
+/// The trailers of a gRPC call over HTTP/2.
+async fn trailers_of(to: SocketAddr) -> Option<http::HeaderMap> {
+    let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::task::spawn_local(connection);
+    let mut asked = grpc(&[]).map(|_| ());
+    asked.headers_mut().remove("host");
+    *asked.uri_mut() = "http://orders/shop.Orders/Get".parse().unwrap();
+    let (response, _) = send.ready().await.unwrap().send_request(asked, true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    while let Some(data) = body.data().await {
+        data.unwrap();
+    }
+    body.trailers().await.unwrap()
+}
+
+#[test]
+fn a_grpc_call_that_ends_without_a_status_has_failed_for_everybody() {
+    on_one_thread(async {
+        let bare: &'static [(&str, &str)] = &[("x-other", "1")];
+        for message in [vec![], vec![(0, "half")], vec![(0, "half"), (5, "whole")]] {
+            for last in [None, Some(bare)] {
+                let said = message.clone();
+                let broken = application(move |_, _| {
+                    let said = said.iter().map(|(after, text)| (*after, data(text)));
+                    let all = said.chain(last.map(|last| (5, trailers(last)))).collect();
+                    async move { frames(&GRPC, all) }
+                })
+                .await;
+                let spec = "breaker: {consecutiveFailures: 1, penalty: {min: 60s, max: 60s}}";
+                let sidecar = grpc_caller(spec, &[broken.address]).await;
+                let heard = trailers_of(sidecar.outbound).await.unwrap_or_default();
+                let status = heard.get("grpc-status").map(|status| status.as_bytes());
+                assert_eq!(status, Some(&b"14"[..]), "{message:?} {last:?}");
+                assert_eq!(sidecar.log(1).await[0]["reason"], "upstream_reset", "{message:?} {last:?}");
+                let counted = sidecar.metrics("equerry_requests_total{");
+                assert!(counted.iter().any(|line| line.contains("reason=\"upstream_reset\"")), "{counted:?}");
+                assert!(ejected(&sidecar), "{message:?} {last:?}");
+            }
+        }
+    });
+}

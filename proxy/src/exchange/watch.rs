@@ -34,6 +34,8 @@ pub(crate) struct Watch {
     allowed: u64,
     /// The caller has seen data.
     has_begun: bool,
+    /// It is a gRPC call whose status has not come.
+    owes_status: bool,
     /// Since when the next piece is waited for.
     waiting_since: Option<Instant>,
     /// Since when the caller takes nothing of what waits for it.
@@ -68,7 +70,8 @@ impl Watch {
             // Nobody will send it again.
             told.whole.replace(None);
         }
-        let watch = Self { allowed, told, unjudged, rule, backend, ..Self::with(rest, kind) };
+        let owes_status = owes_status(kind, answered);
+        let watch = Self { allowed, owes_status, told, unjudged, rule, backend, ..Self::with(rest, kind) };
         match answered.body().size_hint().exact() {
             Some(length) if length > allowed => Err(watch.too_large()),
             _ => Ok(watch),
@@ -78,7 +81,8 @@ impl Watch {
     /// Begins at the callee, where nobody's policy is known but how long the caller will wait.
     pub(crate) fn at_callee(answered: &Answered, deadline: &Deadline, kind: Kind, began: Instant) -> Self {
         let kind = kind.answered(answered.status(), answered.headers());
-        Self::with(deadline.after_head_at_callee(kind, began), kind)
+        let owes_status = owes_status(kind, answered);
+        Self { owes_status, ..Self::with(deadline.after_head_at_callee(kind, began), kind) }
     }
 
     /// The same, over what a token let in that it must not outlast.
@@ -119,7 +123,21 @@ impl Watch {
     fn with(rest: Rest, kind: Kind) -> Self {
         let (allowed, has_begun, told, alarm, rule, backend) = (u64::MAX, false, None, None, None, None);
         let (waiting_since, blocked_since, unjudged) = (None, None, None);
-        Self { rest, kind, allowed, has_begun, waiting_since, blocked_since, told, alarm, unjudged, rule, backend, standing: None }
+        Self {
+            rest,
+            kind,
+            allowed,
+            has_begun,
+            owes_status: false,
+            waiting_since,
+            blocked_since,
+            told,
+            alarm,
+            unjudged,
+            rule,
+            backend,
+            standing: None,
+        }
     }
 
     /// When a connection that goes on without HTTP must end, and who says so.
@@ -130,6 +148,23 @@ impl Watch {
     /// Whether it is a gRPC call, which can be told of its end in trailers.
     pub(crate) fn is_grpc(&self) -> bool {
         self.kind == Kind::Grpc
+    }
+
+    /// The response ends here.
+    ///
+    /// # Errors
+    /// When it is a gRPC call without a status, which nobody may take for a success.
+    pub(crate) fn ends(&mut self, record: &Record) -> Result<(), Refusal> {
+        if !std::mem::take(&mut self.owes_status) {
+            return Ok(());
+        }
+        self.ended(Verdict::Failure, record);
+        Err(Refusal::UpstreamReset { detail: "the call ended without a gRPC status".to_owned() })
+    }
+
+    /// Whether it is a gRPC call whose status has not come.
+    pub(crate) fn owes_status(&self) -> bool {
+        self.owes_status
     }
 
     /// So many bytes have passed.
@@ -156,6 +191,7 @@ impl Watch {
     /// These trailers have come. Where a gRPC call failed by them, that is how it has ended.
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap, record: &Record) {
         let Some(status) = retry::status(trailers).filter(|_| self.is_grpc()) else { return };
+        self.owes_status = false;
         let verdict = Verdict::of_grpc(status);
         let alone = if verdict == Verdict::Success { None } else { tries::asked_alone(Some(trailers)) };
         self.ended_asking(verdict, alone, record);
@@ -241,4 +277,8 @@ impl Watch {
         let policy = traffic.and_then(|traffic| traffic.name.as_ref()).map(ToString::to_string).unwrap_or_default();
         Refusal::ResponseTooLarge { limit, policy: policy.into() }
     }
+}
+
+fn owes_status(kind: Kind, answered: &Answered) -> bool {
+    kind == Kind::Grpc && retry::owes_status(answered.status(), answered.headers())
 }

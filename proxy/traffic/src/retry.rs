@@ -14,7 +14,7 @@ use http::Method;
 
 pub use budget::RetryBudget;
 pub(crate) use grpc::is_grpc;
-pub use grpc::{http_code, may_look_for_trailers, status};
+pub use grpc::{http_code, may_look_for_trailers, owes_status, status};
 pub use hint::{Pushback, pushback, retry_after};
 
 use crate::deadline::Deadline;

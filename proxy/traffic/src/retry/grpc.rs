@@ -34,6 +34,12 @@ pub fn may_look_for_trailers(head: &HeaderMap, retry: Option<&Retry>, request_en
     request_ended && retry.is_some_and(can_decide) && is_grpc(head) && status(head).is_none()
 }
 
+/// Whether the head of a response to a gRPC call promises a status that is still to come, in trailers. A call that ends
+/// without one has failed, whatever was said before (gRPC over HTTP/2, "Responses").
+pub fn owes_status(code: http::StatusCode, head: &HeaderMap) -> bool {
+    code == http::StatusCode::OK && is_grpc(head) && status(head).is_none()
+}
+
 /// Whether a head is that of a gRPC call.
 pub(crate) fn is_grpc(head: &HeaderMap) -> bool {
     let Some(kind) = head.get(http::header::CONTENT_TYPE) else { return false };
@@ -66,5 +72,15 @@ mod tests {
         }
         let by_others = Retry { codes: vec![502], ..retry };
         assert!(!may_look_for_trailers(&grpc, Some(&by_others), true), "no gRPC status is 502");
+    }
+
+    #[test]
+    fn a_status_is_owed_where_a_grpc_answer_has_none_in_its_head() {
+        let ok = http::StatusCode::OK;
+        assert!(owes_status(ok, &head(&[("content-type", "application/grpc")])));
+        assert!(!owes_status(ok, &head(&[("content-type", "application/grpc"), ("grpc-status", "0")])));
+        // What no gRPC server said is known by its code, or its kind.
+        assert!(!owes_status(ok, &head(&[("content-type", "text/html")])));
+        assert!(!owes_status(http::StatusCode::BAD_GATEWAY, &head(&[("content-type", "application/grpc")])));
     }
 }
