@@ -191,14 +191,17 @@ mod tests {
     use super::*;
 
     fn rule() -> JwtRule {
-        let first = r#"{"issuer":"a","audiences":[],"jwks":"{}","required":true,"claimsToHeaders":[],"origin":{"line":1}}"#;
+        let first =
+            r#"{"issuer":"a","audiences":[],"jwks":"{}","required":true,"claimsToHeaders":[],"origin":{"line":1}}"#;
         serde_json::from_str(first).unwrap()
     }
 
     #[test]
     fn a_rule_of_the_first_version_means_what_it_meant() {
         let rule = rule();
-        assert!(rule.forward && rule.clock_skew == CLOCK_SKEW && rule.places.is_empty() && !rule.end_streams_with_token);
+        assert!(
+            rule.forward && rule.clock_skew == CLOCK_SKEW && rule.places.is_empty() && !rule.end_streams_with_token
+        );
         assert!(serde_json::to_string(&rule).unwrap().contains(r#""jwks":"{}""#), "and is sent as it was");
     }
 

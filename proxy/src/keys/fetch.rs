@@ -176,7 +176,9 @@ fn of_machine() -> Result<Arc<ClientConfig>, String> {
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
         let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-        return Err(format!("this machine trusts nobody{why}: install ca-certificates, or write jwksCa"));
+        return Err(format!(
+            "this machine trusts nobody{why}: install ca-certificates, set SSL_CERT_FILE, or write jwksCa"
+        ));
     }
     client(roots)
 }

@@ -5,8 +5,8 @@
 //! pointers, any other one hash of borrowed parts.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,9 +26,13 @@ use super::tally::{self, Tally, Way, tally};
 use super::{Direction, Exchange, process, reason};
 
 /// Seconds: from half a millisecond (a call within a machine) to ten seconds (longer than a caller waits).
-pub(crate) const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub(crate) const BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// What stands for a part that is not known, as Istio writes it.
 const UNKNOWN: &str = "unknown";
+
+/// How many were made in this process: tests make several.
+static OBSERVERS: AtomicU64 = AtomicU64::new(0);
 
 /// All families of this process.
 #[derive(Debug)]
@@ -146,7 +150,6 @@ impl Metrics {
         reason = "a family refused here would be a mistake in this function, seen by its first test"
     )]
     pub(super) fn new(cap: usize) -> Self {
-        static OBSERVERS: AtomicU64 = AtomicU64::new(0);
         let registry = Registry::new();
         let make = Families { registry: &registry };
         let counters = |name: &str, help: &str, labels: &[&str]| Capped::new(make.counters(name, help, labels), cap);
@@ -221,11 +224,7 @@ impl Metrics {
                 "Endpoints taken out of balancing, by reason.",
                 &["reason"],
             ),
-            spans: make.counters(
-                "equerry_spans_total",
-                "Spans of traces, by what became of them.",
-                &["outcome"],
-            ),
+            spans: make.counters("equerry_spans_total", "Spans of traces, by what became of them.", &["outcome"]),
             mirrored: make.counters(
                 "equerry_mirrored_total",
                 "Copies of requests that routes ask for, by what became of them.",
