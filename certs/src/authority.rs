@@ -1,7 +1,10 @@
-//! The certificate authority: a root (ten years) that signs an issuing certificate (one year), which signs workloads.
+//! The certificate authority: a root (ten years) that signs an issuing certificate (one year), which signs workloads. Or
+//! an issuing certificate that somebody else's root signed, brought as PEM ([`brought`]).
 //!
 //! It decides the names: of a request only the key is believed, once its signature proves that the asker holds it. A
 //! request that names somebody else is refused, naming both. Keys leave only as PEM, for the floor above to keep.
+
+pub mod brought;
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -20,10 +23,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::BACKDATE;
-use crate::bundle::{BundleFault, TrustBundle};
+use crate::bundle::{BundleFault, TrustBundle, hex};
 use crate::identity::key_signs;
 use crate::pem::{self, BadPem};
-use crate::request::{KeyFault, key_in, new_key};
+use crate::request::{KeyFault, any_key_in, new_key};
 use crate::skew::{from_unix, in_seconds, rfc3339};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -46,21 +49,28 @@ const MAX_REQUEST: usize = 16 << 10;
 pub struct Authority {
     trust_domain: TrustDomain,
     root: CertificateDer<'static>,
-    root_key: Zeroizing<Vec<u8>>,
-    issuing: CertificateDer<'static>,
+    /// `None`: the root is somebody else's.
+    root_key: Option<Zeroizing<Vec<u8>>>,
+    /// The issuing certificate, then those between it and the root.
+    issuing: Vec<CertificateDer<'static>>,
+    /// The issuing key once more, certified by the root before this one.
+    cross: Option<CertificateDer<'static>>,
     issuing_key: Zeroizing<Vec<u8>>,
     issuing_not_after: SystemTime,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// An authority as it is kept in files.
+#[derive(Clone)]
 pub struct AuthorityPem {
     /// Certificate of the root.
     pub root: String,
-    /// Private key of the root, PKCS#8.
-    pub root_key: Zeroizing<String>,
-    /// Issuing certificate.
+    /// Private key of the root, PKCS#8; `None` when the root is somebody else's.
+    pub root_key: Option<Zeroizing<String>>,
+    /// Issuing certificate, then those between it and the root.
     pub issuing: String,
+    /// The issuing key as the root before this one certified it; `None` outside a rotation.
+    pub cross: Option<String>,
     /// Private key of the issuing certificate, PKCS#8.
     pub issuing_key: Zeroizing<String>,
 }
@@ -100,8 +110,10 @@ impl HostName {
 /// A certificate that was issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issued {
-    /// Leaf first, then the issuing certificate.
+    /// Leaf first, then the issuing certificate, then whatever else leads to a root.
     pub chain: Vec<CertificateDer<'static>>,
+    /// Its serial number, in lower-case hexadecimal.
+    pub serial: String,
     /// Whose it is.
     pub id: SpiffeId,
     /// From when it holds: five minutes before it was issued.
@@ -121,23 +133,25 @@ impl Authority {
         let params = signer_params(&trust_domain, "root", BasicConstraints::Constrained(1), ROOT_LIFE, now)?;
         let root = params.self_signed(&root_pair).map_err(AuthorityFault::unusable)?.der().clone();
         let (issuing, issuing_key) = new_issuing(&trust_domain, &root, &root_key, now)?;
-        Self::assemble(root, root_key, issuing, issuing_key)
+        Self::assemble(root, Some(root_key), vec![issuing], issuing_key, None, &trust_domain)
     }
 
-    /// Reads an authority that was kept.
+    /// Reads an authority that was kept. One that was brought names no trust domain: it is `brought_for` one.
     ///
     /// # Errors
     /// When a part is broken, or the parts do not belong together.
-    pub fn from_pem(kept: &AuthorityPem) -> Result<Self, AuthorityFault> {
+    pub fn from_pem(kept: &AuthorityPem, brought_for: &TrustDomain) -> Result<Self, AuthorityFault> {
         let one = |text: &str| {
             let mut all = pem::read_certificates(text)?;
             Ok::<_, AuthorityFault>(all.swap_remove(0))
         };
         Self::assemble(
             one(&kept.root)?,
-            pem::read_private_key(&kept.root_key)?,
-            one(&kept.issuing)?,
+            kept.root_key.as_ref().map(|key| pem::read_private_key(key)).transpose()?,
+            pem::read_certificates(&kept.issuing)?,
             pem::read_private_key(&kept.issuing_key)?,
+            kept.cross.as_deref().map(one).transpose()?,
+            brought_for,
         )
     }
 
@@ -151,31 +165,83 @@ impl Authority {
         let root_key = pem::read_private_key(root_key)?;
         let (trust_domain, _) = read_signer(&root, "root")?;
         let (issuing, issuing_key) = new_issuing(&trust_domain, &root, &root_key, now)?;
-        Self::assemble(root, root_key, issuing, issuing_key)
+        Self::assemble(root, Some(root_key), vec![issuing], issuing_key, None, &trust_domain)
     }
 
     /// What to keep: two certificates and two private keys.
     pub fn to_pem(&self) -> AuthorityPem {
         AuthorityPem {
             root: pem::certificates(std::slice::from_ref(&self.root)),
-            root_key: pem::private_key(&self.root_key),
-            issuing: pem::certificates(std::slice::from_ref(&self.issuing)),
+            root_key: self.root_key.as_ref().map(|key| pem::private_key(key)),
+            issuing: pem::certificates(&self.issuing),
+            cross: self.cross.as_ref().map(|cross| pem::certificates(std::slice::from_ref(cross))),
             issuing_key: pem::private_key(&self.issuing_key),
         }
     }
 
     /// Replaces the issuing certificate (and its key) when too little of its life is left. Tells whether it did: then the
-    /// authority is to be kept again.
+    /// authority is to be kept again. One that was brought is replaced by whoever brought it.
     ///
     /// # Errors
     /// When no key can be made.
     pub fn renew_issuing_if_due(&mut self, now: SystemTime) -> Result<bool, AuthorityFault> {
-        if self.issuing_not_after > now + ISSUING_MARGIN {
+        let Some(root_key) = self.root_key.as_ref().filter(|_| self.issuing_not_after <= now + ISSUING_MARGIN) else {
             return Ok(false);
-        }
-        let (issuing, issuing_key) = new_issuing(&self.trust_domain, &self.root, &self.root_key, now)?;
-        *self = Self::assemble(self.root.clone(), self.root_key.clone(), issuing, issuing_key)?;
+        };
+        let (issuing, issuing_key) = new_issuing(&self.trust_domain, &self.root, root_key, now)?;
+        let (root, root_key, domain) = (self.root.clone(), Some(root_key.clone()), self.trust_domain.clone());
+        *self = Self::assemble(root, root_key, vec![issuing], issuing_key, None, &domain)?;
         Ok(true)
+    }
+
+    /// Has the root of `older` certify this authority's issuing key too: whoever knows only that root believes what this
+    /// one issues. Tells whether it could: not where one of the two was brought.
+    ///
+    /// # Errors
+    /// When the certificate cannot be made.
+    pub fn be_certified_by(&mut self, older: &Self, now: SystemTime) -> Result<bool, AuthorityFault> {
+        let ours = !self.is_brought() && older.trust_domain == self.trust_domain;
+        let Some(older_key) = older.root_key.as_ref().filter(|_| ours) else { return Ok(false) };
+        let (_, older_end) = read_signer(&older.root, "root")?;
+        let signer = Issuer::from_ca_cert_der(&older.root, any_key_in(older_key)?).map_err(AuthorityFault::unusable)?;
+        // Chains are built by names: the subject is the very one that leaves name as their issuer.
+        let below = BasicConstraints::Constrained(0);
+        let mut params = signer_params(&self.trust_domain, "issuing", below, ISSUING_LIFE, now)?;
+        params.not_after = in_seconds(self.issuing_not_after.min(older_end));
+        let key = any_key_in(&self.issuing_key)?;
+        let cross = params.signed_by(&key, &signer).map_err(AuthorityFault::unusable)?;
+        self.cross = Some(cross.der().clone());
+        Ok(true)
+    }
+
+    /// The same authority, no longer vouched for by the root before it.
+    pub fn stand_alone(&mut self) {
+        self.cross = None;
+    }
+
+    /// Whether the root before this one vouches for it too.
+    pub fn is_certified_twice(&self) -> bool {
+        self.cross.is_some()
+    }
+
+    /// Whether the root is somebody else's, who brought the issuing certificate.
+    pub fn is_brought(&self) -> bool {
+        self.root_key.is_none()
+    }
+
+    /// Until when the root holds.
+    pub fn root_not_after(&self) -> SystemTime {
+        brought::end_of(&self.root).unwrap_or(self.issuing_not_after)
+    }
+
+    /// The root's certificate.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The issuing certificate, then those between it and the root.
+    pub fn issuing(&self) -> &[CertificateDer<'static>] {
+        &self.issuing
     }
 
     /// The trust domain this authority vouches for, fixed when it was made.
@@ -191,7 +257,7 @@ impl Authority {
         TrustBundle::new(self.trust_domain.clone(), vec![self.root.clone()])
     }
 
-    /// Until when the issuing certificate holds.
+    /// Until when the issuing certificate holds, and all that lead from it to the root.
     pub fn issuing_not_after(&self) -> SystemTime {
         self.issuing_not_after
     }
@@ -245,29 +311,48 @@ impl Authority {
         }
         let params = leaf_params(id, names, now - BACKDATE, not_after)?;
         let (not_before, not_after) = (params.not_before.into(), params.not_after.into());
+        let params_serial = params.serial_number.as_ref().map(SerialNumber::to_bytes).unwrap_or_default();
         let leaf =
             params.signed_by(key, &self.issuer).map_err(|error| SignFault::Failed { error: error.to_string() })?;
-        Ok(Issued { chain: vec![leaf.der().clone(), self.issuing.clone()], id: id.clone(), not_before, not_after })
+        let above = self.issuing.iter().chain(&self.cross).cloned();
+        let chain = std::iter::once(leaf.der().clone()).chain(above).collect();
+        Ok(Issued { chain, serial: hex(&params_serial), id: id.clone(), not_before, not_after })
     }
 
     fn assemble(
         root: CertificateDer<'static>,
-        root_key: Zeroizing<Vec<u8>>,
-        issuing: CertificateDer<'static>,
+        root_key: Option<Zeroizing<Vec<u8>>>,
+        issuing: Vec<CertificateDer<'static>>,
         issuing_key: Zeroizing<Vec<u8>>,
+        cross: Option<CertificateDer<'static>>,
+        brought_for: &TrustDomain,
     ) -> Result<Self, AuthorityFault> {
-        let (trust_domain, _) = read_signer(&root, "root")?;
-        let (issuing_domain, issuing_not_after) = read_signer(&issuing, "issuing")?;
-        if trust_domain != issuing_domain || !signed_by(&issuing, &root) {
-            return Err(AuthorityFault::NotOfRoot);
+        let own = issuing.first().ok_or(AuthorityFault::NotASigner { which: "issuing" })?;
+        let mut issuing_not_after = brought::end_of(own)?;
+        for (below, above) in issuing.iter().zip(issuing.iter().skip(1).chain([&root])) {
+            if !signed_by(below, above) {
+                return Err(AuthorityFault::NotOfRoot);
+            }
+            issuing_not_after = issuing_not_after.min(brought::end_of(above)?);
         }
-        for (key, certificate, which) in [(&root_key, &root, "root"), (&issuing_key, &issuing, "issuing")] {
+        let trust_domain = match &root_key {
+            Some(_) => {
+                let ((ours, _), (issuing_domain, _)) = (read_signer(&root, "root")?, read_signer(own, "issuing")?);
+                if ours != issuing_domain {
+                    return Err(AuthorityFault::NotOfRoot);
+                }
+                ours
+            }
+            None => brought_for.clone(),
+        };
+        let pairs = [(root_key.as_ref(), &root, "root"), (Some(&issuing_key), own, "issuing")];
+        for (key, certificate, which) in pairs.into_iter().filter_map(|(key, of, which)| Some((key?, of, which))) {
             if !key_signs(key, certificate)? {
                 return Err(AuthorityFault::OtherKey { which });
             }
         }
-        let issuer = Issuer::from_ca_cert_der(&issuing, key_in(&issuing_key)?).map_err(AuthorityFault::unusable)?;
-        Ok(Self { trust_domain, root, root_key, issuing, issuing_key, issuing_not_after, issuer })
+        let issuer = Issuer::from_ca_cert_der(own, any_key_in(&issuing_key)?).map_err(AuthorityFault::unusable)?;
+        Ok(Self { trust_domain, root, root_key, issuing, cross, issuing_key, issuing_not_after, issuer })
     }
 }
 
@@ -315,7 +400,7 @@ fn new_issuing(
     root_key: &[u8],
     now: SystemTime,
 ) -> Result<(CertificateDer<'static>, Zeroizing<Vec<u8>>), AuthorityFault> {
-    let signer = Issuer::from_ca_cert_der(root, key_in(root_key)?).map_err(AuthorityFault::unusable)?;
+    let signer = Issuer::from_ca_cert_der(root, any_key_in(root_key)?).map_err(AuthorityFault::unusable)?;
     let (pair, key) = new_key()?;
     let params = signer_params(trust_domain, "issuing", BasicConstraints::Constrained(0), ISSUING_LIFE, now)?;
     let issuing = params.signed_by(&pair, &signer).map_err(AuthorityFault::unusable)?;
@@ -489,7 +574,7 @@ pub enum SignFault {
         ours: TrustDomain,
     },
     /// The issuing certificate itself has expired.
-    #[error("the issuing certificate expired at {}: restart the control plane, which replaces it", rfc3339(*.not_after))]
+    #[error("the issuing certificate expired at {}: restart the control plane, which replaces it (one that was brought must be brought anew)", rfc3339(*.not_after))]
     AuthorityExpired {
         /// When.
         not_after: SystemTime,

@@ -1,14 +1,17 @@
-//! Whom a trust domain believes: its root certificates, and the pin by which a newcomer knows the right one.
+//! Whom a trust domain believes: its root certificates, less those identities that were revoked, and the pin by which a
+//! newcomer knows the right root.
 //!
 //! A pin is the SHA-256 of a root's SubjectPublicKeyInfo, so that a root can be renewed under the same key without
 //! breaking join tokens that were handed out.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use equerry_policies::names::TrustDomain;
+use equerry_policies::names::{SpiffeId, TrustDomain};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -52,12 +55,15 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The roots of one trust domain; at least one, each a certificate that may sign others.
+/// The roots of one trust domain; at least one, each a certificate that may sign others. And who is not believed whatever
+/// these have signed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "KeptBundle", into = "KeptBundle")]
 pub struct TrustBundle {
     trust_domain: TrustDomain,
     roots: Vec<CertificateDer<'static>>,
+    generation: u64,
+    revoked: Arc<BTreeSet<SpiffeId>>,
 }
 
 impl TrustBundle {
@@ -78,7 +84,33 @@ impl TrustBundle {
                 return Err(BundleFault::NotARoot { subject: certificate.subject().to_string() });
             }
         }
-        Ok(Self { trust_domain, roots })
+        Ok(Self { trust_domain, roots, generation: 0, revoked: Arc::default() })
+    }
+
+    /// The same roots, as the control plane's `generation` of trust, in which these identities are revoked.
+    #[must_use]
+    pub fn of_generation(self, generation: u64, revoked: BTreeSet<SpiffeId>) -> Self {
+        Self { generation, revoked: Arc::new(revoked), ..self }
+    }
+
+    /// Which state of the control plane's trust this is; it grows with every change. 0: nobody said.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Identities that are not believed any more, whoever signed their certificates.
+    pub fn revoked(&self) -> &Arc<BTreeSet<SpiffeId>> {
+        &self.revoked
+    }
+
+    /// Whether this identity is believed no more.
+    pub fn revokes(&self, id: &SpiffeId) -> bool {
+        !self.revoked.is_empty() && self.revoked.contains(id)
+    }
+
+    /// The pins of all roots, in their order.
+    pub fn pins(&self) -> Vec<Pin> {
+        self.roots.iter().filter_map(|root| Pin::of(root).ok()).collect()
     }
 
     /// Reads the roots from PEM.
@@ -122,7 +154,12 @@ impl fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pins: Vec<_> =
             self.roots.iter().map(|root| Pin::of(root).map_or_else(|_| "?".to_owned(), |pin| pin.0)).collect();
-        f.debug_struct("TrustBundle").field("trust_domain", &self.trust_domain).field("pins", &pins).finish()
+        f.debug_struct("TrustBundle")
+            .field("trust_domain", &self.trust_domain)
+            .field("pins", &pins)
+            .field("generation", &self.generation)
+            .field("revoked", &self.revoked.len())
+            .finish()
     }
 }
 
@@ -132,19 +169,25 @@ impl fmt::Debug for TrustBundle {
 struct KeptBundle {
     trust_domain: TrustDomain,
     roots: Vec<String>,
+    #[serde(default)]
+    generation: u64,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    revoked: BTreeSet<SpiffeId>,
 }
 
 impl From<TrustBundle> for KeptBundle {
     fn from(bundle: TrustBundle) -> Self {
         let roots = bundle.roots.iter().map(|root| STANDARD.encode(root)).collect();
-        Self { trust_domain: bundle.trust_domain, roots }
+        let revoked = Arc::unwrap_or_clone(bundle.revoked);
+        Self { trust_domain: bundle.trust_domain, roots, generation: bundle.generation, revoked }
     }
 }
 
 impl TryFrom<KeptBundle> for TrustBundle {
     type Error = BundleFault;
     fn try_from(kept: KeptBundle) -> Result<Self, BundleFault> {
-        Self::new(kept.trust_domain, certificates_in(&kept.roots).ok_or(BundleFault::NotACertificate)?)
+        let roots = certificates_in(&kept.roots).ok_or(BundleFault::NotACertificate)?;
+        Ok(Self::new(kept.trust_domain, roots)?.of_generation(kept.generation, kept.revoked))
     }
 }
 

@@ -18,7 +18,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::bundle::certificates_in;
 use crate::leaf::{Leaf, PeerFault};
-use crate::request::{KeyFault, key_in};
+use crate::request::{KeyFault, any_key_in};
 
 /// A key and the chain that says whose it is.
 #[derive(Clone, Serialize, Deserialize)]
@@ -46,6 +46,11 @@ impl Identity {
     /// Who this is.
     pub fn id(&self) -> &SpiffeId {
         &self.leaf.id
+    }
+
+    /// The serial number of its certificate, in lower-case hexadecimal.
+    pub fn serial(&self) -> &str {
+        &self.leaf.serial
     }
 
     /// From when it holds.
@@ -84,7 +89,7 @@ impl fmt::Debug for Identity {
 
 /// Whether a certificate is of this private key.
 pub(crate) fn key_signs(pkcs8: &[u8], certificate: &CertificateDer<'_>) -> Result<bool, KeyFault> {
-    let pair = key_in(pkcs8)?;
+    let pair = any_key_in(pkcs8)?;
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Ok(false) };
     Ok(certificate.public_key().subject_public_key.data.as_ref() == pair.der_bytes())
 }

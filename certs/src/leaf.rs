@@ -11,6 +11,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::bundle::hex;
 use crate::skew::{from_unix, rfc3339};
 
 /// What a workload's certificate says.
@@ -22,6 +23,8 @@ pub struct Leaf {
     pub not_before: SystemTime,
     /// Until when it holds.
     pub not_after: SystemTime,
+    /// Its serial number, in lower-case hexadecimal.
+    pub serial: String,
 }
 
 impl Leaf {
@@ -43,6 +46,7 @@ impl Leaf {
             id,
             not_before: time(validity.not_before.timestamp())?,
             not_after: time(validity.not_after.timestamp())?,
+            serial: hex(certificate.raw_serial()),
         })
     }
 
@@ -69,6 +73,12 @@ impl Leaf {
             Err(PeerFault::OtherTrustDomain { found: self.id.clone(), expected: expected.clone() })
         }
     }
+}
+
+/// Until when a certificate holds, whosever it is; `None`: it is none.
+pub fn holds_until(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    from_unix(certificate.validity().not_after.timestamp())
 }
 
 fn the_one_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, PeerFault> {
@@ -178,6 +188,12 @@ pub enum PeerFault {
         found: SpiffeId,
         /// Who was expected.
         expected: Vec<SpiffeId>,
+    },
+    /// Somebody whose identity was revoked.
+    #[error("the identity {found} was revoked; `equerry certs revocations` says when and by whom")]
+    Revoked {
+        /// Who it is.
+        found: SpiffeId,
     },
     /// The root of a join token is not among what the control plane showed.
     #[error(

@@ -15,11 +15,12 @@ pub mod skew;
 #[cfg(feature = "tls")]
 pub mod tls;
 
+pub use authority::brought::{BroughtFault, Part, Texts};
 pub use authority::{Authority, AuthorityFault, AuthorityPem, HostName, Issued, SignFault};
 pub use bundle::{BundleFault, Pin, TrustBundle};
 pub use identity::{Identity, IdentityFault};
 pub use join::{AdminToken, BadToken, JoinToken, SecretHash};
-pub use leaf::{Leaf, PeerFault};
+pub use leaf::{Leaf, PeerFault, holds_until};
 pub use request::{KeyFault, Request};
 pub use signing::{SigningKey, VerifyingKey};
 pub use skew::{MAX_SKEW, Skew, rfc3339};

@@ -12,9 +12,9 @@ pub enum KeyFault {
     /// The system gives no random bytes.
     #[error("the system gives no random bytes, so no key or token can be made")]
     NoRandomness,
-    /// Not an ECDSA P-256 key in PKCS#8.
-    #[error("found a key that is not ECDSA P-256 in PKCS#8 ({error})")]
-    NotP256 {
+    /// Not a key that can sign certificates.
+    #[error("found a key that cannot sign certificates, expected ECDSA, RSA or Ed25519 in PKCS#8 ({error})")]
+    Unknown {
         /// What the reader said.
         error: String,
     },
@@ -62,10 +62,9 @@ pub(crate) fn new_key() -> Result<(KeyPair, Zeroizing<Vec<u8>>), KeyFault> {
     Ok((pair, pkcs8))
 }
 
-/// Reads a key from PKCS#8.
-pub(crate) fn key_in(pkcs8: &[u8]) -> Result<KeyPair, KeyFault> {
-    KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8), &PKCS_ECDSA_P256_SHA256)
-        .map_err(|error| KeyFault::NotP256 { error: error.to_string() })
+/// Reads a key of any kind that can sign certificates: ECDSA, RSA or Ed25519.
+pub(crate) fn any_key_in(pkcs8: &[u8]) -> Result<KeyPair, KeyFault> {
+    KeyPair::try_from(&PrivatePkcs8KeyDer::from(pkcs8)).map_err(|error| KeyFault::Unknown { error: error.to_string() })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]

@@ -1,7 +1,10 @@
-//! The certificate authority in its state directory: made on first start, read again on every other.
+//! The certificate authority in its state directory: made on first start, or brought; read again on every other. And what
+//! the mesh believes at this moment ([`trust`]), which is more than one root while they are rotated.
 //!
 //! Keys are 0600, written to a temporary file, synced and renamed; a key that others can read is refused. A first start
 //! that was interrupted begins again, an authority that was once complete is never replaced.
+
+pub mod trust;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -10,12 +13,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use equerry_certs::pem::BadPem;
 use equerry_certs::{
-    AuthorityFault, AuthorityPem, BundleFault, HostName, Identity, IdentityFault, Issued, KeyFault, Pin, Request,
-    SignFault, SigningKey, TrustBundle, Zeroizing,
+    AuthorityFault, AuthorityPem, BroughtFault, BundleFault, HostName, Identity, IdentityFault, Issued, KeyFault, Part,
+    Pin, Request, SignFault, SigningKey, Texts, TrustBundle, Zeroizing,
 };
 use equerry_policies::names::{BadName, SpiffeId, TrustDomain, control_plane_id};
+use tokio::sync::watch;
+
+use trust::{Phase, Rotation, Trust};
 
 const ROOT_KEY: &str = "root.key";
 const ROOT: &str = "root.pem";
@@ -27,6 +34,8 @@ const ISSUING: &str = "issuing.pem";
 pub const CA_FILE: &str = "ca.pem";
 /// All of them: what a backup must hold.
 pub const FILES: [&str; 6] = [ROOT_KEY, ROOT, ISSUING_KEY, ISSUING, CA_FILE, AUDIT_KEY];
+/// Stands in the place of a root's key that is not here: the root was brought, and its key stays with whoever brought it.
+const BROUGHT: &str = "the root is somebody else's, and its key is not here\n";
 /// Stands in the directory while the first files are being made.
 const MAKING: &str = "authority.making";
 /// By these names this machine reaches its own admin API.
@@ -37,11 +46,63 @@ const ALWAYS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 pub struct Authority {
     dir: PathBuf,
     trust_domain: TrustDomain,
-    bundle: TrustBundle,
-    pin: Pin,
     lifetime: Duration,
     audit_key: Arc<SigningKey>,
-    inner: RwLock<equerry_certs::Authority>,
+    inner: RwLock<Signers>,
+    trust: ArcSwap<Trust>,
+    changes: watch::Sender<u64>,
+}
+
+/// Who signs, and who will.
+#[derive(Debug)]
+struct Signers {
+    /// What the files hold.
+    current: equerry_certs::Authority,
+    rotation: Option<Rotation>,
+}
+
+impl Signers {
+    /// Who signs at this moment.
+    fn signing(&self) -> &equerry_certs::Authority {
+        match &self.rotation {
+            Some(rotation) if rotation.phase == Phase::Issuing => &rotation.next,
+            _ => &self.current,
+        }
+    }
+}
+
+/// Where an authority is that somebody brings: three files of PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BroughtFiles {
+    /// The root's certificate.
+    pub root: PathBuf,
+    /// The issuing certificate, and those between it and the root.
+    pub issuer: PathBuf,
+    /// The issuing key.
+    pub key: PathBuf,
+}
+
+impl BroughtFiles {
+    /// Reads and judges them.
+    ///
+    /// # Errors
+    /// When a file cannot be read, others can read the key, or they are not an authority; naming the file.
+    pub fn read(
+        &self,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<equerry_certs::Authority, AuthorityError> {
+        let (root, issuer, key) = (read_text(&self.root)?, read_text(&self.issuer)?, read_private(&self.key)?);
+        let texts = Texts { root: &root, issuer: &issuer, key: &key };
+        equerry_certs::Authority::brought(trust_domain, texts, now).map_err(|fault| AuthorityError::Brought {
+            path: match fault.part {
+                Part::Root => self.root.clone(),
+                Part::Issuer => self.issuer.clone(),
+                Part::Key => self.key.clone(),
+            },
+            fault,
+        })
+    }
 }
 
 impl Authority {
@@ -56,22 +117,53 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
-        let (inner, changed) = if is_first_start(dir)? {
-            (equerry_certs::Authority::create(trust_domain.clone(), now)?, true)
-        } else {
-            read(dir, now)?
+        Self::open_brought(dir, trust_domain, lifetime, None, now)
+    }
+
+    /// As [`Authority::open`], where somebody brings an authority: it is the one of a first start, and of every other when
+    /// its root is the one that is kept.
+    ///
+    /// # Errors
+    /// As there, and when what was brought cannot be used, or is of another root than the mesh's.
+    pub fn open_brought(
+        dir: &Path,
+        trust_domain: &TrustDomain,
+        lifetime: Duration,
+        brought: Option<&BroughtFiles>,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        let brought = brought.map(|files| files.read(trust_domain, now)).transpose()?;
+        let (mut current, mut changed) = match (is_first_start(dir)?, &brought) {
+            (true, None) => (equerry_certs::Authority::create(trust_domain.clone(), now)?, true),
+            (true, Some(brought)) => (equerry_certs::Authority::from_pem(&brought.to_pem(), trust_domain)?, true),
+            (false, _) => read(dir, trust_domain, now)?,
         };
-        let found = inner.trust_domain().clone();
+        let found = current.trust_domain().clone();
         if found != *trust_domain {
             return Err(AuthorityError::OtherTrustDomain { dir: dir.to_owned(), found, asked: trust_domain.clone() });
         }
-        let bundle = inner.roots()?;
-        let pin = bundle.pin()?;
-        if changed || !dir.join(CA_FILE).exists() {
-            keep(dir, &inner.to_pem(), &bundle)?;
+        if let Some(brought) = brought {
+            if Pin::of(brought.root())? != Pin::of(current.root())? {
+                return Err(AuthorityError::OtherRoot { dir: dir.to_owned() });
+            }
+            if brought.issuing() != current.issuing() {
+                tracing::info!("the issuing certificate that was brought takes the place of the one before");
+                (current, changed) = (brought, true);
+            }
         }
-        let (audit_key, inner) = (Arc::new(audit_key(dir)?), RwLock::new(inner));
-        let authority = Self { dir: dir.to_owned(), trust_domain: found, bundle, pin, lifetime, audit_key, inner };
+        let trust = Trust::of(&current, None, 1, Arc::default())?;
+        if changed || !dir.join(CA_FILE).exists() {
+            keep(dir, &current.to_pem(), &trust.roots)?;
+        }
+        let authority = Self {
+            dir: dir.to_owned(),
+            trust_domain: found,
+            lifetime,
+            audit_key: Arc::new(audit_key(dir)?),
+            inner: RwLock::new(Signers { current, rotation: None }),
+            trust: ArcSwap::from_pointee(trust),
+            changes: watch::Sender::new(0),
+        };
         authority.renew_issuing_if_due(now)?;
         Ok(authority)
     }
@@ -81,7 +173,9 @@ impl Authority {
     /// # Errors
     /// When it cannot.
     pub fn probe(dir: &Path, now: SystemTime) -> Result<(), AuthorityError> {
-        read(dir, now).map(drop)
+        // Which trust domain a root that was brought is used for is known only to whoever starts the control plane.
+        let any = TrustDomain::parse("equerry.local")?;
+        read(dir, &any, now).map(drop)
     }
 
     /// What it vouches for.
@@ -89,14 +183,24 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// Whom to believe.
-    pub fn bundle(&self) -> &TrustBundle {
-        &self.bundle
+    /// Whom the mesh believes now.
+    pub fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
     }
 
-    /// The pin in every join token.
-    pub fn pin(&self) -> &Pin {
-        &self.pin
+    /// Sees every change of trust from now on.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The roots that are believed, the one that signs first.
+    pub fn bundle(&self) -> TrustBundle {
+        self.trust.load().roots.clone()
+    }
+
+    /// The pin in every join token: of the root that signs.
+    pub fn pin(&self) -> Pin {
+        self.trust.load().signing.clone()
     }
 
     /// How long the certificates it issues hold.
@@ -114,7 +218,7 @@ impl Authority {
     /// # Errors
     /// See [`SignFault`].
     pub fn sign(&self, csr_der: &[u8], id: &SpiffeId, now: SystemTime) -> Result<Issued, SignFault> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).sign(csr_der, id, self.lifetime, now)
+        self.signers().signing().sign(csr_der, id, self.lifetime, now)
     }
 
     /// Makes the control plane's own identity. One certificate serves both its ports: the SPIFFE id for proxies, and
@@ -134,18 +238,31 @@ impl Authority {
         }
         let request = Request::new()?;
         let id = control_plane_id(self.trust_domain.clone());
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let issued = inner.issue_server(&request.csr_der, &id, &hosts, self.lifetime, now)?;
+        let signers = self.signers();
+        let issued = signers.signing().issue_server(&request.csr_der, &id, &hosts, self.lifetime, now)?;
         Ok(Identity::new(request.key, issued.chain)?)
     }
 
-    fn renew_issuing_if_due(&self, now: SystemTime) -> Result<(), AuthorityError> {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        if inner.renew_issuing_if_due(now)? {
-            keep_issuing(&self.dir, &inner.to_pem())?;
-            tracing::info!("the issuing certificate was replaced: little of its life was left");
+    /// Replaces what signs when little of its life is left. Tells whether it did.
+    ///
+    /// # Errors
+    /// When no key can be made, or the files cannot be written.
+    pub fn renew_issuing_if_due(&self, now: SystemTime) -> Result<bool, AuthorityError> {
+        let mut signers = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        if !signers.current.renew_issuing_if_due(now)? {
+            return Ok(false);
         }
-        Ok(())
+        keep_issuing(&self.dir, &signers.current.to_pem())?;
+        tracing::info!("the issuing certificate was replaced: little of its life was left");
+        let before = self.trust();
+        let trust =
+            Trust::of(&signers.current, signers.rotation.as_ref(), before.generation, Arc::clone(&before.revoked))?;
+        self.trust.store(Arc::new(trust));
+        Ok(true)
+    }
+
+    fn signers(&self) -> std::sync::RwLockReadGuard<'_, Signers> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -188,31 +305,42 @@ fn is_first_start(dir: &Path) -> Result<bool, AuthorityError> {
 }
 
 /// Reads what was kept; `true` when something had to be made anew and is to be kept.
-fn read(dir: &Path, now: SystemTime) -> Result<(equerry_certs::Authority, bool), AuthorityError> {
+fn read(
+    dir: &Path,
+    brought_for: &TrustDomain,
+    now: SystemTime,
+) -> Result<(equerry_certs::Authority, bool), AuthorityError> {
+    let root_key = read_private(&dir.join(ROOT_KEY))?;
     let kept = AuthorityPem {
         root: read_text(&dir.join(ROOT))?.to_string(),
-        root_key: read_private(&dir.join(ROOT_KEY))?,
+        root_key: (root_key.as_str() != BROUGHT).then_some(root_key),
         issuing: read_text(&dir.join(ISSUING))?.to_string(),
+        cross: None,
         issuing_key: read_private(&dir.join(ISSUING_KEY))?,
     };
-    match equerry_certs::Authority::from_pem(&kept) {
-        Ok(authority) => Ok((authority, false)),
-        Err(AuthorityFault::OtherKey { which: "issuing" }) => {
+    match (equerry_certs::Authority::from_pem(&kept, brought_for), &kept.root_key) {
+        (Ok(authority), _) => Ok((authority, false)),
+        (Err(AuthorityFault::OtherKey { which: "issuing" }), Some(root_key)) => {
             tracing::warn!(dir = %dir.display(), "issuing.key and issuing.pem do not belong together, as after a crash while renewing: making new ones");
-            Ok((equerry_certs::Authority::from_root_pem(&kept.root, &kept.root_key, now)?, true))
+            Ok((equerry_certs::Authority::from_root_pem(&kept.root, root_key, now)?, true))
         }
-        Err(fault) => Err(AuthorityError::Broken { dir: dir.to_owned(), fault }),
+        (Err(fault), _) => Err(AuthorityError::Broken { dir: dir.to_owned(), fault }),
     }
 }
 
 fn keep(dir: &Path, authority: &AuthorityPem, bundle: &TrustBundle) -> Result<(), AuthorityError> {
-    write_whole(dir, ROOT_KEY, authority.root_key.as_bytes())?;
+    write_whole(dir, ROOT_KEY, authority.root_key.as_ref().map_or(BROUGHT, |key| key.as_str()).as_bytes())?;
     write_whole(dir, ROOT, authority.root.as_bytes())?;
     keep_issuing(dir, authority)?;
+    keep_ca(dir, bundle)?;
+    remove(&dir.join(MAKING))
+}
+
+/// What people outside believe: every root that is believed inside.
+fn keep_ca(dir: &Path, bundle: &TrustBundle) -> Result<(), AuthorityError> {
     write_whole(dir, CA_FILE, bundle.to_pem().as_bytes())?;
     let ca = dir.join(CA_FILE);
-    fs::set_permissions(&ca, fs::Permissions::from_mode(0o644)).map_err(|error| io_error("open up", &ca, error))?;
-    remove(&dir.join(MAKING))
+    fs::set_permissions(&ca, fs::Permissions::from_mode(0o644)).map_err(|error| io_error("open up", &ca, error))
 }
 
 fn keep_issuing(dir: &Path, authority: &AuthorityPem) -> Result<(), AuthorityError> {
@@ -312,6 +440,20 @@ pub enum AuthorityError {
         found: TrustDomain,
         /// What was asked for.
         asked: TrustDomain,
+    },
+    /// What was brought cannot be used.
+    #[error("{}: {fault}", .path.display())]
+    Brought {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: BroughtFault,
+    },
+    /// What was brought is of another root.
+    #[error("the mesh in {} believes another root than --root: workloads that have joined would believe nothing that this issuer signs; start without --root, --issuer-cert and --issuer-key, and bring the new root in by `equerry certs rotate start --root FILE --issuer-cert FILE --issuer-key FILE`", .dir.display())]
+    OtherRoot {
+        /// The state directory.
+        dir: PathBuf,
     },
     /// A new authority could not be made.
     #[error(transparent)]
@@ -434,12 +576,12 @@ mod tests {
     #[test]
     fn a_crash_between_issuing_key_and_certificate_is_mended_under_the_same_root() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let pin = open(dir.path()).unwrap().pin().clone();
+        let pin = open(dir.path()).unwrap().pin();
         open(other.path()).unwrap();
         fs::copy(other.path().join(ISSUING_KEY), dir.path().join(ISSUING_KEY)).unwrap();
         let mended = open(dir.path()).unwrap();
-        assert_eq!(mended.pin(), &pin);
-        assert_eq!(open(dir.path()).unwrap().pin(), &pin);
+        assert_eq!(mended.pin(), pin);
+        assert_eq!(open(dir.path()).unwrap().pin(), pin);
     }
 
     #[test]
@@ -462,11 +604,11 @@ mod tests {
     #[test]
     fn an_issuing_certificate_near_its_end_is_replaced_and_the_root_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let pin = open(dir.path()).unwrap().pin().clone();
+        let pin = open(dir.path()).unwrap().pin();
         let later = now() + Duration::from_secs(330 * 24 * 60 * 60);
         let before = fs::read_to_string(dir.path().join(ISSUING)).unwrap();
         let renewed = Authority::open(dir.path(), &domain(), LIFETIME, later).unwrap();
-        assert_eq!(renewed.pin(), &pin);
+        assert_eq!(renewed.pin(), pin);
         assert_ne!(fs::read_to_string(dir.path().join(ISSUING)).unwrap(), before);
         Authority::open(dir.path(), &domain(), LIFETIME, later).unwrap().server_identity(&[], later).unwrap();
     }

@@ -32,11 +32,15 @@ pub struct Metrics {
     quota_granted: IntCounter,
     admin: HistogramVec,
     admin_refused: IntCounterVec,
+    certificates: IntGaugeVec,
 }
 
 /// What a scrape sets: a reading of the facade.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reading {
+    /// When certificates end, in seconds since 1970: `root` and `issuing` of what signs, `coming_root` during a rotation,
+    /// `first_leaf` and `last_leaf` of the workloads that are connected.
+    pub ends: Vec<(&'static str, u64)>,
     /// The store's epoch.
     pub epoch: u64,
     /// Documents stored.
@@ -100,6 +104,11 @@ impl Metrics {
                 "Admin requests refused at the door, by reason.",
                 &["reason"],
             )?,
+            certificates: gauges(
+                "equerry_control_plane_cert_not_after_seconds",
+                "When certificates end, in seconds since 1970: root and issuing of what signs, coming_root during a rotation, first_leaf and last_leaf of connected workloads.",
+                &["kind"],
+            )?,
             registry,
         };
         let registry = &metrics.registry;
@@ -113,6 +122,7 @@ impl Metrics {
         registry.register(Box::new(metrics.quota_granted.clone()))?;
         registry.register(Box::new(metrics.admin.clone()))?;
         registry.register(Box::new(metrics.admin_refused.clone()))?;
+        registry.register(Box::new(metrics.certificates.clone()))?;
         for outcome in SIGN_OUTCOMES {
             metrics.sign.with_label_values(&[outcome]);
         }
@@ -165,6 +175,10 @@ impl Metrics {
         }
         for (health, count) in [("healthy", reading.healthy), ("unhealthy", reading.unhealthy)] {
             self.instances.with_label_values(&[health]).set(number(count));
+        }
+        self.certificates.reset();
+        for (kind, end) in reading.ends {
+            self.certificates.with_label_values(&[kind]).set(i64::try_from(end).unwrap_or(i64::MAX));
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -8,10 +8,11 @@ use std::cell::{OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use equerry_policies::names::SpiffeId;
 use equerry_traffic::authorize::Connection;
+use equerry_traffic::Reason;
 use equerry_traffic::token::Believed;
 use http::{HeaderValue, Request, Response};
 use tokio::net::TcpStream;
@@ -23,10 +24,15 @@ use crate::codec::http1::Bad;
 use crate::codec::http1::serve::Respond;
 use crate::codec::{Ahead, Early, Incoming, Link, Wire};
 use crate::exchange::body::Answer;
+use crate::exchange::facts;
+use crate::live::trust::Vouched;
 use crate::exchange::{connection, overload, serve};
 use crate::observe::Direction;
 use crate::tunnel;
 use crate::upstream::Pool;
+
+/// How long a connection may take to end by itself when its caller is believed no more.
+const TELLS_ITSELF: Duration = Duration::from_millis(50);
 
 /// The inbound side of one worker.
 pub struct Inbound {
@@ -46,6 +52,8 @@ pub(crate) struct Via {
     pub(crate) peer: Option<SpiffeId>,
     /// When that certificate ends, and with it the connection.
     pub(crate) not_after: Option<SystemTime>,
+    /// Who vouched for the caller, for as long as they are believed.
+    pub(crate) vouched: Option<Vouched>,
     /// The server name of the TLS connection.
     pub(crate) server_name: Option<Arc<str>>,
     /// The application port that it names.
@@ -82,7 +90,8 @@ impl Inbound {
         } else {
             // Whether its port may be spoken to in plain text is judged for each request: an answer can then say why not.
             let introduction = OnceCell::new();
-            let via = Via { address, peer: None, not_after: None, server_name: None, port: None, local, introduction };
+            let (peer, not_after, vouched, server_name, port) = (None, None, None, None, None);
+            let via = Via { address, peer, not_after, vouched, server_name, port, local, introduction };
             self.serve_exchanges(stream, speaks, via).await;
         }
     }
@@ -101,8 +110,11 @@ impl Inbound {
         };
         match self.handshakes.secure(Ahead::new(stream), &identity.server).await {
             Ok(secured) => {
+                let shown = secured.stream.get_ref().1.peer_certificates();
+                let vouched = Some(identity.vouched(secured.peer.clone(), shown));
                 let via = Via {
                     address,
+                    vouched,
                     peer: Some(secured.peer),
                     not_after: Some(secured.not_after),
                     server_name: Some(secured.server_name),
@@ -131,9 +143,26 @@ impl Inbound {
         let _open = self.shared.observe.connection(Direction::Inbound, via.peer.is_some());
         let address = via.address;
         let time_to_go = connection::time_to_go(speaks, &self.shared.drain, via.not_after);
+        let distrusted = via.vouched.clone().map(Vouched::believed_no_more);
         let responder = Responder { at: Rc::clone(self), via };
-        if let Some(word) = connection::serve(stream, speaks, time_to_go, responder).await {
-            tracing::debug!(reason = word, peer = %address, "an inbound connection ended badly");
+        let mut serving = Box::pin(connection::serve(stream, speaks, time_to_go, responder));
+        let Some(distrusted) = distrusted else {
+            if let Some(word) = serving.await {
+                tracing::debug!(reason = word, peer = %address, "an inbound connection ended badly");
+            }
+            return;
+        };
+        tokio::select! {
+            ended = serving.as_mut() => if let Some(word) = ended {
+                tracing::debug!(reason = word, peer = %address, "an inbound connection ended badly");
+            },
+            why = distrusted => {
+                tracing::warn!(peer = %address, %why, "a connection is ended");
+                // What goes on without HTTP sees for itself, and tells more.
+                if tokio::time::timeout(TELLS_ITSELF, serving.as_mut()).await.is_err() {
+                    facts::cut(Reason::IdentityRevoked, &why, || drop(serving));
+                }
+            }
         }
     }
 }

@@ -101,7 +101,7 @@ pub fn client_config(
     if expected.is_empty() {
         return Err(TlsFault::NobodyExpected);
     }
-    let known = Believed::Known { trust_domain: bundle.trust_domain().clone(), roots: store(bundle)?, expected };
+    let known = Believed::Known { bundle: bundle.clone(), roots: store(bundle)?, expected };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsFault::identity)?

@@ -21,7 +21,7 @@ pub use self::configs::{
     ClientAuth, TlsFault, client_config, https_client_config, pinned_client_config, server_config,
 };
 pub use self::tickets::TicketWatch;
-pub use self::verify::learned;
+pub use self::verify::{learned, prove, vouching};
 use crate::leaf::{Leaf, PeerFault};
 
 /// HTTP/1.1 between sidecars.

@@ -26,7 +26,7 @@ use crate::leaf::{Leaf, PeerFault};
 #[derive(Debug)]
 pub(super) enum Believed {
     /// A chain to our roots, and one of the identities expected there; never empty.
-    Known { trust_domain: TrustDomain, roots: RootCertStore, expected: Vec<SpiffeId> },
+    Known { bundle: TrustBundle, roots: RootCertStore, expected: Vec<SpiffeId> },
     /// The control plane of whatever mesh the root with this pin has made: all that a newcomer knows.
     Pinned(Pin),
 }
@@ -45,10 +45,10 @@ impl Servers {
 
     fn judge(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerFault> {
         match &self.believed {
-            Believed::Known { trust_domain, roots, expected } => {
-                chain(leaf, others, roots, trust_domain, now, &self.algorithms)?;
+            Believed::Known { bundle, roots, expected } => {
+                chain(leaf, others, roots, bundle.trust_domain(), now, &self.algorithms)?;
                 let leaf = Leaf::read(leaf)?;
-                leaf.belongs_to(trust_domain)?;
+                of_bundle(&leaf, bundle)?;
                 one_of(leaf.id, expected)
             }
             Believed::Pinned(pin) => {
@@ -62,6 +62,12 @@ impl Servers {
             }
         }
     }
+}
+
+/// Somebody of the trust domain who was not revoked.
+fn of_bundle(leaf: &Leaf, bundle: &TrustBundle) -> Result<(), PeerFault> {
+    leaf.belongs_to(bundle.trust_domain())?;
+    if bundle.revokes(&leaf.id) { Err(PeerFault::Revoked { found: leaf.id.clone() }) } else { Ok(()) }
 }
 
 fn one_of(found: SpiffeId, expected: &[SpiffeId]) -> Result<(), PeerFault> {
@@ -127,7 +133,7 @@ fn pinned_root<'a, 'b>(others: &'a [CertificateDer<'b>], pin: &Pin) -> Result<&'
 /// Checks clients: a chain to our roots, and an identity of our trust domain.
 #[derive(Debug)]
 pub(super) struct MeshClients {
-    trust_domain: TrustDomain,
+    bundle: TrustBundle,
     mandatory: bool,
     inner: Arc<dyn ClientCertVerifier>,
 }
@@ -137,12 +143,13 @@ impl MeshClients {
         let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(store(bundle)?), provider())
             .build()
             .map_err(|error| TlsFault::Roots { error: error.to_string() })?;
-        Ok(Self { trust_domain: bundle.trust_domain().clone(), mandatory: auth == ClientAuth::Required, inner })
+        Ok(Self { bundle: bundle.clone(), mandatory: auth == ClientAuth::Required, inner })
     }
 
     fn judge(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerFault> {
-        self.inner.verify_client_cert(leaf, others, now).map_err(|error| chain_fault(error, &self.trust_domain))?;
-        Leaf::read(leaf)?.belongs_to(&self.trust_domain)
+        let verified = self.inner.verify_client_cert(leaf, others, now);
+        verified.map_err(|error| chain_fault(error, self.bundle.trust_domain()))?;
+        of_bundle(&Leaf::read(leaf)?, &self.bundle)
     }
 }
 
@@ -186,6 +193,37 @@ impl ClientCertVerifier for MeshClients {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
     }
+}
+
+/// Which roots of a bundle a chain leads to, leaf first, as a peer showed it in a handshake that was verified.
+pub fn vouching(shown: &[CertificateDer<'_>], bundle: &TrustBundle, now: SystemTime) -> Vec<Pin> {
+    let Some((leaf, others)) = shown.split_first() else { return Vec::new() };
+    let algorithms = provider().signature_verification_algorithms;
+    let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    let leads_to = |root: &&CertificateDer<'static>| {
+        let mut alone = RootCertStore::empty();
+        alone.add((*root).clone()).is_ok()
+            && chain(leaf, others, &alone, bundle.trust_domain(), now, &algorithms).is_ok()
+    };
+    bundle.roots().iter().filter(leads_to).filter_map(|root| Pin::of(root).ok()).collect()
+}
+
+/// Judges a chain as both ends of a mesh connection would: as a server's and as a client's.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn prove(shown: &[CertificateDer<'_>], bundle: &TrustBundle, now: SystemTime) -> Result<Leaf, PeerFault> {
+    let (first, others) = shown.split_first().ok_or(PeerFault::NoCertificate)?;
+    let unusable = |fault: TlsFault| PeerFault::UnknownSigner {
+        trust_domain: bundle.trust_domain().clone(),
+        error: fault.to_string(),
+    };
+    let at = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    MeshClients::new(bundle, ClientAuth::Required).map_err(unusable)?.judge(first, others, at)?;
+    let roots = store(bundle).map_err(unusable)?;
+    let algorithms = provider().signature_verification_algorithms;
+    chain(first, others, &roots, bundle.trust_domain(), at, &algorithms)?;
+    Leaf::read(first)
 }
 
 /// The roots of a bundle as rustls keeps them.

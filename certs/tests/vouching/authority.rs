@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use equerry_certs::authority::{MAX_LIFETIME, MIN_LIFETIME};
 use equerry_certs::{Authority, AuthorityFault, HostName, Leaf, Pin, Request, SignFault, TrustBundle, pem};
+use equerry_policies::names::TrustDomain;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P384_SHA384, SanType};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -106,7 +107,7 @@ fn a_life_is_kept_within_bounds_and_within_the_issuing_certificates() {
 #[test]
 fn an_authority_is_read_back_as_it_was_kept() {
     let made = authority("equerry.local");
-    let read = Authority::from_pem(&made.to_pem()).unwrap();
+    let read = Authority::from_pem(&made.to_pem(), made.trust_domain()).unwrap();
     assert_eq!(bundle(&read), bundle(&made));
     assert_eq!(read.trust_domain(), made.trust_domain());
     let issued = read.sign(&Request::new().unwrap().csr_der, &id(ORDERS), DAY, now()).unwrap();
@@ -117,14 +118,15 @@ fn an_authority_is_read_back_as_it_was_kept() {
 #[test]
 fn files_of_two_authorities_are_not_mixed() {
     let (one, other) = (authority("equerry.local").to_pem(), authority("equerry.local").to_pem());
+    let domain = || TrustDomain::parse("equerry.local").unwrap();
     let mut mixed = authority("equerry.local").to_pem();
     (mixed.root, mixed.root_key, mixed.issuing, mixed.issuing_key) =
         (one.root.clone(), one.root_key.clone(), other.issuing.clone(), other.issuing_key.clone());
-    assert_eq!(Authority::from_pem(&mixed).unwrap_err(), AuthorityFault::NotOfRoot);
+    assert_eq!(Authority::from_pem(&mixed, &domain()).unwrap_err(), AuthorityFault::NotOfRoot);
     (mixed.issuing, mixed.issuing_key) = (one.issuing, other.issuing_key);
-    assert_eq!(Authority::from_pem(&mixed).unwrap_err(), AuthorityFault::OtherKey { which: "issuing" });
+    assert_eq!(Authority::from_pem(&mixed, &domain()).unwrap_err(), AuthorityFault::OtherKey { which: "issuing" });
     mixed.root = "nothing".into();
-    assert!(matches!(Authority::from_pem(&mixed), Err(AuthorityFault::Pem(_))));
+    assert!(matches!(Authority::from_pem(&mixed, &domain()), Err(AuthorityFault::Pem(_))));
 }
 
 #[test]

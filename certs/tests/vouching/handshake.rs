@@ -28,13 +28,13 @@ impl TimeProvider for Fixed {
     }
 }
 
-fn server(identity: &Identity, bundle: &TrustBundle, auth: ClientAuth) -> Arc<ServerConfig> {
+pub(crate) fn server(identity: &Identity, bundle: &TrustBundle, auth: ClientAuth) -> Arc<ServerConfig> {
     let mut config = tls::server_config(identity, bundle, auth, &[ALPN_H2, ALPN_H1]).unwrap();
     config.time_provider = Arc::new(Fixed(now()));
     Arc::new(config)
 }
 
-fn client(identity: Option<&Identity>, bundle: &TrustBundle, expected: &[&str]) -> ClientConfig {
+pub(crate) fn client(identity: Option<&Identity>, bundle: &TrustBundle, expected: &[&str]) -> ClientConfig {
     let expected = expected.iter().map(|text| id(text)).collect();
     let mut config = tls::client_config(identity, bundle, expected, &[ALPN_H1]).unwrap();
     config.time_provider = Arc::new(Fixed(now()));
@@ -42,14 +42,14 @@ fn client(identity: Option<&Identity>, bundle: &TrustBundle, expected: &[&str]) 
 }
 
 /// Both ends after everything each had to say has been read by the other.
-struct Met {
-    client: ClientConnection,
-    server: ServerConnection,
+pub(crate) struct Met {
+    pub(crate) client: ClientConnection,
+    pub(crate) server: ServerConnection,
     client_error: Option<Error>,
     server_error: Option<Error>,
 }
 
-fn meet(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Met {
+pub(crate) fn meet(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Met {
     let name = ServerName::try_from("p8080.orders.shop.mesh").unwrap();
     let mut met = Met {
         client: ClientConnection::new(client, name).unwrap(),
@@ -78,17 +78,17 @@ fn meet(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Met {
 }
 
 impl Met {
-    fn well(self) -> Self {
+    pub(crate) fn well(self) -> Self {
         assert_eq!((&self.client_error, &self.server_error), (&None, &None));
         assert!(!self.client.is_handshaking() && !self.server.is_handshaking());
         self
     }
 
-    fn client_fault(&self) -> &PeerFault {
+    pub(crate) fn client_fault(&self) -> &PeerFault {
         tls::fault_of(self.client_error.as_ref().expect("the client refused")).expect("for a reason of ours")
     }
 
-    fn server_fault(&self) -> &PeerFault {
+    pub(crate) fn server_fault(&self) -> &PeerFault {
         tls::fault_of(self.server_error.as_ref().expect("the server refused")).expect("for a reason of ours")
     }
 }

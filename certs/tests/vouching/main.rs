@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod authority;
+mod brought;
 mod handshake;
 mod made;
+mod malformed;
 mod peers;
+mod rotation;

@@ -9,6 +9,7 @@ use equerry_control_plane::access::Role;
 use equerry_policies::names::{Namespace, TenantName};
 
 use crate::audit::AuditCommand;
+use crate::certs::CertsArgs;
 use crate::context::{ContextCommand, ServerArgs};
 use crate::explain::{ExplainArgs, TestArgs};
 use crate::files::FileArgs;
@@ -68,6 +69,8 @@ pub(crate) enum Command {
     Explain(Box<ExplainArgs>),
     /// Run the tests that policies carry, offline: what must become of a request, and which rule decides
     Test(TestArgs),
+    /// Show certificates and when they end; rotate the root, revoke identities
+    Certs(CertsArgs),
     /// Make tokens that let a workload or a person in
     Token {
         #[command(subcommand)]
@@ -280,6 +283,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
             "s" => 1000,
             "m" => 60_000,
             "h" => 3_600_000,
+            "d" => 86_400_000,
             _ => return Err(wrong()),
         };
         let part = number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)?;

@@ -6,6 +6,7 @@
 mod apply;
 mod args;
 mod audit;
+mod certs;
 mod client;
 mod complaints;
 mod context;
@@ -84,6 +85,7 @@ fn online(server: &ServerArgs, command: &Command) -> Result<(), Failure> {
             Command::Get(args) => get::run(args, &mut client).await,
             Command::Delete(args) => delete::run(args, &mut client).await,
             Command::Status { output } => status::run(output.output, &mut client).await,
+            Command::Certs(args) => certs::run(args, &mut client).await,
             Command::Token { command } => token::run(command, &mut client).await,
             Command::Audit { command } => audit::run(command, &mut client).await,
             Command::Version => status::version(&mut client).await,

@@ -8,9 +8,11 @@ mod audit;
 mod calls;
 mod history;
 mod leases;
+mod ledger;
 mod proxies;
 mod quotas;
 mod tokens;
+mod trust;
 mod truth;
 
 use std::collections::{HashMap, HashSet};
@@ -35,13 +37,14 @@ use crate::registry::{Instance, InstanceKey, Refused, Registration, Registry};
 use crate::snapshot::Cache;
 use crate::store::instances::InstanceRow;
 use crate::store::tokens::AdminRow;
-use crate::store::{Store, StoreError, documents, grants, instances};
+use crate::store::{Store, StoreError, documents, grants, instances, trust as kept_trust};
 
 pub(crate) use calls::Looking;
 pub use leases::Registered;
 pub use proxies::{
-    ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, UNANSWERED, UnknownNonce,
+    ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, Standing, UNANSWERED, UnknownNonce,
 };
+pub use trust::{RotationStatus, TrustError, Waiting};
 pub use truth::{Action, ApplyError, Change, Edit, Precondition, StoredDocument, Truth};
 
 /// Streams of events for people at once.
@@ -57,6 +60,9 @@ struct Inner {
     metrics: Arc<Metrics>,
     truth: ArcSwap<Truth>,
     applying: tokio::sync::Mutex<()>,
+    /// Held while what is believed changes.
+    trusting: tokio::sync::Mutex<()>,
+    ledger: Mutex<ledger::Ledger>,
     registry: Mutex<Registry>,
     proxies: Mutex<Proxies>,
     cache: Mutex<Cache>,
@@ -160,6 +166,9 @@ pub enum RestoreError {
     /// Stored documents that this version cannot read.
     #[error("the stored documents cannot be read by this version:\n{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Documents(Vec<Complaint>),
+    /// What was kept about trust cannot be used.
+    #[error("{0}")]
+    Authority(#[from] crate::authority::AuthorityError),
     /// The process-wide metrics could not be made.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -183,12 +192,19 @@ impl ControlPlane {
         let registry = Registry::restore(registrations, Instant::now());
         let books = Books::restore(truth.meaning.tenants.values(), grants::read_all(&store).await?, SystemTime::now());
         let admins = crate::store::tokens::admins(&store).await?;
+        let trust = kept_trust::read(&store).await?;
+        if authority.take_up(&trust)? {
+            let generation = kept_trust::put_rotation(&store, None, None, SystemTime::now()).await?;
+            authority.rotate(None, generation)?;
+        }
         Ok(Self(Arc::new(Inner {
             store,
             authority,
             metrics,
             truth: ArcSwap::from_pointee(truth),
             applying: tokio::sync::Mutex::new(()),
+            trusting: tokio::sync::Mutex::new(()),
+            ledger: Mutex::new(ledger::Ledger::restore(trust.leaves)),
             registry: Mutex::new(registry),
             proxies: Mutex::default(),
             cache: Mutex::default(),

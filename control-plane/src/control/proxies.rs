@@ -38,6 +38,21 @@ pub struct ProxyStatus {
     pub version: String,
     /// When the certificate ends that its stream stands on; `None` while it has none.
     pub certificate_not_after: Option<SystemTime>,
+    /// What it says of its certificate, and of whom it believes; `None`: an older program, or not connected yet.
+    pub standing: Option<Standing>,
+}
+
+/// A proxy's certificate, and whom it believes, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The generation of trust that is in force there.
+    pub generation: u64,
+    /// Serial number of its certificate, hexadecimal.
+    pub serial: String,
+    /// Pin of the root that its certificate leads to; empty: unknown.
+    pub root: String,
+    /// Until when its certificate holds.
+    pub until: SystemTime,
 }
 
 /// A refusal.
@@ -127,6 +142,7 @@ struct Proxy {
     acked: u64,
     unanswered: VecDeque<Sent>,
     nacks: VecDeque<Nack>,
+    standing: Option<Standing>,
 }
 
 impl Proxy {
@@ -155,8 +171,9 @@ impl Proxies {
         self.last_connection += 1;
         let connection = Some((self.last_connection, now));
         let (nacks, unanswered) = (VecDeque::new(), VecDeque::new());
-        let certificate_not_after = None;
-        self.known.insert(key, Proxy { id, version, connection, certificate_not_after, acked: 0, unanswered, nacks });
+        let (certificate_not_after, acked, standing) = (None, 0, None);
+        let proxy = Proxy { id, version, connection, certificate_not_after, acked, unanswered, nacks, standing };
+        self.known.insert(key, proxy);
         self.last_connection
     }
 
@@ -191,6 +208,13 @@ impl Proxies {
             proxy.unanswered.push_back(Sent { nonce, from, to });
             proxy.unanswered.len()
         })
+    }
+
+    /// A proxy says which certificate it shows, and whom it believes.
+    pub fn stands(&mut self, key: &InstanceKey, connection: ConnectionId, standing: Standing) {
+        if let Some(proxy) = self.present(key, connection) {
+            proxy.standing = Some(standing);
+        }
     }
 
     /// A proxy accepted a message.
@@ -279,6 +303,7 @@ impl Proxies {
             certificate_not_after: proxy
                 .filter(|proxy| proxy.connection.is_some())
                 .and_then(|proxy| proxy.certificate_not_after),
+            standing: proxy.and_then(|proxy| proxy.standing.clone()),
         }
     }
 

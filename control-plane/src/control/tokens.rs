@@ -18,7 +18,7 @@ impl ControlPlane {
     /// # Errors
     /// When randomness or the store fails.
     pub async fn create_join_token(&self, account: AccountName, ttl: Duration, by: By) -> Result<String, TokenError> {
-        tokens::create_join(&self.0.store, self.0.authority.pin(), &account, ttl, by, SystemTime::now()).await
+        tokens::create_join(&self.0.store, &self.0.authority.pin(), &account, ttl, by, SystemTime::now()).await
     }
 
     /// Every join token that is kept, without its secret.

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use equerry_certs::tls::{self, ALPN_GRPC, ClientAuth, TlsFault, server_config};
-use equerry_certs::{Leaf, PeerFault};
+use equerry_certs::{Leaf, PeerFault, rfc3339};
 use equerry_policies::names::SpiffeId;
 use http::Extensions;
 use hyper::server::conn::http2;
@@ -55,6 +55,8 @@ const STREAMS: u32 = 64;
 pub struct Peer {
     /// Its identity, from its certificate; `None` without one.
     pub id: Option<SpiffeId>,
+    /// The serial number of that certificate.
+    pub serial: Option<String>,
     /// Where it is.
     pub address: SocketAddr,
     /// When its certificate ends, and so this connection; `None` without one.
@@ -70,6 +72,11 @@ pub(crate) fn workload_of(control: &ControlPlane, extensions: &Extensions) -> Re
     let id = id.ok_or_else(|| {
         Status::unauthenticated("found no client certificate: only Sign may be called without one; join with a token first (`equerry token create join`)")
     })?;
+    if let Some(revocation) = control.authority().trust().revoked.get(&id) {
+        let at = rfc3339(revocation.at);
+        let how = format!("`equerry certs restore {id}` takes that back");
+        return Err(Status::permission_denied(format!("{id} was revoked at {at}; {how}")));
+    }
     let ours = control.authority().trust_domain();
     if id.trust_domain == *ours {
         Ok(id)
@@ -131,8 +138,10 @@ fn configs(
     now: SystemTime,
 ) -> Result<(ServerConfig, ServerConfig, SystemTime), FaceError> {
     let identity = authority.server_identity(names, now)?;
-    let grpc = server_config(&identity, authority.bundle(), ClientAuth::Optional, &[ALPN_GRPC])?;
-    let admin = server_config(&identity, authority.bundle(), ClientAuth::None, &[b"h2", b"http/1.1"])?;
+    // Who was revoked gets through this door, to be told so by each call.
+    let bundle = authority.bundle();
+    let grpc = server_config(&identity, &bundle, ClientAuth::Optional, &[ALPN_GRPC])?;
+    let admin = server_config(&identity, &bundle, ClientAuth::None, &[b"h2", b"http/1.1"])?;
     Ok((grpc, admin, identity.renew_at()))
 }
 
@@ -164,6 +173,7 @@ pub async fn serve_grpc(control: ControlPlane, face: Arc<Face>, listener: TcpLis
     let stopping = control.stopping();
     accept(listener, stopping.clone(), move |stream, address| {
         let (face, routes, stopping) = (Arc::clone(&face), routes.clone(), stopping.clone());
+        let control = control.clone();
         async move {
             let Some(stream) = secure(stream, address, face.grpc.load_full()).await else { return };
             let leaf = match tls::peer(stream.get_ref().1.peer_certificates(), SystemTime::now()) {
@@ -173,8 +183,15 @@ pub async fn serve_grpc(control: ControlPlane, face: Arc<Face>, listener: TcpLis
             };
             let expiry = leaf.as_ref().map(time_left);
             let not_after = leaf.as_ref().map(|leaf| leaf.not_after);
-            let peer = Peer { id: leaf.map(|leaf| leaf.id), address, not_after };
-            let served = attend_grpc(stream, peer, routes, stopping);
+            let (id, serial) = leaf.map(|leaf| (leaf.id, leaf.serial)).unzip();
+            let revoked = until_revoked(control, id.clone());
+            let peer = Peer { id, serial, address, not_after };
+            let served = async {
+                tokio::select! {
+                    () = attend_grpc(stream, peer, routes, stopping) => {}
+                    () = revoked => tracing::warn!(%address, "the connection of a revoked identity is ended"),
+                }
+            };
             match expiry {
                 // A connection outlives neither the certificate that opened it nor, without one, what joining takes.
                 Some(left) => drop(tokio::time::timeout(left, served).await),
@@ -183,6 +200,22 @@ pub async fn serve_grpc(control: ControlPlane, face: Arc<Face>, listener: TcpLis
         }
     })
     .await;
+}
+
+/// Waits until an identity that was believed when it connected is revoked. One that was revoked before is told so by each
+/// call, and its connections end soon after.
+async fn until_revoked(control: ControlPlane, id: Option<SpiffeId>) {
+    let Some(id) = id else { return std::future::pending().await };
+    let mut changes = control.authority().changes();
+    if control.authority().trust().revokes(&id) {
+        return tokio::time::sleep(HANDSHAKE).await;
+    }
+    while changes.changed().await.is_ok() {
+        if control.authority().trust().revokes(&id) {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 fn time_left(leaf: &Leaf) -> Duration {
@@ -290,3 +323,5 @@ async fn secure(stream: TcpStream, address: SocketAddr, config: Arc<ServerConfig
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trust_tests;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use equerry_certs::{Issued, SignFault, Skew, skew};
+use equerry_certs::{Issued, SignFault, Skew, rfc3339, skew};
 use equerry_policies::names::{SpiffeId, control_plane_id};
 use equerry_wire::limits::MAX_CSR;
 use equerry_wire::proto::identity_server::{Identity, IdentityServer};
@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 use super::Peer;
 use crate::audit::{By, Note};
 use crate::authority::Authority;
+use crate::authority::trust::Trust;
 use crate::control::ControlPlane;
 use crate::store::tokens::{self, JoinRefusal};
 use crate::store::{Store, StoreError};
@@ -44,6 +45,7 @@ impl Identity for Signer {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let known = peer.as_ref().and_then(|peer| peer.id.clone());
+        let shown = peer.as_ref().and_then(|peer| peer.serial.clone());
         let from = peer.map_or_else(|| "?".to_owned(), |peer| peer.address.to_string());
         let done =
             sign(self.control.store(), self.control.authority(), known.as_ref(), request.get_ref(), SystemTime::now())
@@ -51,6 +53,7 @@ impl Identity for Signer {
         match done {
             Ok(signed) => {
                 self.control.metrics().signed(signed.how);
+                self.control.note_issued(&signed.issued, &signed.answer.root, shown);
                 tracing::info!(spiffe_id = %signed.id, %from, how = signed.how, not_after = signed.answer.not_after_unix, "certificate issued");
                 Ok(Response::new(signed.answer))
             }
@@ -71,6 +74,7 @@ impl Identity for Signer {
 #[derive(Debug)]
 struct Signed {
     answer: SignResponse,
+    issued: Issued,
     id: SpiffeId,
     /// `issued` or `renewed`, as metrics say it.
     how: &'static str,
@@ -96,11 +100,15 @@ async fn sign(
     if id == control_plane_id(authority.trust_domain().clone()) {
         return Err(SignRefusal::ControlPlane { id });
     }
+    let trust = authority.trust();
+    if let Some(revocation) = trust.revoked.get(&id) {
+        return Err(SignRefusal::Revoked { id, at: revocation.at });
+    }
     let issued = authority.sign(&request.csr_der, &id, now)?;
     if how == "issued" {
         tokens::spend_join(store, &request.join_token, now).await?;
     }
-    Ok(Signed { answer: answer(&issued, authority), id, how })
+    Ok(Signed { answer: answer(&issued, &trust), issued, id, how })
 }
 
 /// The time a proxy told; one that no clock can show counts as 1970, which is refused as skew.
@@ -108,16 +116,19 @@ fn told(unix_ms: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-fn answer(issued: &Issued, authority: &Authority) -> SignResponse {
+fn answer(issued: &Issued, trust: &Trust) -> SignResponse {
     let seconds = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
     };
     SignResponse {
         chain_der: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
-        roots_der: authority.bundle().roots().iter().map(|root| root.to_vec()).collect(),
+        roots_der: trust.roots.roots().iter().map(|root| root.to_vec()).collect(),
         spiffe_id: issued.id.to_string(),
         not_before_unix: seconds(issued.not_before),
         not_after_unix: seconds(issued.not_after),
+        trust_generation: trust.generation,
+        revoked: trust.revoked.keys().map(ToString::to_string).collect(),
+        root: trust.signing.to_string(),
     }
 }
 
@@ -130,6 +141,11 @@ enum SignRefusal {
     Nobody,
     #[error("{id} is the control plane itself, no workload may be it: make a token of another account")]
     ControlPlane { id: SpiffeId },
+    #[error(
+        "{id} was revoked at {}: it gets no certificate until `equerry certs restore {id}`",
+        rfc3339(*.at)
+    )]
+    Revoked { id: SpiffeId, at: SystemTime },
     #[error(transparent)]
     Clock(#[from] Skew),
     #[error(transparent)]
@@ -150,6 +166,7 @@ impl From<SignRefusal> for Status {
             SignRefusal::Token(JoinRefusal::Store(_)) => Self::unavailable(text),
             SignRefusal::Token(_) => Self::unauthenticated(text),
             SignRefusal::ControlPlane { .. }
+            | SignRefusal::Revoked { .. }
             | SignRefusal::Request(SignFault::OtherIdentity { .. } | SignFault::OtherTrustDomain { .. }) => {
                 Self::permission_denied(text)
             }
@@ -161,7 +178,7 @@ impl From<SignRefusal> for Status {
 
 #[cfg(test)]
 mod tests {
-    use equerry_certs::{CertificateDer, Identity as Held, JoinToken, Leaf, TrustBundle, rfc3339};
+    use equerry_certs::{CertificateDer, Identity as Held, JoinToken, Leaf, TrustBundle};
     use equerry_policies::names::{AccountName, TrustDomain};
     use tonic::Code;
 
@@ -191,7 +208,7 @@ mod tests {
     impl House {
         async fn token(&self, account: &str) -> String {
             let account = AccountName::parse(account).unwrap();
-            let whole = tokens::create_join(&self.store, self.authority.pin(), &account, TTL, By::name("test"), now())
+            let whole = tokens::create_join(&self.store, &self.authority.pin(), &account, TTL, By::name("test"), now())
                 .await
                 .unwrap();
             JoinToken::parse(&whole).unwrap().credential().to_string()
@@ -226,7 +243,7 @@ mod tests {
         let held = Held::new(request.key, chain).unwrap();
         assert_eq!((held.id().to_string().as_str(), held.not_after()), (ORDERS, now() + TTL));
         let roots = signed.answer.roots_der.into_iter().map(CertificateDer::from).collect();
-        assert!(TrustBundle::new(held.id().trust_domain.clone(), roots).unwrap().holds(house.authority.pin()));
+        assert!(TrustBundle::new(held.id().trust_domain.clone(), roots).unwrap().holds(&house.authority.pin()));
         let again = house.ask(None, &token, csr(), now()).await.unwrap_err();
         assert_eq!(again.code(), Code::Unauthenticated);
         assert!(again.message().contains("was used at 2027-01-15T08:00:00Z"), "{again}");

@@ -20,8 +20,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::lease::instance_id;
 use super::{Peer, until_true, workload_of};
-use crate::control::{ConnectionId, ControlPlane, UNANSWERED};
+use crate::authority::trust::Trust;
+use crate::control::{ConnectionId, ControlPlane, Standing, UNANSWERED};
 use crate::registry::InstanceKey;
+use crate::store::trust::LeafRow;
 use crate::snapshot::{Difference, Reader, Sources, difference, snapshot};
 
 /// How long a proxy may take to say who it is.
@@ -106,6 +108,8 @@ struct Session {
     nonce: u64,
     /// The epoch of the last message; `None` before the first.
     epoch: Option<u64>,
+    /// The generation of trust that it was told last.
+    trust: Option<u64>,
 }
 
 impl Session {
@@ -129,7 +133,7 @@ impl Session {
         let version: String = hello.version.chars().take(64).collect();
         let connection = control.listeners().connected(key.clone(), id.clone(), version.clone(), SystemTime::now());
         let (interests, unknown) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { control, id, key, version, connection, interests, held, unknown, nonce: 0, epoch: None })
+        Ok(Self { control, id, key, version, connection, interests, held, unknown, nonce: 0, epoch: None, trust: None })
     }
 
     async fn run(&mut self, messages: &mut Streaming<proto::FromProxy>, answers: &Answers) -> Result<(), Status> {
@@ -182,9 +186,26 @@ impl Session {
                 let nacked = self.control.listeners().nacked(&self.key, self.connection, nack.nonce, complaints);
                 self.answered(nacked).map(|()| false)
             }
+            Some(Message::Standing(standing)) => {
+                self.take_standing(standing);
+                Ok(false)
+            }
             // A newer proxy may say more than this version understands.
             None => Ok(false),
         }
+    }
+
+    /// Notes what the proxy believes and shows. A root that it was not told, by an older control plane, is looked up.
+    fn take_standing(&self, standing: proto::Standing) {
+        let cut = |text: String| text.chars().take(128).collect::<String>();
+        let (serial, told) = (cut(standing.leaf_serial), cut(standing.root));
+        let root = if told.is_empty() { self.control.root_of(&serial).unwrap_or_default() } else { told };
+        let until = Duration::from_secs(u64::try_from(standing.leaf_not_after_unix).unwrap_or(0));
+        let until = SystemTime::UNIX_EPOCH.checked_add(until).unwrap_or(SystemTime::UNIX_EPOCH);
+        let row = LeafRow { serial: serial.clone(), id: self.id.clone(), root: root.clone(), until };
+        self.control.note_shown(row);
+        let standing = Standing { generation: standing.trust_generation, serial, root, until };
+        self.control.listeners().stands(&self.key, self.connection, standing);
     }
 
     fn answered(&self, outcome: Result<(), crate::control::UnknownNonce>) -> Result<(), Status> {
@@ -224,11 +245,16 @@ impl Session {
     ) -> Result<bool, Status> {
         changes.borrow_and_update();
         let (epoch, difference, unknown) = self.look();
-        let nothing_new = difference.is_empty() && unknown.is_empty() && self.epoch == Some(epoch);
+        let trust = self.control.authority().trust();
+        let known = self.epoch == Some(epoch) && self.trust == Some(trust.generation);
+        let nothing_new = difference.is_empty() && unknown.is_empty() && known;
         if nothing_new {
             return Ok(false);
         }
-        let (message, more) = self.message(epoch, difference, unknown);
+        let (mut message, more) = self.message(epoch, difference, unknown);
+        if self.trust.replace(trust.generation) != Some(trust.generation) {
+            message.trust = Some(trust_to_proto(&trust, self.control.renew_within_ms()));
+        }
         let (nonce, to) = (message.nonce, message.to_epoch);
         let from = self.epoch.map_or(to, |last| (last + 1).min(to));
         // Noted before it is sent: the answer may come at once.
@@ -295,9 +321,20 @@ impl Session {
             resources,
             removed: difference.removed.iter().map(ResourceKey::to_proto).collect(),
             unknown: unknown.iter().map(unknown_to_proto).collect(),
+            trust: None,
         };
         self.unknown.extend(unknown);
         (message, more)
+    }
+}
+
+fn trust_to_proto(trust: &Trust, renew_within_ms: u64) -> proto::Trust {
+    proto::Trust {
+        generation: trust.generation,
+        roots_der: trust.roots.roots().iter().map(|root| root.to_vec()).collect(),
+        revoked: trust.revoked.keys().map(ToString::to_string).collect(),
+        signing_root: trust.signing.to_string(),
+        renew_within_ms,
     }
 }
 

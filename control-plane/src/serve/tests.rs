@@ -58,17 +58,17 @@ spec:
   quotas: [{services: [shop/inventory], requests: 100, window: 1h}]
 ";
 
-struct House {
-    control: ControlPlane,
+pub(super) struct House {
+    pub(super) control: ControlPlane,
     address: SocketAddr,
-    dir: tempfile::TempDir,
+    pub(super) dir: tempfile::TempDir,
 }
 
-async fn house() -> House {
+pub(super) async fn house() -> House {
     house_in(tempfile::tempdir().unwrap(), None).await
 }
 
-async fn house_in(dir: tempfile::TempDir, max_pages: Option<u32>) -> House {
+pub(super) async fn house_in(dir: tempfile::TempDir, max_pages: Option<u32>) -> House {
     let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions { max_pages }).unwrap();
     let authority =
         Authority::open(dir.path(), &TrustDomain::parse("equerry.local").unwrap(), LIFETIME, SystemTime::now())
@@ -82,7 +82,7 @@ async fn house_in(dir: tempfile::TempDir, max_pages: Option<u32>) -> House {
 }
 
 impl House {
-    async fn apply(&self, text: &str) -> u64 {
+    pub(super) async fn apply(&self, text: &str) -> u64 {
         let documents = read("test.yaml", text).unwrap();
         self.control.apply(documents, ApplyOptions::default()).await.unwrap().epoch
     }
@@ -93,7 +93,7 @@ impl House {
         self.control.delete(vec![key], ApplyOptions::default()).await.unwrap().epoch
     }
 
-    fn channel(&self, config: ClientConfig) -> Channel {
+    pub(super) fn channel(&self, config: ClientConfig) -> Channel {
         let (address, config) = (self.address, Arc::new(config));
         let connect = tower::service_fn(move |_: http::Uri| {
             let connector = TlsConnector::from(Arc::clone(&config));
@@ -107,7 +107,7 @@ impl House {
     }
 
     /// Joins as a stranger does: token, pin, Sign.
-    async fn join(&self, account: &str) -> Sidecar {
+    pub(super) async fn join(&self, account: &str) -> Sidecar {
         let account = AccountName::parse(account).unwrap();
         let token =
             self.control.create_join_token(account.clone(), Duration::from_secs(60), By::name("test")).await.unwrap();
@@ -125,11 +125,11 @@ impl House {
         let identity = Identity::new(request.key, chain).unwrap();
         let bundle = self.control.authority().bundle();
         let expected = vec![control_plane_id(bundle.trust_domain().clone())];
-        let channel = self.channel(client_config(Some(&identity), bundle, expected, &[ALPN_GRPC]).unwrap());
-        Sidecar { channel, account }
+        let channel = self.channel(client_config(Some(&identity), &bundle, expected, &[ALPN_GRPC]).unwrap());
+        Sidecar { channel, account, identity, root: signed.root }
     }
 
-    async fn until(&self, what: &str, holds: impl Fn(&ControlPlane) -> bool) {
+    pub(super) async fn until(&self, what: &str, holds: impl Fn(&ControlPlane) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds(&self.control) {
             assert!(Instant::now() < deadline, "never happened: {what}");
@@ -142,13 +142,15 @@ impl House {
     }
 }
 
-struct Sidecar {
-    channel: Channel,
-    account: AccountName,
+pub(super) struct Sidecar {
+    pub(super) channel: Channel,
+    pub(super) account: AccountName,
+    pub(super) identity: Identity,
+    pub(super) root: String,
 }
 
 impl Sidecar {
-    fn lease_request(&self, id: &str, generation: u64) -> proto::LeaseRequest {
+    pub(super) fn lease_request(&self, id: &str, generation: u64) -> proto::LeaseRequest {
         proto::LeaseRequest {
             instance_id: id.into(),
             generation,
@@ -161,12 +163,12 @@ impl Sidecar {
         }
     }
 
-    async fn lease(&self, id: &str) -> Vec<String> {
+    pub(super) async fn lease(&self, id: &str) -> Vec<String> {
         let request = self.lease_request(id, 1);
         RegistryClient::new(self.channel.clone()).lease(request).await.unwrap().into_inner().services
     }
 
-    async fn subscribe(&self, id: &str, held: Vec<proto::Held>) -> Talk {
+    pub(super) async fn subscribe(&self, id: &str, held: Vec<proto::Held>) -> Talk {
         let (messages, stream) = mpsc::channel(16);
         let hello = proto::Hello { instance_id: id.into(), version: "test".into(), epoch: 0, held };
         messages.send(proto::FromProxy { message: Some(Message::Hello(hello)) }).await.unwrap();
@@ -177,13 +179,13 @@ impl Sidecar {
 }
 
 /// One config stream.
-struct Talk {
+pub(super) struct Talk {
     messages: mpsc::Sender<proto::FromProxy>,
     updates: Streaming<proto::ToProxy>,
 }
 
 impl Talk {
-    async fn say(&self, message: Message) {
+    pub(super) async fn say(&self, message: Message) {
         self.messages.send(proto::FromProxy { message: Some(message) }).await.unwrap();
     }
 
@@ -193,18 +195,18 @@ impl Talk {
             .await;
     }
 
-    async fn hear(&mut self) -> proto::ToProxy {
+    pub(super) async fn hear(&mut self) -> proto::ToProxy {
         tokio::time::timeout(PATIENCE, self.updates.message()).await.unwrap().unwrap().unwrap()
     }
 
     /// Hears and acknowledges.
-    async fn accept(&mut self) -> proto::ToProxy {
+    pub(super) async fn accept(&mut self) -> proto::ToProxy {
         let update = self.hear().await;
         self.say(Message::Ack(proto::Ack { nonce: update.nonce })).await;
         update
     }
 
-    async fn end(&mut self) -> Status {
+    pub(super) async fn end(&mut self) -> Status {
         loop {
             match tokio::time::timeout(PATIENCE, self.updates.message()).await.unwrap() {
                 Ok(Some(_)) => {}
@@ -241,7 +243,7 @@ fn addresses(update: &proto::ToProxy) -> usize {
 #[tokio::test]
 async fn a_stranger_without_a_certificate_may_only_sign() {
     let house = house().await;
-    let stranger = house.channel(pinned_client_config(house.control.authority().pin()).unwrap());
+    let stranger = house.channel(pinned_client_config(&house.control.authority().pin()).unwrap());
     let hello = proto::FromProxy { message: Some(Message::Hello(proto::Hello::default())) };
     let refused = ConfigClient::new(stranger.clone()).subscribe(tokio_stream::once(hello)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);

@@ -8,6 +8,7 @@ pub mod documents;
 pub mod grants;
 pub mod instances;
 pub mod tokens;
+pub mod trust;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 const MIGRATIONS: &[&[&str]] = &[
     &[documents::SCHEMA, instances::SCHEMA, grants::SCHEMA, tokens::TOKENS_SCHEMA],
     &[tokens::ROLES_SCHEMA, audit::SCHEMA],
+    &[trust::SCHEMA],
 ];
 /// Transactions that may wait for the writer before callers have to wait in line.
 const QUEUE: usize = 4096;

@@ -57,6 +57,7 @@ fn an_update_is_the_same_bytes_as_ever() {
             name: "shop/inventry".into(),
             nearest: "shop/inventory".into(),
         }],
+        trust: None,
     };
     let golden = concat!(
         "08ac0210071a3e0a09656e64706f696e7473120b73686f702f6f72646572731a2034343133366661333535623336373861313134366164",
@@ -154,6 +155,29 @@ fn bytes_cut_or_changed_anywhere_never_panic() {
     }
     // Only the numbers beside the resource may change without its being noticed.
     assert!(understood < 8, "{understood} changed updates passed as whole");
+}
+
+#[test]
+fn what_is_said_of_trust_is_the_same_bytes_as_ever() {
+    let trust = proto::Trust {
+        generation: 3,
+        roots_der: vec![vec![0x30, 0x00]],
+        revoked: vec!["spiffe://a/ns/b/sa/c".into()],
+        signing_root: "ab".into(),
+        renew_within_ms: 1000,
+    };
+    let update = proto::ToProxy { to_epoch: 1, nonce: 2, trust: Some(trust), ..Default::default() };
+    let golden = "0801100232250803120230001a147370696666653a2f2f612f6e732f622f73612f632202616228e807";
+    assert_eq!(hex(&update.encode_to_vec()), golden);
+    let standing = proto::Standing {
+        trust_generation: 3,
+        leaf_serial: "4f".into(),
+        root: "ab".into(),
+        leaf_not_after_unix: 9,
+    };
+    let told = proto::FromProxy { message: Some(FromProxy::Standing(standing)) };
+    assert_eq!(hex(&told.encode_to_vec()), "2a0c080312023466 1a026162 2009".replace(' ', ""));
+    assert_eq!(proto::FromProxy::decode(told.encode_to_vec().as_slice()), Ok(told));
 }
 
 #[test]

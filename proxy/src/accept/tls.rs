@@ -154,6 +154,7 @@ fn not_believed(fault: &PeerFault) -> Unsecured {
         PeerFault::OtherTrustDomain { .. } => "trust_domain",
         PeerFault::UnknownSigner { .. } => "signer",
         PeerFault::Clock { .. } => "clock",
+        PeerFault::Revoked { .. } => "revoked",
         _ => "certificate",
     };
     Unsecured { word, detail: fault.to_string() }

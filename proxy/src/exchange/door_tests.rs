@@ -146,16 +146,10 @@ fn without_policy_nothing_passes_and_without_identity_nobody_is_spoken_to() {
         );
         assert!(application.seen.borrow().is_empty());
 
-        let expired = frontend.shared.identity.current().unwrap();
         let (identity, bundle) = world.identity("shop/frontend");
-        frontend.shared.identity.put(crate::live::TlsIdentity {
-            id: expired.id.clone(),
-            not_after: std::time::SystemTime::now() - Duration::from_secs(1),
-            generation: 2,
-            bundle,
-            identity,
-            server: Arc::clone(&expired.server),
-        });
+        let mut over = crate::live::TlsIdentity::new(identity, bundle, String::new(), 2).unwrap();
+        over.not_after = std::time::SystemTime::now() - Duration::from_secs(1);
+        frontend.shared.identity.put(over);
         let answered = call(frontend.outbound, request("GET", "orders", "/", "")).await;
         assert!(answered.headers()["proxy-status"].to_str().unwrap().contains("identity_expired"), "{answered:?}");
     });

@@ -131,6 +131,11 @@ impl Drop for Record {
     fn drop(&mut self) {
         let Some(mut sheet) = self.open.take() else { return };
         if let Some(exchange) = sheet.as_mut() {
+            if exchange.reason == Reason::ClientGone
+                && let Some((reason, why)) = CUT.with_borrow(Clone::clone)
+            {
+                (exchange.reason, exchange.detail) = (reason, Some(why));
+            }
             if exchange.status == 0 && !exchange.tunnel {
                 // Nobody was there to be told a status; logs call that 499.
                 exchange.status = exchange.reason.http_status();

@@ -322,14 +322,9 @@ spec: {targetRefs: [{kind: Service, name: orders}], timeouts: {idle: 1s}}
         assert_eq!(call(frontend.outbound, request("GET", "orders", "/", "")).await.status(), 200);
         assert!(open().ends_with(" 1"), "{}", open());
         let before = frontend.shared.identity.current().unwrap();
-        frontend.shared.identity.put(crate::live::TlsIdentity {
-            id: before.id.clone(),
-            not_after: before.not_after,
-            generation: before.generation + 1,
-            bundle: before.bundle.clone(),
-            identity: before.identity.clone(),
-            server: std::sync::Arc::clone(&before.server),
-        });
+        let (identity, bundle) = (before.identity.clone(), before.bundle.clone());
+        let renewed = crate::live::TlsIdentity::new(identity, bundle, String::new(), before.generation + 1);
+        frontend.shared.identity.put(renewed.unwrap());
         assert_eq!(call(frontend.outbound, request("GET", "orders", "/", "")).await.status(), 200);
         assert!(open().ends_with(" 2"), "a connection of its own: {}", open());
         until("both to be closed when idle", || open().ends_with(" 0")).await;

@@ -73,6 +73,9 @@ pub struct SavedIdentity {
     pub identity: Identity,
     /// Whom to believe.
     pub bundle: TrustBundle,
+    /// Pin of the root that the certificate leads to, as the control plane said; empty: it did not.
+    #[serde(default)]
+    pub root: String,
 }
 
 /// Why a file cannot be used.
@@ -304,6 +307,7 @@ mod tests {
         SavedIdentity {
             identity: Identity::new(request.key, issued.chain).unwrap(),
             bundle: authority.roots().unwrap(),
+            root: String::new(),
         }
     }
 

@@ -1,23 +1,25 @@
 //! This workload's identity: got with a join token the first time, kept across restarts, renewed while it holds.
 //!
 //! The private key is made here and never leaves. A renewed identity is put in force without touching connections that
-//! exist. An identity that ran out can only be had anew with another join token, and every message says so.
+//! exist. An identity that ran out can only be had anew with another join token, and every message says so. Whom the control
+//! plane believes is put in force here too, as it changes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use equerry_certs::tls::{self, ClientAuth};
-use equerry_certs::{CertificateDer, Identity, JoinToken, Request, TrustBundle, rfc3339};
+use equerry_certs::tls;
+use equerry_certs::{CertificateDer, Identity, JoinToken, Pin, Request, TrustBundle, holds_until, rfc3339};
 use equerry_policies::names::SpiffeId;
 use equerry_wire::proto;
 use equerry_wire::proto::identity_client::IdentityClient;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tonic::transport::Channel;
 
 use super::backoff::Backoff;
 use super::last_good::{LastGood, SavedIdentity, Unreadable};
 use super::link::{self, Link};
 use super::status::Status;
-use super::{IdentityHandle, TlsIdentity};
+use super::{IdentityHandle, TlsIdentity, trust};
 use crate::config::JoinTokenFrom;
 use crate::observe::Observer;
 
@@ -72,6 +74,14 @@ pub(crate) struct Keeper {
     pub(crate) observe: Observer,
 }
 
+/// An identity as it was signed.
+struct Signed {
+    identity: Identity,
+    bundle: TrustBundle,
+    /// Pin of the root that its certificate leads to.
+    root: String,
+}
+
 /// Why one try failed.
 enum Failure {
     /// The control plane could not be reached, or could not answer: try again.
@@ -86,7 +96,7 @@ impl Keeper {
     pub(crate) async fn first(&self) -> Result<(), NoIdentity> {
         let kept = self.last_good.lock().unwrap_or_else(PoisonError::into_inner).identity();
         let why = match kept {
-            Ok(Some(saved)) => match self.put(saved.identity, saved.bundle) {
+            Ok(Some(SavedIdentity { identity, bundle, root })) => match self.put(Signed { identity, bundle, root }) {
                 Ok(()) => return Ok(()),
                 Err(error) => format!("the identity from before cannot be used ({error}); "),
             },
@@ -128,41 +138,88 @@ impl Keeper {
         }
     }
 
-    /// Keeps the identity fresh for as long as the process runs.
-    pub(crate) async fn keep(self, link: Link) {
+    /// Keeps the identity fresh for as long as the process runs, and believes whom the control plane says.
+    pub(crate) async fn keep(self, link: Link, mut told: UnboundedReceiver<proto::Trust>) {
         let mut refused_token = None;
+        let mut asked = None;
         loop {
             let Some(current) = self.identity.latest() else { return };
-            wait_until(renewal(&current.identity)).await;
-            let mut backoff = Backoff::default();
-            while self.identity.latest().is_some_and(|latest| latest.generation == current.generation) {
-                let expired = SystemTime::now() >= current.not_after;
-                let tried =
-                    if expired { self.anew(&current, &mut refused_token).await } else { self.renew(&link).await };
-                match tried {
-                    Ok(()) => {
-                        self.status.identity(None);
-                        link.renew();
-                        tracing::info!(until = %self.identity.latest().map_or_else(String::new, |new| rfc3339(new.not_after)), "the certificate was renewed");
-                    }
-                    Err(error) => {
-                        if backoff.is_fresh() {
-                            tracing::warn!(%error, until = %rfc3339(current.not_after), "the certificate cannot be renewed; trying again until it can");
-                        }
-                        if expired {
-                            self.status.identity(Some(error));
-                        }
-                        tokio::time::sleep(backoff.next()).await;
-                    }
+            let due = renewal(&current.identity);
+            let due = asked.map_or(due, |asked| due.min(asked));
+            tokio::select! {
+                () = wait_until(due) => {}
+                () = self.identity.renewal_asked() => {}
+                Some(trust) = told.recv() => {
+                    asked = self.believe(trust).await.or(asked);
+                    continue;
+                }
+            }
+            asked = self.renew_until_done(&link, &mut refused_token, &mut told).await;
+        }
+    }
+
+    /// Asks for a new certificate until there is one. Returns when the control plane wants yet another.
+    async fn renew_until_done(
+        &self,
+        link: &Link,
+        refused_token: &mut Option<String>,
+        told: &mut UnboundedReceiver<proto::Trust>,
+    ) -> Option<SystemTime> {
+        let mut backoff = Backoff::default();
+        loop {
+            let current = self.identity.latest()?;
+            let expired = SystemTime::now() >= current.not_after;
+            let tried = if expired { self.anew(&current, refused_token).await } else { self.renew(link).await };
+            let Err(error) = tried else {
+                self.status.identity(None);
+                link.renew();
+                tracing::info!(until = %self.identity.latest().map_or_else(String::new, |new| rfc3339(new.not_after)), "the certificate was renewed");
+                return None;
+            };
+            if backoff.is_fresh() {
+                tracing::warn!(%error, until = %rfc3339(current.not_after), "the certificate cannot be renewed; trying again until it can");
+            }
+            if expired {
+                self.status.identity(Some(error));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next()) => {}
+                () = self.identity.renewal_asked() => {}
+                Some(trust) = told.recv() => {
+                    self.believe(trust).await;
                 }
             }
         }
     }
 
+    /// Believes whom the control plane believes. Returns when to ask for a certificate of the root that signs now, if ours
+    /// leads to another.
+    async fn believe(&self, told: proto::Trust) -> Option<SystemTime> {
+        let current = self.identity.latest()?;
+        let heard = match trust::heard(told, &current.id.trust_domain) {
+            Ok(heard) => heard,
+            Err(error) => {
+                tracing::error!(%error, "what the control plane says of trust cannot be used; what was believed before stays");
+                return None;
+            }
+        };
+        if heard.bundle != current.bundle {
+            let (roots, revoked) = (heard.bundle.roots().len(), heard.bundle.revoked().len());
+            let generation = heard.bundle.generation();
+            let (identity, root) = (current.identity.clone(), current.root.clone());
+            match self.accept(Signed { identity, bundle: heard.bundle, root }).await {
+                Ok(()) => tracing::info!(generation, roots, revoked, "whom this sidecar believes has changed"),
+                Err(error) => tracing::error!(%error, "what the control plane says of trust cannot be put in force"),
+            }
+        }
+        let wait = heard.renew_within.mul_f64(fastrand::f64());
+        (heard.signing != current.root).then(|| SystemTime::now() + wait)
+    }
+
     /// Asks for a new certificate under the present one.
     async fn renew(&self, link: &Link) -> Result<(), String> {
         match self.sign(link.channel(), String::new()).await {
-            Ok((identity, bundle)) => self.accept(identity, bundle).await.map_err(|error| error.to_string()),
+            Ok(signed) => self.accept(signed).await.map_err(|error| error.to_string()),
             Err(status) => Err(status.message().to_owned()),
         }
     }
@@ -215,8 +272,8 @@ impl Keeper {
             async move { stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionReset)) }
         });
         match self.sign(channel, token.credential().to_string()).await {
-            Ok((identity, bundle)) if bundle.holds(token.pin()) && bundle.trust_domain() == pinned.trust_domain() => {
-                self.accept(identity, bundle).await.map_err(|error| never(&error))
+            Ok(signed) if signed.bundle.holds(token.pin()) && signed.bundle.trust_domain() == pinned.trust_domain() => {
+                self.accept(signed).await.map_err(|error| never(&error))
             }
             Ok(_) => Err(never(&"its answer does not hold the root that the token names")),
             Err(status) if is_refusal(status.code()) => {
@@ -227,7 +284,7 @@ impl Keeper {
     }
 
     /// Makes a key, and has it certified.
-    async fn sign(&self, channel: Channel, join_token: String) -> Result<(Identity, TrustBundle), tonic::Status> {
+    async fn sign(&self, channel: Channel, join_token: String) -> Result<Signed, tonic::Status> {
         let request = Request::new().map_err(|error| tonic::Status::internal(error.to_string()))?;
         let asked = proto::SignRequest {
             csr_der: request.csr_der.clone(),
@@ -244,15 +301,18 @@ impl Keeper {
         let identity = Identity::new(request.key, chain).map_err(|error| unusable(&error))?;
         let roots = answer.roots_der.into_iter().map(CertificateDer::from).collect();
         let bundle = TrustBundle::new(identity.id().trust_domain.clone(), roots).map_err(|error| unusable(&error))?;
-        Ok((identity, bundle))
+        let bundle = bundle.of_generation(answer.trust_generation, trust::revoked(&answer.revoked));
+        Ok(Signed { identity, bundle, root: answer.root })
     }
 
     /// Puts a new identity in force and saves it.
-    async fn accept(&self, identity: Identity, bundle: TrustBundle) -> Result<(), tls::TlsFault> {
-        self.put(identity.clone(), bundle.clone())?;
+    async fn accept(&self, signed: Signed) -> Result<(), tls::TlsFault> {
+        let Signed { identity, bundle, root } = signed;
+        self.put(Signed { identity: identity.clone(), bundle: bundle.clone(), root: root.clone() })?;
         let last_good = Arc::clone(&self.last_good);
+        let saved = SavedIdentity { identity, bundle, root };
         let saving = tokio::task::spawn_blocking(move || {
-            last_good.lock().unwrap_or_else(PoisonError::into_inner).save_identity(&SavedIdentity { identity, bundle })
+            last_good.lock().unwrap_or_else(PoisonError::into_inner).save_identity(&saved)
         });
         if let Ok(Err(error)) = saving.await {
             tracing::error!(%error, "the identity cannot be saved: a restart would need a new join token");
@@ -260,19 +320,26 @@ impl Keeper {
         Ok(())
     }
 
-    fn put(&self, identity: Identity, bundle: TrustBundle) -> Result<(), tls::TlsFault> {
-        let server =
-            tls::server_config(&identity, &bundle, ClientAuth::Required, &[tls::ALPN_H2, tls::ALPN_H1, tls::ALPN_TCP])?;
-        self.observe.certificate("leaf", identity.not_after());
-        self.identity.put(TlsIdentity {
-            id: identity.id().clone(),
-            not_after: identity.not_after(),
-            generation: self.identity.latest().map_or(1, |before| before.generation + 1),
-            bundle,
-            identity,
-            server: Arc::new(server),
-        });
+    fn put(&self, signed: Signed) -> Result<(), tls::TlsFault> {
+        let Signed { identity, bundle, root } = signed;
+        let generation = self.identity.latest().map_or(1, |before| before.generation + 1);
+        let ready = TlsIdentity::new(identity, bundle, root, generation)?;
+        self.tell_ends(&ready);
+        self.identity.put(ready);
         Ok(())
+    }
+
+    /// Until when our certificate, its signer and its root hold, for whoever watches them.
+    fn tell_ends(&self, ready: &TlsIdentity) {
+        self.observe.certificate("leaf", ready.not_after);
+        if let Some(end) = ready.identity.chain().get(1).and_then(holds_until) {
+            self.observe.certificate("issuing", end);
+        }
+        let is_ours = |root: &&CertificateDer<'_>| Pin::of(root).is_ok_and(|pin| pin.as_str() == ready.root);
+        let roots = ready.bundle.roots();
+        if let Some(end) = roots.iter().find(is_ours).or(roots.first()).and_then(holds_until) {
+            self.observe.certificate("root", end);
+        }
     }
 }
 

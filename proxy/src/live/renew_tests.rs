@@ -15,6 +15,8 @@ use tonic::{Request as Asked, Response, Status as Refused};
 
 use super::super::last_good::SavedConfig;
 use super::super::state_dir::StateDir;
+use equerry_certs::tls::ClientAuth;
+
 use super::*;
 use crate::observe::{AccessLogTarget, ObserverOptions, SERIES_CAP};
 
@@ -207,6 +209,7 @@ async fn an_expired_certificate_is_no_identity_and_says_what_helps() {
     let expired = SavedIdentity {
         identity: Identity::new(request.key, issued.chain).unwrap(),
         bundle: authority.roots().unwrap(),
+        root: String::new(),
     };
     let keeper = world.keeper(None);
     keeper.last_good.lock().unwrap().save_identity(&expired).unwrap();
@@ -223,4 +226,74 @@ async fn an_expired_certificate_is_no_identity_and_says_what_helps() {
 
 fn keeper_with(keeper: &Keeper, token: &JoinToken) -> Keeper {
     Keeper { token: Some(JoinTokenFrom::Text(token.reveal().to_string())), ..keeper.clone() }
+}
+
+/// What the control plane would say of trust: its root, and these revoked.
+fn trust(world: &TrustBundle, generation: u64, revoked: &[&str], signing: &str) -> proto::Trust {
+    proto::Trust {
+        generation,
+        roots_der: world.roots().iter().map(|root| root.to_vec()).collect(),
+        revoked: revoked.iter().map(|id| (*id).to_owned()).collect(),
+        signing_root: signing.to_owned(),
+        renew_within_ms: 1,
+    }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_revoked_is_put_in_force_at_once_and_survives_a_restart_without_a_control_plane() {
+    const WEB: &str = "spiffe://equerry.local/ns/shop/sa/web";
+    let world = World::begin().await;
+    let keeper = world.keeper(Some(&world.token));
+    keeper.first().await.unwrap();
+    let before = keeper.identity.latest().unwrap();
+    let link = Link::new(world.address.to_string(), keeper.identity.clone());
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    let (identity, asked) = (keeper.identity.clone(), world.asked.load(Ordering::SeqCst));
+    tokio::spawn(keeper.keep(link, told));
+    tell.send(trust(&before.bundle, 5, &[WEB], "")).unwrap();
+    let web = SpiffeId::parse(WEB).unwrap();
+    until("the revocation to be in force", || identity.latest().unwrap().bundle.revokes(&web)).await;
+    let now = identity.latest().unwrap();
+    assert_eq!((now.bundle.generation(), now.generation), (5, before.generation + 1));
+    assert_eq!(now.identity.serial(), before.identity.serial(), "the certificate is the one from before");
+    assert!(!Arc::ptr_eq(&now.server, &before.server), "and no ticket from before is good for anything");
+    assert_eq!(world.asked.load(Ordering::SeqCst), asked, "nobody was asked for a certificate");
+    // Nonsense changes nothing, nor does the same once more.
+    tell.send(proto::Trust { roots_der: vec![vec![1]], ..trust(&before.bundle, 6, &[], "") }).unwrap();
+    tell.send(trust(&before.bundle, 5, &[WEB], "")).unwrap();
+    tell.send(trust(&before.bundle, 7, &[WEB], "")).unwrap();
+    until("the next generation", || identity.latest().unwrap().bundle.generation() == 7).await;
+    assert_eq!(identity.latest().unwrap().generation, before.generation + 2);
+    let nobody: SocketAddr = ([127, 0, 0, 1], 1).into();
+    let restarted = self::keeper(world.dir.path(), nobody, None);
+    let saved = || restarted.last_good.lock().unwrap().identity().unwrap().unwrap().bundle.generation();
+    until("it to be saved", || saved() == 7).await;
+    restarted.first().await.unwrap();
+    assert!(restarted.identity.latest().unwrap().bundle.revokes(&web));
+}
+
+#[tokio::test]
+async fn a_certificate_of_a_root_that_signs_no_more_is_renewed_and_so_is_one_that_somebody_wants_renewed() {
+    let world = World::begin().await;
+    let keeper = world.keeper(Some(&world.token));
+    keeper.first().await.unwrap();
+    let before = keeper.identity.latest().unwrap();
+    let link = Link::new(world.address.to_string(), keeper.identity.clone());
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    let identity = keeper.identity.clone();
+    tokio::spawn(keeper.keep(link, told));
+    tell.send(trust(&before.bundle, 5, &[], "another root")).unwrap();
+    let serial = |identity: &IdentityHandle| identity.latest().unwrap().identity.serial().to_owned();
+    until("a certificate of the other root", || serial(&identity) != before.identity.serial()).await;
+    let second = serial(&identity);
+    identity.ask_renewal();
+    until("yet another", || serial(&identity) != second).await;
 }

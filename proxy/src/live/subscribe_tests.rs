@@ -121,6 +121,8 @@ fn subscriber(
         status: Status::default(),
         last_good: Arc::new(Mutex::new(last_good)),
         drain: drain.clone(),
+        identity: IdentityHandle::default(),
+        trust: unbounded_channel().0,
     });
     (live, subscriber)
 }

@@ -22,6 +22,7 @@ use crate::codec::Ahead;
 use crate::exchange::door;
 use crate::exchange::facts::Record;
 use crate::inbound::{self, Inbound};
+use crate::live::trust::Vouched;
 use crate::observe::Direction;
 
 /// Where `--app-port` says the application listens; it must be there, so a connection takes no time.
@@ -59,7 +60,7 @@ pub(crate) async fn inbound(at: &Inbound, via: &inbound::Via, mut near: TlsStrea
             carry(&mut near, &mut far, &[], &flow).await
         } => carried,
         refusal = no_longer_allowed(at, via, changes) => Err(refusal.into()),
-        cut = expired(via.not_after) => Err(cut),
+        cut = over(via) => Err(cut),
     };
     if end.is_err() {
         reset(near.get_ref().0.inner().inner());
@@ -156,8 +157,21 @@ async fn no_longer_allowed(at: &Inbound, via: &inbound::Via, mut changes: watch:
     }
 }
 
-/// The end of the certificate by which the peer is known.
-pub(super) async fn expired(not_after: Option<SystemTime>) -> Cut {
+/// The end of the certificate by which the peer is known, or of all belief in it.
+pub(super) async fn over(via: &inbound::Via) -> Cut {
+    tokio::select! {
+        cut = expired(via.not_after) => cut,
+        cut = distrusted(via.vouched.clone()) => cut,
+    }
+}
+
+/// Whoever is at the other end is believed no more.
+pub(super) async fn distrusted(vouched: Option<Vouched>) -> Cut {
+    let Some(vouched) = vouched else { return std::future::pending().await };
+    Cut { reason: Reason::IdentityRevoked, cause: None, detail: vouched.believed_no_more().await }
+}
+
+async fn expired(not_after: Option<SystemTime>) -> Cut {
     let Some(end) = not_after else { return std::future::pending().await };
     tokio::time::sleep(end.duration_since(SystemTime::now()).unwrap_or_default()).await;
     let detail = "the certificate of the caller has ended; it connects again with its next one".to_owned();

@@ -11,7 +11,7 @@ use equerry_traffic::Refusal;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
-use super::inbound::expired;
+use super::inbound::over;
 use super::limits::Limits;
 use super::{Cut, Flow, ask_for_life, carry, ended, reset};
 use crate::codec::Link;
@@ -39,7 +39,7 @@ pub(crate) async fn upgraded_inbound(at: &Inbound, via: &Via, near: Link, answer
     let cut = async {
         tokio::select! {
             refusal = no_longer_allowed(at, via, asked.as_deref(), changes) => refusal.into(),
-            cut = expired(via.not_after) => cut,
+            cut = over(via) => cut,
         }
     };
     go_on(near, opened, limits, cut).await;

@@ -14,6 +14,7 @@ use http::{HeaderValue, Request};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use super::inbound::distrusted;
 use super::limits::Limits;
 use super::undeclared::Undeclared;
 use super::{BUFFER, Flow, ask_for_life, carry, ended, not_tcp, open, reset};
@@ -53,6 +54,7 @@ pub(super) async fn bytes(
     };
     ask_for_life(tunnel.wire.socket());
     let (flow, limits) = (Flow::new(), Limits::after(watch));
+    let vouched = tunnel.facts.vouched.clone();
     let end = tokio::select! {
         carried = async {
             if let Some(port) = silent {
@@ -61,6 +63,7 @@ pub(super) async fn bytes(
             carry(&mut near, &mut tunnel.wire, &early, &flow).await
         } => carried,
         refusal = limits.reached(&flow) => Err(refusal.into()),
+        cut = distrusted(vouched) => Err(cut),
     };
     if end.is_err() {
         reset(near.inner());

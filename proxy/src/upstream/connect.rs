@@ -32,6 +32,7 @@ use crate::codec::http1::call;
 use crate::codec::http2::call::Caller;
 use crate::codec::{self, Ahead, Link};
 use crate::live::{Held, LimitState, TlsIdentity};
+use crate::live::trust::Vouched;
 
 /// What is spoken on a connection to an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -163,6 +164,10 @@ pub(crate) struct Connected {
     pub(crate) peer: Option<SpiffeId>,
     /// When the certificate they showed ends.
     pub(crate) not_after: Option<SystemTime>,
+    /// Who vouched for them, for as long as they are believed.
+    pub(crate) vouched: Option<Vouched>,
+    /// They are believed no more: nothing is read from them.
+    distrusted: Cell<bool>,
     confirmed: Cell<bool>,
     refusal: OnceCell<String>,
     changed: Notify,
@@ -344,7 +349,19 @@ async fn in_time<T>(
 fn drive(connection: impl Future<Output = String> + 'static, facts: &Rc<Connected>) {
     let facts = Rc::clone(facts);
     tokio::task::spawn_local(async move {
-        let ended = connection.await;
+        let mut connection = std::pin::pin!(connection);
+        let ended = match facts.vouched.clone().map(Vouched::believed_no_more) {
+            None => connection.await,
+            Some(distrusted) => tokio::select! {
+                ended = connection.as_mut() => ended,
+                why = distrusted => {
+                    tracing::warn!(%why, "a connection is ended");
+                    // Its next look at the socket tells all who use it.
+                    facts.distrusted.set(true);
+                    connection.await
+                }
+            },
+        };
         facts.refuse(|| ended);
     });
 }
@@ -365,11 +382,13 @@ async fn open(target: &Target<'_>, session: Option<&Session>) -> Result<(Wire, R
         return Err(ConnectFailure::Failed("the peer does not speak the protocol asked for (ALPN)".to_owned()));
     }
     // A resumed session is not verified again by rustls, so time and identity are judged here for every connection.
-    let leaf = tls::peer(secured.peer_certificates(), SystemTime::now()).map_err(|fault| peer_failure(&fault))?;
+    let shown = secured.peer_certificates();
+    let leaf = tls::peer(shown, SystemTime::now()).map_err(|fault| peer_failure(&fault))?;
+    let vouched = Some(whom.identity.vouched(leaf.id.clone(), shown));
     if !whom.accounts.contains(&leaf.id) {
         return Err(ConnectFailure::IdentityMismatch { found: Some(leaf.id) });
     }
-    let facts = Rc::new(Connected { peer: Some(leaf.id), not_after: Some(leaf.not_after), ..Connected::default() });
+    let facts = Rc::new(Connected { peer: Some(leaf.id), not_after: Some(leaf.not_after), vouched, ..Connected::default() });
     Ok((Wire::Mesh { stream: Box::new(stream), ticket, facts: Rc::clone(&facts) }, facts))
 }
 
@@ -412,15 +431,15 @@ impl codec::Wire for Wire {
         Some(self.socket())
     }
 
+    fn plain(&self) -> Option<&TcpStream> {
+        if let Self::Plain(stream) = self { Some(stream) } else { None }
+    }
+
     fn is_silent(&self) -> bool {
         // TLS may hold what its socket gave.
         let Self::Plain(stream) = self else { return false };
         let came = stream.try_io(Interest::READABLE, || Ok(()));
         came.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-    }
-
-    fn plain(&self) -> Option<&TcpStream> {
-        if let Self::Plain(stream) = self { Some(stream) } else { None }
     }
 }
 
@@ -429,6 +448,10 @@ impl AsyncRead for Wire {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Mesh { stream, ticket, facts } => {
+                if facts.distrusted.get() {
+                    let why = "whoever answers there is believed no more";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)));
+                }
                 let before = buf.filled().len();
                 let read = Pin::new(stream).poll_read(cx, buf);
                 if facts.confirmed.get() {

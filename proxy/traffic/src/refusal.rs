@@ -95,6 +95,8 @@ reasons! {
     PolicyUnavailable: "policy_unavailable", 503, 14, "UAEX", "proxy_configuration_error", false;
     /// This proxy's own certificate has expired.
     IdentityExpired: "identity_expired", 503, 14, "UAEX", "proxy_configuration_error", false;
+    /// Whoever is at the other end is believed no more: their identity was revoked, or the root that vouched for it is gone.
+    IdentityRevoked: "identity_revoked", 403, 7, "UAEX", "http_request_denied", false;
     /// The control plane did not say in time what the destination is.
     ConfigUnavailable: "config_unavailable", 503, 14, "UAEX", "proxy_configuration_error", false;
     /// The tenant has spent its quota.
@@ -509,9 +511,12 @@ impl Refusal {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self.reason() {
-            Reason::AuthzDenied | Reason::TlsRequired | Reason::Quota | Reason::RateLimited | Reason::Fault => {
-                Fault::Policy
-            }
+            Reason::AuthzDenied
+            | Reason::TlsRequired
+            | Reason::IdentityRevoked
+            | Reason::Quota
+            | Reason::RateLimited
+            | Reason::Fault => Fault::Policy,
             Reason::KeysUnavailable
             | Reason::PolicyUnavailable
             | Reason::IdentityExpired

@@ -13,7 +13,7 @@ use crate::{PAIR, program};
 #[tokio::test]
 async fn a_certificate_is_renewed_before_its_end_and_no_call_fails() -> Result<()> {
     let mesh = Mesh::plan(program(), &PAIR).await?;
-    mesh.town.start_control_plane(&["--certificate-lifetime", "1m"]).await?;
+    mesh.town.start_control_plane(&["--short-lived", "--certificate-lifetime", "1m"]).await?;
     bring_up_beside(&mesh).await?;
     let orders = mesh.town.home("orders")?;
     let v1 = mesh.town.home("inventory-v1")?;

@@ -4,6 +4,7 @@
 
 mod calls;
 mod seen;
+mod trust;
 
 use equerry_policies::complaint::Complaint;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,11 @@ pub use seen::{
     EpochProxy, EpochReply, EpochState, InstanceDetail, InstanceList, InstanceReply, InstanceRequest, InstancesReply,
     InstancesRequest, LeftOutReply, MemberReply, PortReply, ProxyList, ProxyReply, ProxyState, QuotaReply, RelatedReply,
     ServiceDetail, ServiceList, ServiceReply, ShareReply, UsageList, UsageReply, VersionReply,
+};
+
+pub use trust::{
+    AdvanceRequest, AnchorReply, BringRequest, CertificateReport, DarkReply, LeafReply, RevocationAnswer,
+    RevocationList, RevocationReply, RevocationRequest, RotationReply, RotationRequest, WaitingReply,
 };
 
 /// Files with documents, to be made true together.

@@ -1,0 +1,275 @@
+//! Certificates over HTTP: what anchors what and until when, rotations of the root, and identities that are revoked.
+
+use std::time::SystemTime;
+
+use axum::Json;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use bytes::Bytes;
+use equerry_certs::Texts;
+use equerry_policies::names::{AccountName, SpiffeId};
+use http::StatusCode;
+
+use super::documents::read_json;
+use super::problem::PROBLEM_JSON;
+use super::proxies::unix;
+use super::shapes::{
+    AdvanceRequest, AnchorReply, CertificateReport, DarkReply, LeafReply, Problem, RevocationAnswer, RevocationList,
+    RevocationReply, RevocationRequest, RotationReply, RotationRequest, WaitingReply,
+};
+use super::views::store_refused;
+use crate::access::{Actor, Permission, Place};
+use crate::audit::By;
+use crate::control::{ControlPlane, ProxyStatus, RotationStatus, TrustError};
+
+/// Longest reason for a revocation.
+const MAX_REASON: usize = 500;
+
+/// What anchors what, who holds which certificate until when, and when the mesh goes dark if nothing renews.
+#[utoipa::path(get, path = "/api/v1/certificates", tag = "certificates", responses((status = 200, body = CertificateReport)))]
+pub(super) async fn report(State(control): State<ControlPlane>, actor: Actor) -> Json<CertificateReport> {
+    let (now, authority) = (SystemTime::now(), control.authority());
+    let mut leaves = leaves(&control, now);
+    leaves.retain(|(id, _)| actor.limits.hold(Place::Namespace(&id.namespace)));
+    let mut leaves: Vec<LeafReply> = leaves.into_iter().map(|(_, leaf)| leaf).collect();
+    leaves.sort_by(|a, b| {
+        (a.not_after_unix, &a.spiffe_id, &a.instance).cmp(&(b.not_after_unix, &b.spiffe_id, &b.instance))
+    });
+    let live = || leaves.iter().filter(|leaf| leaf.instance.is_some());
+    let dark = live().next().zip(live().next_back()).map(|(first, last)| DarkReply {
+        first_unix: first.not_after_unix,
+        first: first.instance.clone().unwrap_or_default(),
+        last_unix: last.not_after_unix,
+    });
+    Json(CertificateReport {
+        trust_domain: authority.trust_domain().to_string(),
+        now_unix: unix(now),
+        lifetime_seconds: authority.lifetime().as_secs(),
+        rotation: told(control.rotation()),
+        revoked: authority.trust().revoked.len(),
+        leaves,
+        dark,
+    })
+}
+
+/// Every certificate that is about: those that proxies show, and those that nobody connected shows.
+fn leaves(control: &ControlPlane, now: SystemTime) -> Vec<(SpiffeId, LeafReply)> {
+    let shown = control.proxies().into_iter().filter(|proxy| proxy.connected).filter_map(|proxy| {
+        let (id, instance) = (proxy.spiffe_id?, proxy.instance.to_string());
+        let reply = match proxy.standing {
+            Some(standing) => LeafReply {
+                spiffe_id: id.to_string(),
+                instance: Some(instance),
+                serial: Some(standing.serial),
+                root: Some(standing.root).filter(|root| !root.is_empty()),
+                not_after_unix: unix(standing.until),
+                generation: Some(standing.generation),
+            },
+            None => LeafReply {
+                spiffe_id: id.to_string(),
+                instance: Some(instance),
+                serial: None,
+                root: None,
+                not_after_unix: unix(proxy.certificate_not_after?),
+                generation: None,
+            },
+        };
+        Some((id, reply))
+    });
+    let at_large = control.leaves_at_large(now).into_iter().map(|row| {
+        let reply = LeafReply {
+            spiffe_id: row.id.to_string(),
+            instance: None,
+            serial: Some(row.serial),
+            root: Some(row.root).filter(|root| !root.is_empty()),
+            not_after_unix: unix(row.until),
+            generation: None,
+        };
+        (row.id, reply)
+    });
+    shown.chain(at_large).collect()
+}
+
+fn told(status: RotationStatus) -> RotationReply {
+    let trust = status.trust;
+    RotationReply {
+        phase: trust.phase.as_str().to_owned(),
+        began_unix: trust.began.map(unix),
+        generation: trust.generation,
+        anchors: trust
+            .anchors
+            .iter()
+            .map(|anchor| AnchorReply {
+                pin: anchor.pin.to_string(),
+                signs: anchor.signs,
+                coming: anchor.coming,
+                brought: anchor.brought,
+                root_not_after_unix: unix(anchor.root_until),
+                issuing_not_after_unix: unix(anchor.issuing_until),
+            })
+            .collect(),
+        waiting: status.waiting.into_iter().map(|one| WaitingReply { who: one.who, why: one.why }).collect(),
+    }
+}
+
+/// When what the mesh stands on ends, for whoever watches it.
+pub(super) fn ends(control: &ControlPlane, proxies: &[ProxyStatus]) -> Vec<(&'static str, u64)> {
+    let trust = control.authority().trust();
+    let mut ends = Vec::new();
+    for anchor in &trust.anchors {
+        if anchor.signs {
+            ends.push(("root", unix(anchor.root_until)));
+            ends.push(("issuing", unix(anchor.issuing_until)));
+        }
+        if anchor.coming {
+            ends.push(("coming_root", unix(anchor.root_until)));
+        }
+    }
+    let connected = proxies.iter().filter(|proxy| proxy.connected);
+    let leaves = connected.filter_map(|proxy| {
+        proxy.standing.as_ref().map(|standing| standing.until).or(proxy.certificate_not_after).map(unix)
+    });
+    let leaves: Vec<u64> = leaves.collect();
+    ends.extend(leaves.iter().min().map(|first| ("first_leaf", *first)));
+    ends.extend(leaves.iter().max().map(|last| ("last_leaf", *last)));
+    ends
+}
+
+/// How far a rotation of the root is, and who holds up its next step.
+#[utoipa::path(get, path = "/api/v1/certificates/rotation", tag = "certificates", responses((status = 200, body = RotationReply)))]
+pub(super) async fn rotation(
+    State(control): State<ControlPlane>,
+    actor: Actor,
+) -> Result<Json<RotationReply>, Problem> {
+    actor.may(Permission::Read, Place::Mesh)?;
+    Ok(Json(told(control.rotation())))
+}
+
+/// Bring a new root in: it is believed beside the old one, which still signs.
+#[utoipa::path(post, path = "/api/v1/certificates/rotation", tag = "certificates", request_body = RotationRequest,
+    responses((status = 201, body = RotationReply), (status = 400, body = Problem, content_type = PROBLEM_JSON, description = "What was brought cannot be used"),
+        (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "A rotation is under way")))]
+pub(super) async fn start(
+    State(control): State<ControlPlane>,
+    actor: Actor,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<RotationReply>), Problem> {
+    actor.may(Permission::RotateRoots, Place::Mesh)?;
+    let RotationRequest { bring } = read_json(body)?;
+    let brought = match &bring {
+        None => None,
+        Some(bring) => {
+            let texts = Texts { root: &bring.root, issuer: &bring.issuer_cert, key: &bring.issuer_key };
+            let domain = control.authority().trust_domain();
+            let brought = equerry_certs::Authority::brought(domain, texts, SystemTime::now());
+            Some(brought.map_err(|fault| Problem::new(StatusCode::BAD_REQUEST, "cannot_be_used", fault))?)
+        }
+    };
+    let status = control.start_rotation(brought, By::token(&actor)).await.map_err(|error| refused(&error))?;
+    Ok((StatusCode::CREATED, Json(told(status))))
+}
+
+/// Take the next step: the new root signs; then the old one is believed no more. Refused while somebody would be stranded.
+#[utoipa::path(post, path = "/api/v1/certificates/rotation/advance", tag = "certificates", request_body = AdvanceRequest,
+    responses((status = 200, body = RotationReply), (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "`stranded`: somebody is not ready, or `out_of_step`: there is no rotation")))]
+pub(super) async fn advance(
+    State(control): State<ControlPlane>,
+    actor: Actor,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<RotationReply>, Problem> {
+    actor.may(Permission::RotateRoots, Place::Mesh)?;
+    let AdvanceRequest { force } = read_json(body)?;
+    let status = control.advance_rotation(force, By::token(&actor)).await.map_err(|error| refused(&error))?;
+    Ok(Json(told(status)))
+}
+
+/// Give a rotation up whose new root has signed nothing yet.
+#[utoipa::path(delete, path = "/api/v1/certificates/rotation", tag = "certificates",
+    responses((status = 200, body = RotationReply), (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "There is none, or its new root signs already")))]
+pub(super) async fn cancel(State(control): State<ControlPlane>, actor: Actor) -> Result<Json<RotationReply>, Problem> {
+    actor.may(Permission::RotateRoots, Place::Mesh)?;
+    let status = control.cancel_rotation(By::token(&actor)).await.map_err(|error| refused(&error))?;
+    Ok(Json(told(status)))
+}
+
+/// Identities that are believed no more.
+#[utoipa::path(get, path = "/api/v1/certificates/revocations", tag = "certificates", responses((status = 200, body = RevocationList)))]
+pub(super) async fn revocations(State(control): State<ControlPlane>, actor: Actor) -> Json<RevocationList> {
+    let all = control.revocations().into_iter();
+    let seen = all.filter(|one| actor.limits.hold(Place::Namespace(&one.id.namespace)));
+    let items = seen.map(|one| RevocationReply {
+        spiffe_id: one.id.to_string(),
+        reason: one.reason,
+        by: one.by,
+        at_unix: unix(one.at),
+    });
+    Json(RevocationList { items: items.collect() })
+}
+
+/// Revoke an identity: no certificate is signed for it, and its connections end throughout the mesh.
+#[utoipa::path(post, path = "/api/v1/certificates/revocations", tag = "certificates", request_body = RevocationRequest,
+    responses((status = 200, body = RevocationAnswer), (status = 400, body = Problem, content_type = PROBLEM_JSON)))]
+pub(super) async fn revoke(
+    State(control): State<ControlPlane>,
+    actor: Actor,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<RevocationAnswer>, Problem> {
+    let RevocationRequest { identity, reason } = read_json(body)?;
+    let id = identity_of(&control, &identity)?;
+    actor.may(Permission::RevokeIdentities, Place::Namespace(&id.namespace))?;
+    if reason.len() > MAX_REASON || reason.chars().any(char::is_control) {
+        return Err(Problem::bad_request(format_args!(
+            "reason: expected at most {MAX_REASON} printable characters on one line"
+        )));
+    }
+    let done = control.revoke_identity(id.clone(), reason, By::token(&actor)).await;
+    let (generation, changed) = done.map_err(|error| refused(&error))?;
+    Ok(Json(RevocationAnswer { spiffe_id: id.to_string(), generation, changed }))
+}
+
+/// Take a revocation back.
+#[utoipa::path(delete, path = "/api/v1/certificates/revocations/{namespace}/{account}", tag = "certificates",
+    params(("namespace" = String, Path,), ("account" = String, Path,)),
+    responses((status = 200, body = RevocationAnswer), (status = 404, body = Problem, content_type = PROBLEM_JSON)))]
+pub(super) async fn restore(
+    State(control): State<ControlPlane>,
+    actor: Actor,
+    Path((namespace, account)): Path<(String, String)>,
+) -> Result<Json<RevocationAnswer>, Problem> {
+    let id = identity_of(&control, &format!("{namespace}/{account}"))?;
+    actor.may(Permission::RevokeIdentities, Place::Namespace(&id.namespace))?;
+    match control.restore_identity(&id, By::token(&actor)).await.map_err(|error| refused(&error))? {
+        Some(generation) => Ok(Json(RevocationAnswer { spiffe_id: id.to_string(), generation, changed: true })),
+        None => Err(Problem::not_found(format_args!("revocation of {id}"))),
+    }
+}
+
+/// A whole identity, or an account of this trust domain. The control plane's own cannot be revoked: nothing would work.
+fn identity_of(control: &ControlPlane, text: &str) -> Result<SpiffeId, Problem> {
+    let ours = control.authority().trust_domain();
+    let id = if text.starts_with("spiffe:") {
+        SpiffeId::parse(text).map_err(|bad| Problem::bad_request(format_args!("identity: {bad}")))?
+    } else {
+        let account = AccountName::parse(text).map_err(|bad| Problem::bad_request(format_args!("identity: {bad}")))?;
+        SpiffeId::new(ours.clone(), account.namespace, account.name)
+    };
+    if id.trust_domain != *ours {
+        return Err(Problem::bad_request(format_args!(
+            "identity: found one of trust domain {}, expected {ours}",
+            id.trust_domain
+        )));
+    }
+    if id == equerry_policies::names::control_plane_id(ours.clone()) {
+        return Err(Problem::bad_request("identity: that is the control plane itself; stop it instead"));
+    }
+    Ok(id)
+}
+
+fn refused(error: &TrustError) -> Problem {
+    match error {
+        TrustError::Store(error) => store_refused(error),
+        TrustError::Authority(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "authority", error),
+        TrustError::OutOfStep(why) => Problem::new(StatusCode::CONFLICT, "out_of_step", why),
+        TrustError::Stranded(_) => Problem::new(StatusCode::CONFLICT, "stranded", error),
+    }
+}

@@ -1,0 +1,169 @@
+//! Whom this proxy believes, as that changes under connections that exist: whoever was believed when a connection was made
+//! may be revoked since, or the root that vouched for them may be gone.
+//!
+//! What the control plane says of trust arrives on the configuration stream and is put in force by `renew`, with new TLS
+//! configurations: a ticket from before resumes nothing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use equerry_certs::{CertificateDer, Pin, TrustBundle, tls};
+use equerry_policies::names::{SpiffeId, TrustDomain};
+use equerry_wire::proto;
+use tokio::sync::watch;
+
+/// Who is at the other end of a connection, and which roots vouched for them when it was made.
+#[derive(Debug, Clone)]
+pub(crate) struct Vouched {
+    peer: SpiffeId,
+    by: Arc<[Pin]>,
+    trust: watch::Receiver<Option<TrustBundle>>,
+}
+
+impl Vouched {
+    /// After a handshake in which `shown` was verified with `identity`'s bundle.
+    pub(crate) fn new(
+        identity: &super::TlsIdentity,
+        trust: watch::Receiver<Option<TrustBundle>>,
+        peer: SpiffeId,
+        shown: Option<&[CertificateDer<'_>]>,
+    ) -> Self {
+        // With one root there is no question which one it was.
+        let by = if identity.pins.len() == 1 {
+            Arc::clone(&identity.pins)
+        } else {
+            tls::vouching(shown.unwrap_or_default(), &identity.bundle, SystemTime::now()).into()
+        };
+        Self { peer, by, trust }
+    }
+
+    /// Why they would not be believed now.
+    fn fault(&self, bundle: &TrustBundle) -> Option<String> {
+        if bundle.revokes(&self.peer) {
+            return Some(format!("the identity {} was revoked", self.peer));
+        }
+        let gone = !self.by.iter().any(|pin| bundle.holds(pin));
+        gone.then(|| format!("the root that vouched for {} is believed no more", self.peer))
+    }
+
+    /// Waits until they are believed no more; says why.
+    pub(crate) async fn believed_no_more(mut self) -> String {
+        loop {
+            let bundle = self.trust.borrow_and_update().clone();
+            if let Some(why) = bundle.and_then(|bundle| self.fault(&bundle)) {
+                return why;
+            }
+            if self.trust.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+/// What the control plane says of trust, understood.
+pub(super) struct Heard {
+    pub(super) bundle: TrustBundle,
+    /// Pin of the root that signs now.
+    pub(super) signing: String,
+    /// How long all may take to ask for new certificates.
+    pub(super) renew_within: Duration,
+}
+
+/// Reads what the control plane says of trust.
+///
+/// # Errors
+/// When it cannot be used; what was believed before stays.
+pub(super) fn heard(told: proto::Trust, trust_domain: &TrustDomain) -> Result<Heard, String> {
+    let roots = told.roots_der.into_iter().map(CertificateDer::from).collect();
+    let bundle = TrustBundle::new(trust_domain.clone(), roots).map_err(|error| error.to_string())?;
+    let bundle = bundle.of_generation(told.generation, revoked(&told.revoked));
+    Ok(Heard { bundle, signing: told.signing_root, renew_within: Duration::from_millis(told.renew_within_ms) })
+}
+
+/// Identities as they were told. One of another form is nobody's here.
+pub(super) fn revoked(told: &[String]) -> BTreeSet<SpiffeId> {
+    let read = |text: &String| {
+        let read = SpiffeId::parse(text);
+        if read.is_err() {
+            tracing::error!(identity = text, "a revoked identity of a form that this version does not know");
+        }
+        read.ok()
+    };
+    told.iter().filter_map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use equerry_certs::Authority;
+
+    use super::*;
+
+    fn domain() -> TrustDomain {
+        TrustDomain::parse("equerry.local").unwrap()
+    }
+
+    fn authority() -> Authority {
+        Authority::create(domain(), SystemTime::now()).unwrap()
+    }
+
+    fn web() -> SpiffeId {
+        SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/web").unwrap()
+    }
+
+    fn vouched(root: &TrustBundle) -> (watch::Sender<Option<TrustBundle>>, Vouched) {
+        let (tell, trust) = watch::channel(Some(root.clone()));
+        (tell, Vouched { peer: web(), by: root.pins().into(), trust })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_revoked_is_believed_no_more_and_everybody_else_still_is() {
+        let root = authority().roots().unwrap();
+        let (tell, vouched) = vouched(&root);
+        let waits = tokio::spawn(vouched.believed_no_more());
+        let other = SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/web2").unwrap();
+        tell.send(Some(root.clone().of_generation(2, BTreeSet::from([other])))).unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waits.is_finished());
+        tell.send(Some(root.of_generation(3, BTreeSet::from([web()])))).unwrap();
+        assert!(waits.await.unwrap().contains("sa/web was revoked"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_outlives_a_new_root_but_not_the_end_of_its_own() {
+        let (old, new) = (authority(), authority());
+        let (tell, vouched) = vouched(&old.roots().unwrap());
+        let waits = tokio::spawn(vouched.believed_no_more());
+        let both = vec![new.root().clone(), old.root().clone()];
+        tell.send(Some(TrustBundle::new(domain(), both).unwrap())).unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waits.is_finished());
+        tell.send(Some(new.roots().unwrap())).unwrap();
+        assert!(waits.await.unwrap().contains("is believed no more"));
+    }
+
+    #[tokio::test]
+    async fn a_change_between_handshake_and_watch_is_not_missed() {
+        let root = authority().roots().unwrap();
+        let (tell, vouched) = vouched(&root);
+        tell.send(Some(root.of_generation(2, BTreeSet::from([web()])))).unwrap();
+        assert!(vouched.believed_no_more().await.contains("was revoked"));
+    }
+
+    #[test]
+    fn what_is_told_is_read_strictly_and_a_name_that_is_none_revokes_nobody() {
+        let roots_der: Vec<Vec<u8>> = vec![authority().root().to_vec()];
+        let told = proto::Trust {
+            generation: 7,
+            roots_der,
+            revoked: vec![web().to_string(), "what".into()],
+            signing_root: "ab".into(),
+            renew_within_ms: 5,
+        };
+        let heard = heard(told.clone(), &domain()).unwrap();
+        assert_eq!((heard.bundle.generation(), heard.bundle.revoked().len()), (7, 1));
+        for roots_der in [Vec::new(), vec![vec![1, 2, 3]]] {
+            assert!(super::heard(proto::Trust { roots_der, ..told.clone() }, &domain()).is_err());
+        }
+    }
+}
