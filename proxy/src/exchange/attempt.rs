@@ -174,10 +174,12 @@ pub(crate) async fn send(
         return over_some_connection(pool, target, outgoing).await;
     }
     let began = now();
+    let mut pace = Pace { since: began, had: 0 };
     let mut sending = pin!(over_some_connection(pool, target, outgoing));
     loop {
         let still = watched.as_ref().and_then(|(idle, told)| stands_still(*idle, told, began));
-        let Some(at) = end.into_iter().chain(still).min() else { return sending.await };
+        let paced = still.and_then(|_| pace.since.checked_add(patience()));
+        let Some(at) = end.into_iter().chain(still).chain(paced).min() else { return sending.await };
         if let Ok(sent) = tokio::time::timeout_at(at.into(), sending.as_mut()).await {
             return sent;
         }
@@ -191,8 +193,40 @@ pub(crate) async fn send(
         {
             let waited_for = if told.waits.get() { deadline::nothing_came } else { deadline::stood_still };
             return Err(Failed { refusal: waited_for(*idle), unprocessed: false });
+        } else if let Some((_, told)) = watched.as_ref().filter(|_| paced.is_some_and(|paced| paced <= now)) {
+            pace.judge(told, now).map_err(|refusal| Failed { refusal, unprocessed: false })?;
         }
     }
+}
+
+/// How fast a caller sends: since when it is looked at, and how much had come by then.
+struct Pace {
+    since: Instant,
+    had: u64,
+}
+
+impl Pace {
+    /// Judges what came since, where it is the caller who is waited for, and begins anew.
+    fn judge(&mut self, told: &Told, now: Instant) -> Result<(), Refusal> {
+        let (came, after) = (told.bytes.get() - self.had, now.saturating_duration_since(self.since));
+        *self = Self { since: now, had: told.bytes.get() };
+        if told.waits.get() { deadline::not_crawling(came, after) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Tests of this thread wait no longer than that.
+    pub(super) static IMPATIENT: std::cell::Cell<Option<Duration>> = const { std::cell::Cell::new(None) };
+}
+
+/// How long a caller may send before its rate is judged.
+pub(super) fn patience() -> Duration {
+    #[cfg(test)]
+    if let Some(impatient) = IMPATIENT.get() {
+        return impatient;
+    }
+    deadline::CRAWL
 }
 
 /// When a body that is still on its way will have stood still for too long.

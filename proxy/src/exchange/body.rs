@@ -19,7 +19,9 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
+use super::attempt::patience;
 use super::facts::Record;
+use super::now;
 use super::reply;
 use super::upgrade::Asked;
 use super::watch::Watch;
@@ -164,6 +166,7 @@ impl ToSend {
 /// A body that is read to its end, nothing of which may take longer than `idle` to come.
 async fn collected(mut from: Incoming, idle: Option<Duration>) -> Result<Bytes, Refusal> {
     let mut held = BytesMut::new();
+    let began = now();
     loop {
         let frame = match idle {
             Some(idle) => timeout(idle, from.frame()).await.map_err(|_| deadline::nothing_came(idle))?,
@@ -171,6 +174,12 @@ async fn collected(mut from: Incoming, idle: Option<Duration>) -> Result<Bytes, 
         };
         let frame = frame.transpose().map_err(|error| broken_off(BrokeOff::of(&error), None))?;
         let Some(data) = frame.map(Frame::into_data) else { return Ok(held.freeze()) };
+        if !held.is_empty() && idle.is_some() {
+            let after = now().saturating_duration_since(began);
+            if after >= patience() {
+                deadline::not_crawling(held.len() as u64, after)?;
+            }
+        }
         match data {
             Ok(data) if held.is_empty() && from.is_end_stream() => return Ok(data),
             Ok(data) => held.extend_from_slice(&data),

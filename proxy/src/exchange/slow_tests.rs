@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::attempt;
 use super::harness::*;
 use super::overload;
 use super::tries_tests::{SERVICE, caller, route, traffic};
@@ -161,6 +162,53 @@ fn a_body_that_crawls_is_carried_to_its_end() {
         let mut answer = String::new();
         slow.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("10 bytes"), "{answer}");
+    });
+}
+
+#[test]
+fn a_body_that_crawls_without_end_is_not_waited_for_whoever_holds_it() {
+    on_one_thread(async {
+        let application = application(|_, request: Request<Incoming>| async move {
+            let _ = request.into_body().collect().await;
+            says(200, "")
+        })
+        .await;
+        attempt::IMPATIENT.set(Some(Duration::from_millis(500)));
+        let policy = "timeouts: {streamIdle: 5s}";
+        let held = route("matches: [{method: POST}], retry: {codes: [503], attempts: 1, backoff: 1ms}");
+        for yaml in [traffic(SERVICE, policy), traffic(&held, policy)] {
+            let sidecar = caller(&yaml, &[application.address]).await;
+            let (mut reads, mut writes) = TcpStream::connect(sidecar.outbound).await.unwrap().into_split();
+            writes.write_all(b"POST / HTTP/1.1\r\nhost: orders\r\ncontent-length: 1000\r\n\r\n").await.unwrap();
+            let crawling = async {
+                while writes.write_all(b"x").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(40)).await;
+                }
+            };
+            let mut answer = Vec::new();
+            tokio::select! {
+                read = reads.read_to_end(&mut answer) => drop(read),
+                () = crawling => {}
+            }
+            let answer = String::from_utf8_lossy(&answer);
+            assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("client_slow"), "{answer}");
+            assert!(answer.contains("which is too little to wait for"), "{answer}");
+        }
+        // At the rate that is asked for it goes on, for longer than that.
+        let sidecar = caller(&traffic(SERVICE, policy), &[application.address]).await;
+        let mut steady = TcpStream::connect(sidecar.outbound).await.unwrap();
+        steady
+            .write_all(b"POST / HTTP/1.1\r\nhost: orders\r\ncontent-length: 2500\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        for _ in 0..25 {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            steady.write_all(&[b'x'; 100]).await.unwrap();
+        }
+        let mut answer = String::new();
+        steady.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        attempt::IMPATIENT.set(None);
     });
 }
 

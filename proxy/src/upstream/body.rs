@@ -43,6 +43,8 @@ pub(crate) struct Told {
     pub(crate) moved: Cell<Option<Instant>>,
     /// The next piece is waited for: it is the caller who is slow, not whoever it is sent to.
     pub(crate) waits: Cell<bool>,
+    /// Bytes of it that have come.
+    pub(crate) bytes: Cell<u64>,
     /// All of it, where it came in one small piece: then it can be sent again, should nobody have taken it.
     pub(crate) whole: RefCell<Option<Bytes>>,
 }
@@ -58,8 +60,9 @@ impl Told {
     }
 }
 
-/// Whether no more has passed than may.
+/// Tells how much has passed; whether that is no more than may.
 fn within(passed: &Cell<u64>, most: u64, told: &Told) -> Result<(), BodyError> {
+    told.bytes.set(passed.get());
     if passed.get() <= most {
         return Ok(());
     }

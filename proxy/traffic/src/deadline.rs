@@ -222,6 +222,23 @@ pub fn nothing_came(after: Duration) -> Refusal {
     Refusal::BodyTimeout(stream_idle(after))
 }
 
+/// How long a caller is given before the rate is judged at which it sends.
+pub const CRAWL: Duration = Duration::from_secs(30);
+/// The fewest bytes a second of a request's body that are worth waiting for, where its kind has a limit on silence at all: fewer
+/// than the slowest modem's, and than Kestrel's 240.
+pub const SLOWEST: u64 = 64;
+
+/// Whether a caller who was waited for, and sent so many bytes in `after`, crawls.
+///
+/// # Errors
+/// When it does.
+pub fn not_crawling(bytes: u64, after: Duration) -> Result<(), Refusal> {
+    if u128::from(bytes) * 1000 < u128::from(SLOWEST) * after.as_millis() {
+        return Err(Refusal::BodyCrawls { bytes, after });
+    }
+    Ok(())
+}
+
 /// What an exchange is ended with that stood still for so long, though there was something to pass on.
 pub fn stood_still(after: Duration) -> Refusal {
     Refusal::StreamIdle(stream_idle(after))

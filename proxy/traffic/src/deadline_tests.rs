@@ -160,3 +160,19 @@ fn a_caller_that_sends_nothing_or_takes_nothing_is_told_which_timer_it_met() {
         ("stream_idle", "the caller took nothing for 1s: timeouts.streamIdle")
     );
 }
+
+#[test]
+fn whoever_sends_less_than_the_slowest_rate_crawls() {
+    for (bytes, seconds, crawls) in
+        [(0, 30, true), (1919, 30, true), (1920, 30, false), (1 << 20, 30, false), (6400, 100, false)]
+    {
+        let judged = not_crawling(bytes, Duration::from_secs(seconds));
+        assert_eq!(judged.is_err(), crawls, "{bytes} in {seconds}");
+    }
+    let refusal = not_crawling(7, CRAWL).unwrap_err();
+    assert_eq!((refusal.status().as_u16(), refusal.reason().as_str()), (408, "client_slow"));
+    assert_eq!(
+        refusal.to_string(),
+        "the caller sent 7 bytes of its request's body in 30s, which is too little to wait for"
+    );
+}

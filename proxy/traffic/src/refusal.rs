@@ -331,6 +331,14 @@ pub enum Refusal {
     /// The body of a request did not come.
     #[error("the caller sent nothing for {0}")]
     BodyTimeout(Expired),
+    /// The caller sent hardly any of its request's body.
+    #[error("the caller sent {bytes} bytes of its request's body in {after:?}, which is too little to wait for")]
+    BodyCrawls {
+        /// How much came.
+        bytes: u64,
+        /// In how long a time.
+        after: Duration,
+    },
     /// A limit of the backend's TrafficPolicy is reached.
     #[error("{0}")]
     Limit(Box<OverLimit>),
@@ -469,7 +477,7 @@ impl Refusal {
             Self::TryTimeout(_) => Reason::TryTimeout,
             Self::RequestTimeout(_) | Self::TooLate(_) => Reason::RequestTimeout,
             Self::StreamIdle(_) | Self::Unread(_) => Reason::StreamIdle,
-            Self::HeadTimeout { .. } | Self::BodyTimeout(_) => Reason::ClientSlow,
+            Self::HeadTimeout { .. } | Self::BodyTimeout(_) | Self::BodyCrawls { .. } => Reason::ClientSlow,
             Self::Limit(over) => match over.limit {
                 Limited::Pending | Limited::Waited(_) => Reason::LimitPending,
                 Limited::Requests => Reason::LimitRequests,
