@@ -2,7 +2,8 @@
 //!
 //! The C library's allocator gives back only what lies at the end of its heap, and a single connection that stays keeps all
 //! that is below it. Asked to, it gives back every page that is free. That takes some milliseconds in which others who
-//! allocate wait: so it is asked when there is little to do, and seldom while there is much.
+//! allocate wait: so it is asked when there is little to do, and seldom while there is much. Pages of the program file go back
+//! only when there is little to do.
 
 mod program;
 
@@ -26,7 +27,9 @@ pub(crate) async fn keep() {
         tokio::time::sleep(EVERY).await;
         if work.is_over(observe::processor_time()) {
             give_back();
-            program::give_back();
+            if work.is_quiet {
+                program::give_back();
+            }
         }
     }
 }
@@ -40,6 +43,8 @@ struct Work {
     given_back: Option<Duration>,
     /// Looks since then.
     looks: u32,
+    /// There was little to do before the last look.
+    is_quiet: bool,
 }
 
 impl Work {
@@ -48,7 +53,8 @@ impl Work {
         let now = used.saturating_sub(std::mem::replace(&mut self.last, used));
         self.looks = self.looks.saturating_add(1);
         let worth = self.given_back.is_none_or(|then| used.saturating_sub(then) >= WORTH);
-        let over = worth && (now <= QUIET || self.looks >= SELDOM);
+        self.is_quiet = now <= QUIET;
+        let over = worth && (self.is_quiet || self.looks >= SELDOM);
         if over {
             (self.given_back, self.looks) = (Some(used), 0);
         }
@@ -73,24 +79,29 @@ fn give_back() {}
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
     fn memory_is_given_back_once_when_work_is_over_and_seldom_while_it_lasts() {
-        let (mut work, mut used) = (Work::default(), Duration::ZERO);
+        let (mut work, mut used, quiet) = (Work::default(), Duration::ZERO, Cell::new(false));
         let mut look = |more: Duration| {
             used += more;
-            work.is_over(used)
+            let over = work.is_over(used);
+            quiet.set(work.is_quiet);
+            over
         };
         assert!(!look(80 * MS), "it starts");
         assert!(look(MS), "it has started");
         assert!(!look(MS));
         assert!((1..SELDOM - 1).all(|_| !look(900 * MS)));
         assert!(look(900 * MS), "a busy minute");
+        assert!(!quiet.get(), "what is in use is not given back");
         assert!((1..20).all(|_| !look(900 * MS)));
-        assert!(look(10 * MS), "quiet after work");
+        assert!(look(10 * MS) && quiet.get(), "quiet after work");
         assert!((1..25).all(|_| !look(10 * MS)), "nothing was done since");
         assert!((1..10).any(|_| look(40 * MS)), "little by little enough was done");
     }

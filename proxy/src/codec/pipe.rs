@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -20,11 +21,14 @@ const SPARES: usize = 4;
 thread_local! {
     static IN_USE: Cell<usize> = const { Cell::new(0) };
     static SPARE: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
+    /// The system has said that it does not do this: nobody asks again.
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 #[cfg(test)]
 thread_local! {
     static MOVED: Cell<u64> = const { Cell::new(0) };
+    static SANDBOXED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Bytes on their way. It is no pipe until it is first filled.
@@ -63,14 +67,32 @@ impl Pipe {
         let ends = self.0.as_mut()?;
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(ROOM);
         let polled = poll_move(from, Interest::READABLE, cx, || {
+            #[cfg(test)]
+            if SANDBOXED.get() {
+                return Err(Errno::PERM);
+            }
             splice(from, None, &ends.writes, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)
         });
-        if let Poll::Ready(Ok(moved)) = &polled {
-            ends.held = *moved;
-            #[cfg(test)]
-            MOVED.set(MOVED.get() + *moved as u64);
+        match &polled {
+            Poll::Ready(Ok(moved)) => {
+                ends.held = *moved;
+                #[cfg(test)]
+                MOVED.set(MOVED.get() + *moved as u64);
+            }
+            Poll::Ready(Err(error)) if is_refusal(error) => {
+                REFUSED.set(true);
+                drop(std::mem::take(self));
+                return None;
+            }
+            _ => {}
         }
         Some(polled)
+    }
+
+    /// Has the system refuse to move anything from now on, on this thread.
+    #[cfg(test)]
+    pub(crate) fn refuse() {
+        SANDBOXED.set(true);
     }
 
     /// Bytes that pipes of this thread have taken in so far.
@@ -88,6 +110,12 @@ impl Pipe {
         ends.held -= moved;
         Poll::Ready(Ok(moved))
     }
+}
+
+/// Whether this says that the system, or what guards it, does not move bytes so; nothing was lost then.
+fn is_refusal(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::PERM, Errno::ACCESS, Errno::NOSYS, Errno::INVAL].contains(&errno))
 }
 
 /// Does `work` once the socket is ready for it.
@@ -110,7 +138,7 @@ fn poll_move(
 impl Ends {
     /// A spare pipe, or a new one, unless too many are in use.
     fn take() -> Option<Self> {
-        if IN_USE.get() >= MOST {
+        if IN_USE.get() >= MOST || REFUSED.get() {
             return None;
         }
         let ends = SPARE.with_borrow_mut(Vec::pop).or_else(|| {

@@ -48,6 +48,19 @@ fn large_bodies_pass_whole_both_ways_without_being_copied_and_are_counted() {
 }
 
 #[test]
+fn large_bodies_are_copied_where_the_system_refuses_to_move_them() {
+    on_one_thread(async {
+        let application = echo().await;
+        let sidecar = caller(SERVICE, &[application.address]).await;
+        Pipe::refuse();
+        let before = Pipe::moved();
+        let answered = call(sidecar.outbound, request("POST", "orders", "/", pattern(LARGE))).await;
+        assert!(answered.body() == &pattern(LARGE), "{} bytes came back", answered.body().len());
+        assert_eq!(Pipe::moved(), before);
+    });
+}
+
+#[test]
 fn a_connection_that_carried_a_large_body_carries_the_next_exchange() {
     on_one_thread(async {
         let application = echo().await;

@@ -26,6 +26,9 @@ const CONNECTIONS: usize = 1_000;
 const STILL: Duration = Duration::from_secs(3);
 /// At the latest then.
 const SETTLED: Duration = Duration::from_secs(20);
+/// A process at rest still does something now and then (ours speaks to its control plane every five seconds), and holds the pages
+/// of its program that it needs for that: it is looked at after so long without load.
+const REST: Duration = Duration::from_secs(7);
 
 /// Whom to start and to ask.
 type Start<'a> = Box<dyn Fn() -> Result<(Target, Option<super::mesh::Sidecar>)> + 'a>;
@@ -119,8 +122,7 @@ fn tell(found: &mut Found, of: &'static str, what: &'static str, value: f64, uni
 fn plain_connections(ground: &Ground, target: &Target) -> Result<[f64; 3]> {
     let pids = target.pids();
     measure::warm(target)?;
-    settled(&pids);
-    let idle = machine::resident(&pids) as f64;
+    let idle = at_rest(&pids);
     let few = open(target, BEFORE)?;
     let before = settled(&pids);
     let many = open(target, CONNECTIONS)?;
@@ -131,8 +133,14 @@ fn plain_connections(ground: &Ground, target: &Target) -> Result<[f64; 3]> {
     }
     let load = Load::Closed { connections: 500, path: "/", script: "report.lua" };
     load::put(&ground.site, &load, target.port, &target.headers, ground.time, &pids, &[])?;
-    settled(&pids);
-    Ok([idle, each, machine::resident(&pids) as f64])
+    Ok([idle, each, at_rest(&pids)])
+}
+
+/// Resident KiB of processes that have nothing to do.
+fn at_rest(pids: &[u32]) -> f64 {
+    settled(pids);
+    std::thread::sleep(REST);
+    machine::resident(pids) as f64
 }
 
 /// Waits until memory stands still: KiB that are the processes' own, without the pages of their program files.
