@@ -124,9 +124,7 @@ impl Permission {
             | Self::RegisterInstances
             | Self::AdmitWorkloads
             | Self::RevokeIdentities
-            | Self::ReadCalls => {
-                Role::Operator
-            }
+            | Self::ReadCalls => Role::Operator,
             Self::AdmitPeople | Self::ReadAudit | Self::ChangeLog | Self::RotateRoots => Role::Admin,
         }
     }

@@ -207,7 +207,11 @@ fn reload(settings: &Settings, levels: &Levels, written: &[OsString]) {
     if changed.is_empty() {
         tracing::info!(log = now.log, "reloaded");
     } else {
-        tracing::warn!(changed = changed.join(", "), log = now.log, "reloaded; these settings take effect after a restart");
+        tracing::warn!(
+            changed = changed.join(", "),
+            log = now.log,
+            "reloaded; these settings take effect after a restart"
+        );
     }
 }
 

@@ -142,7 +142,10 @@ impl Window {
         let until = equerry_certs::rfc3339(current.not_after);
         text(
             StatusCode::ACCEPTED,
-            format!("the certificate is being renewed; the present one, of generation {}, holds until {until}\n", current.generation),
+            format!(
+                "the certificate is being renewed; the present one, of generation {}, holds until {until}\n",
+                current.generation
+            ),
         )
     }
 

@@ -304,12 +304,7 @@ async fn finish_work(drain: &Drain, observe: &Observer, leave: JoinHandle<()>, g
 }
 
 /// Starts to send spans, under the name of this workload.
-fn export(
-    spans: mpsc::Receiver<Span>,
-    settings: &Settings,
-    own: &SpiffeId,
-    observe: &Observer,
-) -> Option<Exports> {
+fn export(spans: mpsc::Receiver<Span>, settings: &Settings, own: &SpiffeId, observe: &Observer) -> Option<Exports> {
     let traces = settings.traces.as_ref()?;
     let about = [
         ("service.name", own.account.as_str()),

@@ -23,9 +23,9 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 pub use addresses::AddressBlock;
 use health::GivenHealth;
 use ports::NameServer;
-use traces::GivenTraces;
 pub use ports::{AppPort, TcpPort};
 pub use shown::{Sources, Written};
+use traces::GivenTraces;
 pub use traces::Traces;
 
 use crate::observe::{AccessLogTarget, B3Form};

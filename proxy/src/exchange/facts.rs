@@ -383,10 +383,7 @@ mod tests {
             let b3 = format!("4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7{given}");
             headers.insert("b3", HeaderValue::from_str(&b3).unwrap());
             let told = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flag}");
-            assert_eq!(
-                (traced(&mut headers).to_str().unwrap(), &headers["b3"]),
-                (told.as_str(), &b3.parse().unwrap())
-            );
+            assert_eq!((traced(&mut headers).to_str().unwrap(), &headers["b3"]), (told.as_str(), &b3.parse().unwrap()));
         }
     }
 
