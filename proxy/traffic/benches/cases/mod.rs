@@ -264,23 +264,31 @@ fn routed(number: usize) -> Decision {
     }))
 }
 
+/// A request that shows a token: whoever believes it takes it out.
+fn showing(headers: HeaderMap) -> Box<dyn FnMut() -> Parts> {
+    Box::new(move || {
+        let mut parts = asked();
+        parts.headers = headers.clone();
+        parts
+    })
+}
+
 fn token_new(algorithm: &str) -> Decision {
-    let (workload, mut headers, now) = tokens::wanted(algorithm, 0);
-    Decision::Alone(Box::new(move || {
-        assert!(token::verify(&workload, 8080, token::Shown::headers(black_box(&mut headers)), None, now).is_ok());
-    }))
+    let (workload, headers, now) = tokens::wanted(algorithm, 0);
+    let decide = move |parts: &mut Parts| {
+        assert!(token::verify(&workload, 8080, token::Shown::headers(&mut parts.headers), None, now).is_ok());
+    };
+    Decision::On(showing(headers), Box::new(decide))
 }
 
 fn token_repeated(algorithm: &str) -> Decision {
-    let (workload, mut headers, now) = tokens::wanted(algorithm, 0);
+    let (workload, headers, now) = tokens::wanted(algorithm, 0);
     let mut believed = Believed::default();
-    Decision::Alone(Box::new(move || {
-        let headers = black_box(&mut headers);
-        assert!(
-            token::verify_remembering(&mut believed, &workload, 8080, token::Shown::headers(headers), None, now)
-                .is_ok()
-        );
-    }))
+    let decide = move |parts: &mut Parts| {
+        let shown = token::Shown::headers(&mut parts.headers);
+        assert!(token::verify_remembering(&mut believed, &workload, 8080, shown, None, now).is_ok());
+    };
+    Decision::On(showing(headers), Box::new(decide))
 }
 
 /// A quota of which a great deal is granted in the window of 10 s.
