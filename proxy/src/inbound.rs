@@ -28,7 +28,7 @@ use crate::exchange::facts;
 use crate::live::trust::Vouched;
 use crate::exchange::{connection, overload, serve};
 use crate::observe::Direction;
-use crate::tunnel;
+use crate::tunnel::{self, Plain};
 use crate::upstream::Pool;
 
 /// How long a connection may take to end by itself when its caller is believed no more.
@@ -81,18 +81,33 @@ impl Inbound {
     pub async fn serve(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let _working = self.shared.drain.guard();
         let local = stream.local_addr().ok().map(|local| local.ip());
-        let (speaks, stream) = match detect::detect(stream).await {
+        let plain = tunnel::plain(self);
+        let patience = if let Plain::Bytes(patience) = plain { patience } else { detect::PATIENCE };
+        let (speaks, mut stream) = match detect::detect_within(patience, stream).await {
             Ok(spoken) => spoken,
             Err(error) => return tracing::debug!(%error, peer = %address, "an inbound connection said nothing"),
         };
-        if speaks == Speaks::Tls {
-            self.serve_secured(stream, address, local).await;
-        } else {
-            // Whether its port may be spoken to in plain text is judged for each request: an answer can then say why not.
-            let introduction = OnceCell::new();
-            let (peer, not_after, vouched, server_name, port) = (None, None, None, None, None);
-            let via = Via { address, peer, not_after, vouched, server_name, port, local, introduction };
-            self.serve_exchanges(stream, speaks, via).await;
+        if speaks == Some(Speaks::Tls) {
+            return self.serve_secured(stream, address, local).await;
+        }
+        // Whether its port may be spoken to in plain text is judged for each request: an answer can then say why not.
+        let introduction = OnceCell::new();
+        let (peer, not_after, vouched, server_name, port) = (None, None, None, None, None);
+        let via = Via { address, peer, not_after, vouched, server_name, port, local, introduction };
+        let bytes = match (plain, speaks) {
+            (Plain::Bytes(_), _) => true,
+            (Plain::AsItBegins, Some(Speaks::Http1)) => {
+                !detect::begins_a_request(&mut stream, detect::PATIENCE).await.unwrap_or(true)
+            }
+            _ => false,
+        };
+        match speaks {
+            _ if bytes => {
+                let _open = self.shared.observe.connection(Direction::Inbound, false);
+                Box::pin(tunnel::plain_inbound(self, &via, stream)).await;
+            }
+            Some(speaks) => self.serve_exchanges(stream, speaks, via).await,
+            None => tracing::debug!(peer = %address, "an inbound connection said nothing"),
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::codec::Wire;
 
-pub(crate) use guess::{Guess, guess};
+pub(crate) use guess::{Guess, begins_a_request, guess};
 
 /// How long the first bytes may take. The clock of an idle connection starts only after them.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,11 +52,25 @@ pub(crate) struct Spoken<S> {
 /// # Errors
 /// The connection's own, `UnexpectedEof` when it ends before it says anything, `TimedOut` after [`PATIENCE`].
 pub(crate) async fn detect<S: AsyncRead + Unpin>(stream: S) -> io::Result<(Speaks, Spoken<S>)> {
-    let mut spoken = Spoken::unheard(stream);
-    let speaks = tokio::time::timeout(PATIENCE, spoken.look())
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nothing was said"))??;
+    let (speaks, spoken) = detect_within(PATIENCE, stream).await?;
+    let speaks = speaks.ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, "nothing was said"))?;
     Ok((speaks, spoken))
+}
+
+/// The same of a connection that may also say nothing (`None`) in all of `patience`.
+///
+/// # Errors
+/// The connection's own, `UnexpectedEof` when it ends before it says anything, `TimedOut` when it stops in the middle.
+pub(crate) async fn detect_within<S: AsyncRead + Unpin>(
+    patience: Duration,
+    stream: S,
+) -> io::Result<(Option<Speaks>, Spoken<S>)> {
+    let mut spoken = Spoken::unheard(stream);
+    match tokio::time::timeout(patience, spoken.look()).await {
+        Ok(speaks) => Ok((Some(speaks?), spoken)),
+        Err(_) if spoken.read == 0 => Ok((None, spoken)),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "its first bytes took too long")),
+    }
 }
 
 impl<S> Spoken<S> {

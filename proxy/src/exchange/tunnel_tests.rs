@@ -297,3 +297,108 @@ fn a_connection_is_never_given_to_somebody_else_who_is_then_kept_away() {
         assert!(ejected.len() == 1 && !ejected[0].ends_with(" 0"), "{ejected:?}");
     });
 }
+
+const PERMISSIVE: &str = "
+---
+apiVersion: equerry.dev/v1
+kind: PeerAuthentication
+metadata: {name: db, namespace: shop}
+spec: {mtls: {mode: PERMISSIVE}}
+";
+
+/// db with one port, which declares this protocol, and its server that greets.
+async fn in_plain_text(protocol: &str, yaml: &str) -> (World, Sidecar) {
+    let mesh = format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: db, namespace: shop, annotations: {{equerry.dev/accounts: db}}}}
+spec: {{selector: {{app: db}}, ports: [{{port: 5432, targetPort: 5433{protocol}}}]}}
+"
+    );
+    let world = World::new(&format!("{mesh}{yaml}"));
+    let (server, _) = server().await;
+    let db = world.sidecar("shop/db", LABELS, &[(5433, server)], &[]).await;
+    (world, db)
+}
+
+/// What is heard in plain text by whoever says this and then nothing more.
+async fn told(db: &Sidecar, said: &[u8]) -> String {
+    let mut stream = TcpStream::connect(db.inbound).await.unwrap();
+    stream.write_all(said).await.unwrap();
+    let _ = stream.shutdown().await;
+    let mut heard = Vec::new();
+    let _ = stream.read_to_end(&mut heard).await;
+    String::from_utf8(heard).unwrap()
+}
+
+#[test]
+fn bytes_in_plain_text_pass_under_permissive_to_the_only_port_that_takes_bytes() {
+    const TCP: &str = ", appProtocol: tcp";
+    let denied = "
+---
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {name: elsewhere, namespace: shop}
+spec: {action: DENY, rules: [{from: [{source: {ipBlocks: [127.0.0.0/8]}}]}]}
+";
+    on_one_thread(async {
+        for (protocol, yaml, said, passes) in [
+            (TCP, PERMISSIVE.to_owned(), &b"\x00\x01binary"[..], true),
+            (TCP, PERMISSIVE.to_owned(), b"GET / HTTP/1.1\r\n\r\n", true),
+            ("", PERMISSIVE.to_owned(), b"\x00\x01binary", true),
+            ("", PERMISSIVE.to_owned(), b"lower case", true),
+            (TCP, String::new(), b"\x00\x01binary", false),
+            ("", String::new(), b"\x00\x01binary", false),
+            (", appProtocol: http", PERMISSIVE.to_owned(), b"\x00\x01binary", false),
+            (TCP, format!("{PERMISSIVE}{denied}"), b"\x00\x01binary", false),
+        ] {
+            let (_world, db) = in_plain_text(protocol, &yaml).await;
+            let heard = told(&db, said).await;
+            let whole = format!("hello\nheard {}\n", said.len());
+            assert_eq!(heard == whole, passes, "{protocol} {yaml} {said:?}: {heard}");
+            assert_eq!(heard.contains("hello"), passes, "{heard}");
+        }
+    });
+}
+
+#[test]
+fn a_server_in_plain_text_may_speak_first_after_the_time_that_tls_has_to_begin() {
+    on_one_thread(async {
+        let mesh = "
+---
+apiVersion: equerry.dev/v1
+kind: Mesh
+metadata: {name: default}
+spec: {protocolDetectionTimeout: 100ms}
+";
+        let (_world, db) = in_plain_text(", appProtocol: tcp", &format!("{PERMISSIVE}{mesh}")).await;
+        let mut stream = TcpStream::connect(db.inbound).await.unwrap();
+        let mut greeting = [0; 6];
+        stream.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"hello\n");
+    });
+}
+
+#[test]
+fn bytes_in_plain_text_are_cut_when_their_port_becomes_strict() {
+    on_one_thread(async {
+        let (mut world, db) = in_plain_text(", appProtocol: tcp", PERMISSIVE).await;
+        let mut stream = TcpStream::connect(db.inbound).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        let mut greeting = [0; 6];
+        stream.read_exact(&mut greeting).await.unwrap();
+        world.mean(
+            "
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop, annotations: {equerry.dev/accounts: db}}
+spec: {selector: {app: db}, ports: [{port: 5432, targetPort: 5433, appProtocol: tcp}]}
+",
+        );
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        db.shared.live.publish(world.live("shop/db", LABELS, &[(5433, nowhere)], &[]));
+        assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(db.log(1).await[0]["reason"], "tls_required");
+    });
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use equerry_policies::compile::CompiledWorkload;
 use equerry_policies::names::ServiceName;
+use equerry_policies::policy::{AppProtocol, Mesh, MtlsMode, ServicePort};
 use equerry_traffic::authorize::{self, Permit};
 use equerry_traffic::token::{Caller, Shown};
 use equerry_traffic::{Reason, Refusal, token};
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
 use super::{Cut, Flow, ask_for_life, carry, ended, not_tcp, open, reset};
-use crate::accept::detect::Spoken;
+use crate::accept::detect::{self, Spoken};
 use crate::codec::Ahead;
 use crate::exchange::door;
 use crate::exchange::facts::Record;
@@ -69,6 +70,69 @@ pub(crate) async fn inbound(at: &Inbound, via: &inbound::Via, mut near: TlsStrea
     ended(&mut record, &flow, end);
 }
 
+/// What a connection in plain text may be: it names no port, so that the only one of the application is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plain {
+    /// Requests, or nothing.
+    Requests,
+    /// Bytes, whatever they look like, and whoever begins; first bytes that are TLS may take so long.
+    Bytes(Duration),
+    /// What its first bytes say.
+    AsItBegins,
+}
+
+/// What may come in plain text now.
+pub(crate) fn plain(at: &Inbound) -> Plain {
+    let live = at.shared.live.load();
+    let Some(workload) = &live.workload else { return Plain::Requests };
+    match plain_port(at, workload) {
+        Ok((_, known)) if known.app_protocol == AppProtocol::Tcp => {
+            let written = workload.mesh.protocol_detection_timeout.unwrap_or(Mesh::PROTOCOL_DETECTION_TIMEOUT);
+            // TLS must be told from bytes also where nobody is to wait.
+            Plain::Bytes(if written.is_zero() { detect::PATIENCE } else { written })
+        }
+        Ok((_, known)) if known.takes_bytes() && !workload.has_rules_about_http(known.target_port) => Plain::AsItBegins,
+        Ok(_) | Err(_) => Plain::Requests,
+    }
+}
+
+/// The only port of the application, where it may be spoken to in plain text.
+fn plain_port<'a>(at: &Inbound, workload: &'a CompiledWorkload) -> Result<(&'a ServiceName, &'a ServicePort), Refusal> {
+    let ports: Vec<u16> = at.shared.settings.app_ports.iter().map(|known| known.port).collect();
+    let port = ports.first().copied().unwrap_or_default();
+    if ports.iter().all(|port| workload.mtls(*port) == MtlsMode::Strict) {
+        return Err(Refusal::TlsRequired { port });
+    }
+    let mut services = workload.services.iter().flat_map(|(name, ports)| ports.iter().map(move |known| (name, known)));
+    let meant = services.find(|(_, known)| known.target_port == port).filter(|_| ports.len() == 1);
+    meant.ok_or(Refusal::NoSuchPort { of: "this instance".to_owned(), port, ports })
+}
+
+/// Leads a connection in plain text to the only port of the application.
+pub(crate) async fn plain_inbound(at: &Inbound, via: &inbound::Via, mut near: Spoken<TcpStream>) {
+    let mut record = open(Direction::Inbound, via.address, &at.shared);
+    ask_for_life(near.inner());
+    // Listening begins before the first judgement: no change falls between the two.
+    let changes = at.shared.live.publications();
+    let mut far = match enter(at, via, &mut record).await {
+        Ok(far) => far,
+        Err(refusal) => {
+            reset(near.inner());
+            return ended(&mut record, &Flow::new(), Err(refusal.into()));
+        }
+    };
+    let flow = Flow::new();
+    let end = tokio::select! {
+        carried = carry(&mut near, &mut far, &[], &flow) => carried,
+        refusal = no_longer_allowed(at, via, changes) => Err(refusal.into()),
+    };
+    if end.is_err() {
+        reset(near.inner());
+        reset(&far);
+    }
+    ended(&mut record, &flow, end);
+}
+
 /// The first line of a callee.
 async fn tell(near: &mut TlsStream<Ahead<Spoken<TcpStream>>>, reason: Reason) -> io::Result<()> {
     near.write_all(format!("{reason}\n").as_bytes()).await?;
@@ -100,6 +164,10 @@ struct Door {
 /// pass them by.
 fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result<Door, Refusal> {
     let settings = &at.shared.settings;
+    if via.peer.is_none() {
+        let (service, known) = plain_port(at, workload)?;
+        return opens(known, service, workload, settings.local_port(known.target_port).unwrap_or(known.target_port));
+    }
     let port = via.port.unwrap_or_default();
     let no_such_port = || Refusal::NoSuchPort {
         of: "this instance".to_owned(),
@@ -110,16 +178,20 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result
     let called = via.server_name.as_deref().unwrap_or_default();
     let (service, ports) =
         workload.services.iter().find(|(name, _)| door::is_called(name, called)).ok_or_else(no_such_port)?;
-    match ports.iter().find(|known| known.target_port == port) {
-        Some(known) if known.undeclared && workload.has_rules_about_http(port) => {
-            Err(Refusal::not_measured(known.port, service))
-        }
-        Some(known) if known.takes_bytes() => {
-            Ok(Door { port, local: (Ipv4Addr::LOCALHOST, local).into(), service: service.clone() })
-        }
-        Some(known) => Err(not_tcp(known.port, service)),
-        None => Err(no_such_port()),
+    let known = ports.iter().find(|known| known.target_port == port).ok_or_else(no_such_port)?;
+    opens(known, service, workload, local)
+}
+
+/// Whether bytes may pass to a port of `service`, behind which the application listens at `local`.
+fn opens(known: &ServicePort, service: &ServiceName, workload: &CompiledWorkload, local: u16) -> Result<Door, Refusal> {
+    let port = known.target_port;
+    if known.undeclared && workload.has_rules_about_http(port) {
+        return Err(Refusal::not_measured(known.port, service));
     }
+    if !known.takes_bytes() {
+        return Err(not_tcp(known.port, service));
+    }
+    Ok(Door { port, local: (Ipv4Addr::LOCALHOST, local).into(), service: service.clone() })
 }
 
 /// A token that is required is missing: nobody looks for one in the bytes.

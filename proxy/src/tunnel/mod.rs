@@ -31,7 +31,7 @@ use crate::exchange::facts::{self, Record};
 use crate::observe::Direction;
 
 pub(crate) use connect::connect;
-pub(crate) use inbound::inbound;
+pub(crate) use inbound::{Plain, inbound, plain, plain_inbound};
 pub(crate) use opened::{opened_outbound, upgraded_inbound};
 pub(crate) use undeclared::outbound;
 

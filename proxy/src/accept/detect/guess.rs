@@ -41,6 +41,21 @@ pub(crate) async fn guess<S: AsyncRead + Unpin>(stream: S, patience: Duration) -
     Ok((guess, spoken))
 }
 
+/// Looks again at a connection that was taken for HTTP/1 because it is nothing else that is known.
+///
+/// # Errors
+/// The connection's own.
+pub(crate) async fn begins_a_request<S: AsyncRead + Unpin>(
+    spoken: &mut Spoken<S>,
+    patience: Duration,
+) -> io::Result<bool> {
+    let guess = match of(&spoken.first[..usize::from(spoken.read)]) {
+        Some(guess) => guess,
+        None => tokio::time::timeout(patience, spoken.guess()).await.unwrap_or(Ok(Guess::Bytes))?,
+    };
+    Ok(matches!(guess, Guess::Requests(_)))
+}
+
 impl<S: AsyncRead + Unpin> Spoken<S> {
     async fn guess(&mut self) -> io::Result<Guess> {
         loop {
