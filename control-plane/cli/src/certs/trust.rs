@@ -40,8 +40,11 @@ pub(super) async fn restore(identity: &str, wait: &WaitArgs, client: &mut Client
 
 /// With `--wait`, returns when every proxy that is connected acts on it.
 async fn in_force(answer: &RevocationAnswer, wait: &WaitArgs, client: &mut Client) -> Result<(), Failure> {
+    if !wait.wait {
+        return Ok(());
+    }
     let began = Instant::now();
-    while wait.wait {
+    loop {
         let report: CertificateReport = client.get("/api/v1/certificates").await?;
         let shown = report.leaves.iter().filter(|leaf| leaf.instance.is_some());
         let shown: Vec<_> = shown.filter(|leaf| leaf.spiffe_id != answer.spiffe_id).collect();
@@ -62,7 +65,6 @@ async fn in_force(answer: &RevocationAnswer, wait: &WaitArgs, client: &mut Clien
         }
         tokio::time::sleep(LOOK).await;
     }
-    Ok(())
 }
 
 pub(super) async fn list(output: &OutputArgs, client: &mut Client) -> Result<(), Failure> {
