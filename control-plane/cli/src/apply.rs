@@ -42,7 +42,7 @@ pub(crate) async fn run(args: &ApplyArgs, client: &mut Client) -> Result<(), Fai
         tell(&reply, output);
         return Ok(());
     }
-    if matches!(output, Output::Table | Output::Name) {
+    if matches!(output, Output::Table | Output::Wide | Output::Name) {
         tell(&reply, output);
     }
     let proof = wait(client, reply.epoch, started, args.timeout).await?;
@@ -52,7 +52,7 @@ pub(crate) async fn run(args: &ApplyArgs, client: &mut Client) -> Result<(), Fai
         out::data(if output == Output::Json { out::json(&both) } else { out::yaml(&both) });
     }
     let live = verdict(&proof, took, args.timeout)?;
-    if matches!(output, Output::Table | Output::Name) {
+    if matches!(output, Output::Table | Output::Wide | Output::Name) {
         out::data(live);
     }
     Ok(())
@@ -67,7 +67,7 @@ fn tell(reply: &ApplyReply, output: Output) {
             .changes
             .iter()
             .for_each(|change| out::data(name_of(&change.kind, change.namespace.as_deref(), &change.name))),
-        Output::Table => {
+        Output::Table | Output::Wide => {
             for change in &reply.changes {
                 let style = if change.action == "unchanged" { out::DIM } else { out::GOOD };
                 let dry = if reply.dry_run { " (dry run)" } else { "" };

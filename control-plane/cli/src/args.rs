@@ -54,8 +54,12 @@ pub(crate) enum Command {
     Demo(crate::demo::DemoArgs),
     /// Make documents true: all of them or none
     Apply(ApplyArgs),
-    /// Show documents, services, proxies or epochs
+    /// Show documents, services, instances, proxies or epochs; watch them
     Get(GetArgs),
+    /// Show one thing with all that has to do with it, and why it gets no traffic
+    Describe(DescribeArgs),
+    /// Show what an apply would change; exits with 0 for nothing, 1 for something, 2 when it cannot be told
+    Diff(DiffArgs),
     /// Take documents away
     Delete(DeleteArgs),
     /// Check documents without a control plane; every mistake with file, line and column
@@ -71,6 +75,12 @@ pub(crate) enum Command {
     Test(TestArgs),
     /// Show certificates and when they end; rotate the root, revoke identities
     Certs(CertsArgs),
+    /// Show what tenants have spent of their quotas, and which sidecars hold the rest
+    Quota(QuotaArgs),
+    /// Show who calls whom now: rates, failures, latency; live in a terminal
+    Top(TopArgs),
+    /// Show single calls as they end, with the reason of each that did not end well
+    Tap(Box<TapArgs>),
     /// Make tokens that let a workload or a person in
     Token {
         #[command(subcommand)]
@@ -85,6 +95,15 @@ pub(crate) enum Command {
     Context {
         #[command(subcommand)]
         command: ContextCommand,
+    },
+    /// Print a script that completes this command in a shell
+    #[command(
+        after_help = "Examples:\n  equerry completion bash > /etc/bash_completion.d/equerry\n  equerry completion zsh > ~/.zfunc/_equerry\n  equerry completion fish > ~/.config/fish/completions/equerry.fish"
+    )]
+    Completion {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
     },
     /// Show the version of this program, and of the control plane where one is configured
     Version,
@@ -112,6 +131,8 @@ pub(crate) enum Output {
     /// For people
     #[default]
     Table,
+    /// For people with a wide terminal: more columns
+    Wide,
     /// As documents are written
     Yaml,
     /// For programs
@@ -152,10 +173,10 @@ pub(crate) struct ApplyArgs {
 /// `equerry get`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Kinds in every spelling: HTTPRoute, httproute, httproutes; and services, proxies, epochs.\n\nExamples:\n  equerry get services -A\n  equerry get httproute orders -n shop -o yaml\n  equerry get proxies\n  equerry get epoch 7"
+    after_help = "Kinds in every spelling: HTTPRoute, httproute, httproutes; and services, instances, proxies, epochs.\n\nExamples:\n  equerry get services -A\n  equerry get instances -n shop -l app=orders -o wide\n  equerry get proxies -A -w\n  equerry get httproute orders -n shop -o yaml\n  equerry get proxies\n  equerry get epoch 7"
 )]
 pub(crate) struct GetArgs {
-    /// Kind of document, services, proxies, epochs, or all
+    /// Kind of document, services, instances, proxies, epochs, or all
     pub(crate) kind: String,
     /// Name; everything of the kind by default
     pub(crate) name: Option<String>,
@@ -165,6 +186,152 @@ pub(crate) struct GetArgs {
     /// Every namespace
     #[arg(short = 'A', long, conflicts_with = "name")]
     pub(crate) all_namespaces: bool,
+    /// Only what carries these labels: a=b, a!=b, 'a in (b,c)', a, '!a', joined by commas
+    #[arg(short = 'l', long, value_name = "SELECTOR", conflicts_with = "name")]
+    pub(crate) selector: Option<String>,
+    /// Show what is there, then each change of it, until interrupted
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `equerry describe`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  equerry describe service orders -n shop\n  equerry describe instance orders-1 -n shop\n  equerry describe proxy orders-1 -n shop\n  equerry describe httproute orders -n shop"
+)]
+pub(crate) struct DescribeArgs {
+    /// Kind of document, service, instance or proxy
+    pub(crate) kind: String,
+    /// Name
+    pub(crate) name: String,
+    /// Namespace
+    #[arg(short, long, default_value = "default", env = "EQUERRY_NAMESPACE", value_name = "NAMESPACE")]
+    pub(crate) namespace: String,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `equerry diff`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 nothing would change, 1 something would, 2 it cannot be told (the files are wrong, say), 6 the control plane cannot be reached."
+)]
+pub(crate) struct DiffArgs {
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `equerry quota`
+#[derive(Debug, Args)]
+pub(crate) struct QuotaArgs {
+    /// Only this tenant
+    pub(crate) tenant: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `equerry top`
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Only where the caller or the Service is of this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Only this caller
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
+    pub(crate) source: Option<String>,
+    /// Only to this Service
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) destination: Option<String>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub(crate) sort: TopSort,
+    /// How often it is shown anew, such as 2s
+    #[arg(long, default_value = "2s", value_parser = duration, value_name = "DURATION")]
+    pub(crate) every: Duration,
+    /// Show it once, in a terminal too; through a pipe it is shown once anyway
+    #[arg(long)]
+    pub(crate) once: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// What comes first in `equerry top`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopSort {
+    /// The most requests a second
+    #[default]
+    Requests,
+    /// The most failures a second
+    Failed,
+    /// The most refusals a second
+    Refused,
+    /// The slowest
+    P99,
+}
+
+impl TopSort {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Failed => "failures",
+            Self::Refused => "refusals",
+            Self::P99 => "p99",
+        }
+    }
+}
+
+/// `equerry tap`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each look is written into the audit log; it takes the role operator.\n\nExamples:\n  equerry tap -n shop --failed\n  equerry tap --destination shop/orders --status 5xx\n  equerry tap --recent --failed --count 20"
+)]
+pub(crate) struct TapArgs {
+    /// Only what sidecars of this namespace see
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Only what the sidecar of this instance sees
+    #[arg(long, value_name = "NAMESPACE/ID")]
+    pub(crate) instance: Option<String>,
+    /// Only of this caller
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
+    pub(crate) source: Option<String>,
+    /// Only to this Service
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) destination: Option<String>,
+    /// Only calls coming in, or going out
+    #[arg(long, value_name = "inbound|outbound")]
+    pub(crate) direction: Option<String>,
+    /// Only this method
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) method: Option<String>,
+    /// Only paths that begin so
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) path: Option<String>,
+    /// Only this status, or a hundred of them: 503, 5xx
+    #[arg(long, value_name = "STATUS")]
+    pub(crate) status: Option<String>,
+    /// Only what ended so, such as authz_denied
+    #[arg(long, value_name = "REASON")]
+    pub(crate) reason: Option<String>,
+    /// Only what this tenant was charged for
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Only what failed or was refused
+    #[arg(long)]
+    pub(crate) failed: bool,
+    /// Show calls that ended lately instead, and return
+    #[arg(long)]
+    pub(crate) recent: bool,
+    /// Return after so many
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// At most so many a second
+    #[arg(long, default_value_t = 100, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with = "recent")]
+    pub(crate) per_second: u32,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

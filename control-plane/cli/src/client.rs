@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::context::Connection;
+use crate::events::Events;
 use crate::failure::{Code, Failure};
 
 /// Time to connect, TLS included.
@@ -39,6 +40,8 @@ pub(crate) struct Client {
 pub(crate) struct Answer {
     /// Its status.
     pub(crate) status: StatusCode,
+    /// Its headers.
+    pub(crate) headers: HeaderMap,
     /// Its body.
     pub(crate) body: Bytes,
 }
@@ -105,12 +108,39 @@ impl Client {
             ),
             None => Bytes::new(),
         };
+        let request = self.request(method, path, body)?;
+        match tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.unreachable(&format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+        }
+    }
+
+    /// Asks with GET for events, which then come as they happen; the connection is theirs.
+    pub(crate) async fn events(&mut self, path: &str) -> Result<Events, Failure> {
+        let request = self.request(Method::GET, path, Bytes::new())?;
+        let opening = async {
+            let response =
+                self.sender().await?.send_request(request).await.map_err(|error| self.unreachable(&error))?;
+            let (head, body) = response.into_parts();
+            if head.status.is_success() {
+                return Ok(Events::new(body));
+            }
+            let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| self.unreachable(&error))?;
+            Err(Answer { status: head.status, headers: head.headers, body: body.to_bytes() }.failure())
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, opening).await {
+            Ok(opened) => opened,
+            Err(_) => Err(self.unreachable(&format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+        }
+    }
+
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
         let connection = &self.connection;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, host_header(&connection.host, connection.port))
-            .header(header::ACCEPT, "application/json, application/problem+json")
+            .header(header::ACCEPT, "application/json, application/problem+json, text/event-stream")
             .header(header::USER_AGENT, concat!("equerry/", env!("CARGO_PKG_VERSION")));
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
@@ -118,29 +148,28 @@ impl Client {
         if let Some(token) = &connection.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request
+        request
             .body(Full::new(body))
-            .map_err(|error| Failure::usage(format_args!("cannot make the request {path}: {error}")))?;
-        match tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.unreachable(&format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+            .map_err(|error| Failure::usage(format_args!("cannot make the request {path}: {error}")))
+    }
+
+    /// The kept connection while it is open, or a new one.
+    async fn sender(&mut self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+        if let Some(mut sender) = self.sender.take()
+            && sender.ready().await.is_ok()
+        {
+            return Ok(sender);
         }
+        self.connect().await
     }
 
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
-        let kept = match self.sender.take() {
-            Some(mut sender) => sender.ready().await.is_ok().then_some(sender),
-            None => None,
-        };
-        let mut sender = match kept {
-            Some(sender) => sender,
-            None => self.connect().await?,
-        };
+        let mut sender = self.sender().await?;
         let response = sender.send_request(request).await.map_err(|error| self.unreachable(&error))?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| self.unreachable(&error))?.to_bytes();
         self.sender = Some(sender);
-        Ok(Answer { status: head.status, body })
+        Ok(Answer { status: head.status, headers: head.headers, body })
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
@@ -198,6 +227,11 @@ fn host_header(host: &str, port: u16) -> String {
 }
 
 impl Answer {
+    /// A header's text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
     /// The body as JSON of the expected shape.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.body).map_err(|error| {

@@ -33,7 +33,7 @@ pub(crate) fn show(complaints: &[Complaint], after: &str, output: Output) -> Fai
     match output {
         Output::Json => out::data(out::json(&complaints)),
         Output::Yaml => out::data(out::yaml(&complaints)),
-        Output::Table | Output::Name => {
+        Output::Table | Output::Wide | Output::Name => {
             for complaint in complaints {
                 out::say(render(complaint));
             }

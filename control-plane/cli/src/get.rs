@@ -1,7 +1,7 @@
 //! `equerry get`: shows documents as they were applied, and what the control plane knows beside them.
 
 use equerry_control_plane::serve::admin::shapes::{
-    DocumentList, EpochReply, EpochState, ProxyList, ProxyReply, ServiceList, ServiceReply, VersionReply,
+    DocumentList, EpochReply, EpochState, InstanceList, ProxyList, ServiceList, ServiceReply, VersionReply,
 };
 use equerry_policies::document::Kind;
 use equerry_policies::names::nearest;
@@ -14,18 +14,55 @@ use crate::client::Client;
 use crate::delete::{escaped, path_of};
 use crate::failure::Failure;
 use crate::out;
+use crate::rows::{
+    document_row, documents_headings, health, instance_row, instances_headings, lease, proxies_table, services_table,
+    text,
+};
+use crate::watch::{self, Watched};
 
 /// Words that are not kinds of documents.
-const VIEWS: [&str; 5] = ["proxies", "proxy", "epochs", "epoch", "all"];
+const VIEWS: [&str; 7] = ["proxies", "proxy", "instances", "instance", "epochs", "epoch", "all"];
+
+/// A path with a query.
+pub(crate) struct Query(String);
+
+impl Query {
+    /// The path alone.
+    pub(crate) fn new(path: &str) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// With a parameter, when it has a value.
+    pub(crate) fn add(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.0.push(if self.0.contains('?') { '&' } else { '?' });
+            self.0.push_str(&format!("{name}={}", escaped(value)));
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn path(self) -> String {
+        self.0
+    }
+}
 
 pub(crate) async fn run(args: &GetArgs, client: &mut Client) -> Result<(), Failure> {
     let word = args.kind.to_ascii_lowercase();
+    let people = matches!(args.output.output, Output::Table | Output::Wide);
     match word.as_str() {
+        "proxies" | "proxy" if args.watch => watch::run(args, Watched::Proxies, client).await,
         "proxies" | "proxy" => proxies(args, client).await,
+        "instances" | "instance" if args.watch => watch::run(args, Watched::Instances, client).await,
+        "instances" | "instance" => instances(args, client).await,
+        "epochs" | "epoch" if args.watch => Err(Failure::usage("epochs cannot be watched")
+            .hint("`equerry get proxies -w` shows who acknowledges what; `equerry apply --wait` waits for an epoch")),
         "epochs" | "epoch" => epoch(args, client).await,
+        "all" if args.watch => watch::run(args, Watched::Documents(None), client).await,
         "all" => all(args, client).await,
         _ => match kind_of(&args.kind)? {
-            Kind::Service if args.output.output == Output::Table => services(args, client).await,
+            Kind::Service if people && args.watch => watch::run(args, Watched::Services, client).await,
+            kind if args.watch => watch::run(args, Watched::Documents(Some(kind)), client).await,
+            Kind::Service if people => services(args, client).await,
             kind => documents(args, kind, client).await,
         },
     }
@@ -40,7 +77,7 @@ pub(crate) fn kind_of(word: &str) -> Result<Kind, Failure> {
         let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
         let kinds: Vec<_> = Kind::ALL.iter().map(|kind| kind.plural()).collect();
         Failure::usage(format_args!("there is no kind {word:?}{near}"))
-            .hint(format_args!("kinds: {}; and proxies, epochs, all", kinds.join(", ")))
+            .hint(format_args!("kinds: {}; and instances, proxies, epochs, all", kinds.join(", ")))
     })
 }
 
@@ -51,57 +88,39 @@ async fn documents(args: &GetArgs, kind: Kind, client: &mut Client) -> Result<()
         match args.output.output {
             Output::Json => out::data(out::json(&document)),
             Output::Yaml => out::data(out::yaml(&document)),
-            Output::Table | Output::Name => show(kind, &[document], args.output.output),
+            Output::Table | Output::Wide | Output::Name => show(false, &[document], args.output.output),
         }
         return Ok(());
     }
-    let list: DocumentList = client.get(&list_path(kind, namespace)).await?;
-    if list.items.is_empty() && args.output.output == Output::Table {
+    let mut query = Query::new("/api/v1/documents");
+    query.add("kind", Some(kind.plural()));
+    query.add("namespace", namespace);
+    query.add("labelSelector", args.selector.as_deref());
+    let list: DocumentList = client.get(&query.path()).await?;
+    if list.items.is_empty() && matches!(args.output.output, Output::Table | Output::Wide) {
         let place = namespace
             .map_or_else(String::new, |namespace| format!(" in namespace {namespace} (-A shows every namespace)"));
         out::say(format_args!("there are no {}{place}", kind.plural()));
         return Ok(());
     }
-    show(kind, &list.items, args.output.output);
+    show(false, &list.items, args.output.output);
     Ok(())
 }
 
-fn list_path(kind: Kind, namespace: Option<&str>) -> String {
-    match namespace {
-        Some(namespace) => format!("/api/v1/namespaces/{}/{}", escaped(namespace), kind.plural()),
-        None => format!("/api/v1/documents?kind={}", kind.plural()),
-    }
-}
-
 async fn all(args: &GetArgs, client: &mut Client) -> Result<(), Failure> {
-    let list: DocumentList = client.get("/api/v1/documents").await?;
+    let mut query = Query::new("/api/v1/documents");
+    query.add("labelSelector", args.selector.as_deref());
+    let list: DocumentList = client.get(&query.path()).await?;
     let wanted = |document: &&Value| {
         args.all_namespaces || text(document, "/metadata/namespace").is_none_or(|namespace| namespace == args.namespace)
     };
     let documents: Vec<Value> = list.items.iter().filter(wanted).cloned().collect();
-    if args.output.output == Output::Table {
-        let rows: Vec<_> = documents
-            .iter()
-            .map(|document| {
-                let kind = text(document, "/kind").unwrap_or_default();
-                let details = Kind::from_word(kind).map(|kind| details(kind, document)).unwrap_or_default();
-                vec![
-                    text(document, "/metadata/namespace").unwrap_or("-").to_owned(),
-                    kind.to_owned(),
-                    text(document, "/metadata/name").unwrap_or_default().to_owned(),
-                    details,
-                ]
-            })
-            .collect();
-        out::data(out::table(&["NAMESPACE", "KIND", "NAME", "DETAILS"], &rows));
-    } else {
-        show(Kind::Mesh, &documents, args.output.output);
-    }
+    show(true, &documents, args.output.output);
     Ok(())
 }
 
 /// Documents in the form that was asked for; YAML is what `apply` reads.
-fn show(kind: Kind, documents: &[Value], output: Output) {
+fn show(kinds: bool, documents: &[Value], output: Output) {
     match output {
         Output::Json => out::data(out::json(&serde_json::json!({"items": documents}))),
         Output::Yaml => out::data(documents.iter().map(out::yaml).collect::<Vec<_>>().join("\n---\n")),
@@ -111,76 +130,11 @@ fn show(kind: Kind, documents: &[Value], output: Output) {
                 out::data(name_of(part("/kind"), text(document, "/metadata/namespace"), part("/metadata/name")));
             }
         }
-        Output::Table => {
-            let rows: Vec<_> = documents
-                .iter()
-                .map(|document| {
-                    let namespace = text(document, "/metadata/namespace").unwrap_or("-");
-                    vec![
-                        namespace.to_owned(),
-                        text(document, "/metadata/name").unwrap_or_default().to_owned(),
-                        details(kind, document),
-                    ]
-                })
-                .collect();
-            out::data(out::table(&["NAMESPACE", "NAME", "DETAILS"], &rows));
+        Output::Table | Output::Wide => {
+            let wide = output == Output::Wide;
+            let rows: Vec<_> = documents.iter().map(|document| document_row(document, kinds, wide)).collect();
+            out::data(out::table(&documents_headings(kinds, wide), &rows));
         }
-    }
-}
-
-fn text<'a>(document: &'a Value, pointer: &str) -> Option<&'a str> {
-    document.pointer(pointer).and_then(Value::as_str)
-}
-
-/// The one thing about a document that a person looks for in a list.
-fn details(kind: Kind, document: &Value) -> String {
-    let list =
-        |pointer: &str| document.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let names =
-        |pointer: &str| list(pointer).iter().filter_map(|item| text(item, "/name")).collect::<Vec<_>>().join(", ");
-    let count = |pointer: &str, one: &str| match list(pointer).len() {
-        1 => format!("1 {one}"),
-        count => format!("{count} {one}s"),
-    };
-    match kind {
-        Kind::Service => list("/spec/ports")
-            .iter()
-            .filter_map(|port| port.get("port"))
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", "),
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute => {
-            let backends: Vec<_> = list("/spec/rules")
-                .iter()
-                .flat_map(|rule| rule.get("backendRefs").and_then(Value::as_array).into_iter().flatten())
-                .collect();
-            let backends: Vec<_> = backends
-                .iter()
-                .map(|backend| {
-                    format!(
-                        "{}:{}",
-                        text(backend, "/name").unwrap_or("?"),
-                        backend.get("weight").and_then(Value::as_u64).unwrap_or(1)
-                    )
-                })
-                .collect();
-            format!("{} -> {}", names("/spec/parentRefs"), backends.join(", "))
-        }
-        Kind::AuthorizationPolicy => {
-            let shadow = if text(document, "/spec/mode") == Some("shadow") { "shadow " } else { "" };
-            let action = text(document, "/spec/action").unwrap_or("ALLOW");
-            format!("{shadow}{action}, {}", count("/spec/rules", "rule"))
-        }
-        Kind::CsrfPolicy => names("/spec/targetRefs"),
-        Kind::PolicyTest => count("/spec/cases", "case"),
-        Kind::RequestAuthentication => {
-            list("/spec/jwtRules").iter().filter_map(|rule| text(rule, "/issuer")).collect::<Vec<_>>().join(", ")
-        }
-        Kind::PeerAuthentication => text(document, "/spec/mtls/mode").unwrap_or("-").to_owned(),
-        Kind::Mesh => text(document, "/spec/mtls/mode").unwrap_or("STRICT").to_owned(),
-        Kind::TrafficPolicy | Kind::FaultInjection => names("/spec/targetRefs"),
-        Kind::Tenant => count("/spec/quotas", "quota"),
-        Kind::EndpointSlice => count("/endpoints", "endpoint"),
     }
 }
 
@@ -188,18 +142,18 @@ async fn services(args: &GetArgs, client: &mut Client) -> Result<(), Failure> {
     if let Some(name) = &args.name {
         let service: ServiceReply =
             client.get(&format!("/api/v1/services/{}/{}", escaped(&args.namespace), escaped(name))).await?;
-        out::data(services_table(std::slice::from_ref(&service)));
+        out::data(services_table(std::slice::from_ref(&service), args.output.output == Output::Wide));
         let rows: Vec<_> = service
             .members
             .iter()
             .map(|member| {
-                let health = if member.healthy {
-                    out::styled(out::GOOD, "healthy")
-                } else {
-                    out::styled(out::BAD, format_args!("unhealthy {}", member.detail))
-                };
-                let lease = format!("{}.{} s left", member.lease_ms / 1000, member.lease_ms % 1000 / 100);
-                vec![member.instance.clone(), member.account.clone(), member.address.clone(), lease, health]
+                vec![
+                    member.instance.clone(),
+                    member.account.clone(),
+                    member.address.clone(),
+                    lease(member.lease_ms),
+                    health(member.healthy, &member.detail),
+                ]
             })
             .collect();
         if rows.is_empty() {
@@ -209,41 +163,57 @@ async fn services(args: &GetArgs, client: &mut Client) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    let mut list: ServiceList = client.get("/api/v1/services").await?;
-    if !args.all_namespaces {
-        list.items.retain(|service| service.service.split('/').next() == Some(args.namespace.as_str()));
-    }
+    let list: ServiceList = client.get(&list_path(args, "services")).await?;
     if list.items.is_empty() {
-        out::say(if args.all_namespaces {
-            "there are no services".to_owned()
-        } else {
-            format!("there are no services in namespace {} (-A shows every namespace)", args.namespace)
-        });
+        out::say(format_args!("there are no services{}", place(args)));
         return Ok(());
     }
-    out::data(services_table(&list.items));
+    out::data(services_table(&list.items, args.output.output == Output::Wide));
     Ok(())
 }
 
-/// Services with how many of their members take traffic.
-pub(crate) fn services_table(services: &[ServiceReply]) -> String {
-    let rows: Vec<_> = services
-        .iter()
-        .map(|service| {
-            let (namespace, name) = service.service.split_once('/').unwrap_or(("-", &service.service));
-            let style = if service.healthy == service.total && service.total > 0 { out::GOOD } else { out::BAD };
-            vec![
-                namespace.to_owned(),
-                name.to_owned(),
-                out::styled(style, format_args!("{}/{}", service.healthy, service.total)),
-            ]
-        })
-        .collect();
-    out::table(&["NAMESPACE", "SERVICE", "HEALTHY"], &rows)
+/// A list with what the command line says of it.
+fn list_path(args: &GetArgs, list: &str) -> String {
+    let mut query = Query::new(&format!("/api/v1/{list}"));
+    query.add("namespace", (!args.all_namespaces).then_some(args.namespace.as_str()));
+    query.add("labelSelector", args.selector.as_deref());
+    query.path()
+}
+
+fn place(args: &GetArgs) -> String {
+    if args.all_namespaces {
+        String::new()
+    } else {
+        format!(" in namespace {} (-A shows every namespace)", args.namespace)
+    }
+}
+
+async fn instances(args: &GetArgs, client: &mut Client) -> Result<(), Failure> {
+    let mut list: InstanceList = client.get(&list_path(args, "instances")).await?;
+    if let Some(name) = &args.name {
+        list.items.retain(|instance| instance.instance.split_once('/').is_some_and(|(_, id)| id == name));
+        if list.items.is_empty() {
+            return Err(Failure::refused(format_args!("there is no instance {name} in namespace {}", args.namespace))
+                .hint("`equerry get instances -A` shows all"));
+        }
+    }
+    match args.output.output {
+        output if plain(output, &list) => {}
+        Output::Name => list.items.iter().for_each(|instance| out::data(&instance.instance)),
+        _ if list.items.is_empty() => out::say(format_args!("there are no instances{}", place(args))),
+        output => {
+            let wide = output == Output::Wide;
+            let rows: Vec<_> = list.items.iter().map(|instance| instance_row(instance, wide)).collect();
+            out::data(out::table(&instances_headings(wide), &rows));
+        }
+    }
+    Ok(())
 }
 
 async fn proxies(args: &GetArgs, client: &mut Client) -> Result<(), Failure> {
-    let mut list: ProxyList = client.get("/api/v1/proxies").await?;
+    let mut query = Query::new("/api/v1/proxies");
+    query.add("labelSelector", args.selector.as_deref());
+    let mut list: ProxyList = client.get(&query.path()).await?;
     if let Some(name) = &args.name {
         list.items.retain(|proxy| proxy.instance == *name || proxy.instance == format!("{}/{name}", args.namespace));
         if list.items.is_empty() {
@@ -251,38 +221,15 @@ async fn proxies(args: &GetArgs, client: &mut Client) -> Result<(), Failure> {
                 .hint("`equerry get proxies` shows all"));
         }
     }
-    if list.items.is_empty() && args.output.output == Output::Table {
+    if list.items.is_empty() && matches!(args.output.output, Output::Table | Output::Wide) {
         out::say("no proxy has joined yet: `equerry token create join` lets one in");
     } else if !plain(args.output.output, &list) {
         out::data(match args.output.output {
             Output::Name => list.items.iter().map(|proxy| proxy.instance.as_str()).collect::<Vec<_>>().join("\n"),
-            _ => proxies_table(&list.items),
+            output => proxies_table(&list.items, output == Output::Wide),
         });
     }
     Ok(())
-}
-
-/// Proxies with what they have and what they ought to have.
-pub(crate) fn proxies_table(proxies: &[ProxyReply]) -> String {
-    let rows: Vec<_> = proxies
-        .iter()
-        .map(|proxy| {
-            let state = match (proxy.connected, &proxy.nack) {
-                (false, _) => out::styled(out::NOTE, "away"),
-                (true, Some(complaint)) => out::styled(out::BAD, format_args!("refused: {}", complaint.join("; "))),
-                (true, None) if proxy.acked_epoch < proxy.wanted_epoch => out::styled(out::NOTE, "behind"),
-                (true, None) => out::styled(out::GOOD, "in step"),
-            };
-            vec![
-                proxy.instance.clone(),
-                proxy.spiffe_id.clone().unwrap_or_else(|| "-".to_owned()),
-                format!("{}/{}", proxy.acked_epoch, proxy.wanted_epoch),
-                proxy.version.clone(),
-                state,
-            ]
-        })
-        .collect();
-    out::table(&["INSTANCE", "IDENTITY", "EPOCH", "VERSION", "STATE"], &rows)
 }
 
 async fn epoch(args: &GetArgs, client: &mut Client) -> Result<(), Failure> {
@@ -317,15 +264,13 @@ pub(crate) fn plain(output: Output, value: &impl Serialize) -> bool {
     match output {
         Output::Json => out::data(out::json(value)),
         Output::Yaml => out::data(out::yaml(value)),
-        Output::Table | Output::Name => return false,
+        Output::Table | Output::Wide | Output::Name => return false,
     }
     true
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -338,31 +283,11 @@ mod tests {
     }
 
     #[test]
-    fn a_list_says_of_a_route_where_it_sends() {
-        let route = json!({"spec": {"parentRefs": [{"name": "inventory"}], "rules": [{"backendRefs": [{"name": "inventory-v1", "weight": 90}, {"name": "inventory-v2", "weight": 10}]}]}});
-        assert_eq!(details(Kind::HttpRoute, &route), "inventory -> inventory-v1:90, inventory-v2:10");
-    }
-
-    #[test]
-    fn a_proxy_that_refused_is_told_from_one_that_is_behind_or_away() {
-        let proxy = |connected, acked, nack: Option<&str>| ProxyReply {
-            instance: "shop/a".to_owned(),
-            spiffe_id: Some("spiffe://x/ns/shop/sa/a".to_owned()),
-            connected,
-            connected_since_unix: None,
-            acked_epoch: acked,
-            wanted_epoch: 7,
-            nack: nack.map(|nack| vec![nack.to_owned()]),
-            version: "0.1.0".to_owned(),
-        };
-        let table = proxies_table(&[
-            proxy(true, 7, None),
-            proxy(true, 6, None),
-            proxy(true, 6, Some("bad")),
-            proxy(false, 3, None),
-        ]);
-        let table = anstream::adapter::strip_str(&table).to_string();
-        let states: Vec<_> = table.lines().skip(1).map(|line| line.rsplit("   ").next().unwrap()).collect();
-        assert_eq!(states, ["in step", "behind", "refused: bad", "away"]);
+    fn what_a_person_typed_stays_one_parameter() {
+        let mut query = Query::new("/api/v1/services");
+        query.add("labelSelector", Some("app in (a,b)&watch=1"));
+        query.add("namespace", None);
+        query.add("limit", Some("5"));
+        assert_eq!(query.path(), "/api/v1/services?labelSelector=app%20in%20%28a%2Cb%29%26watch%3D1&limit=5");
     }
 }

@@ -12,6 +12,9 @@ mod complaints;
 mod context;
 mod delete;
 pub mod demo;
+mod describe;
+mod diff;
+mod events;
 mod explain;
 mod failure;
 mod files;
@@ -19,14 +22,19 @@ mod get;
 #[cfg(test)]
 mod online_tests;
 mod out;
+mod quota;
+mod rows;
 mod status;
+mod tap;
 mod token;
+mod top;
 mod validate;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use args::{Arguments, Command, PassThrough};
 use client::Client;
@@ -54,6 +62,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Test(args) => explain::run_tests(&args),
         Command::Audit { command: audit::AuditCommand::Verify(args) } if args.offline => audit::verify_offline(&args),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "equerry", &mut std::io::stdout());
+            Ok(())
+        }
         Command::Context { command } => server.run_context(&command),
         command => online(&server, &command),
     };
@@ -83,9 +95,14 @@ fn online(server: &ServerArgs, command: &Command) -> Result<(), Failure> {
         match command {
             Command::Apply(args) => apply::run(args, &mut client).await,
             Command::Get(args) => get::run(args, &mut client).await,
+            Command::Describe(args) => describe::run(args, &mut client).await,
+            Command::Diff(args) => diff::run(args, &mut client).await,
             Command::Delete(args) => delete::run(args, &mut client).await,
             Command::Status { output } => status::run(output.output, &mut client).await,
             Command::Certs(args) => certs::run(args, &mut client).await,
+            Command::Quota(args) => quota::run(args, &mut client).await,
+            Command::Top(args) => top::run(args, &mut client).await,
+            Command::Tap(args) => tap::run(args, &mut client).await,
             Command::Token { command } => token::run(command, &mut client).await,
             Command::Audit { command } => audit::run(command, &mut client).await,
             Command::Version => status::version(&mut client).await,

@@ -18,7 +18,7 @@ use crate::args::{Arguments, Command};
 use crate::client::Client;
 use crate::context::Connection;
 use crate::failure::{Code, Failure};
-use crate::{apply, audit, delete, get, status, token};
+use crate::{apply, audit, delete, describe, diff, get, quota, status, tap, token, top};
 
 const SHOP: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}\nspec: {selector: {app: orders}, ports: [{port: 80}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: orders, namespace: shop}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules: [{backendRefs: [{name: orders, port: 80}]}]\n";
 
@@ -65,6 +65,11 @@ async fn run(connection: Connection, line: &[&str]) -> Result<(), Failure> {
     match arguments.command {
         Command::Apply(args) => apply::run(&args, &mut client).await,
         Command::Get(args) => get::run(&args, &mut client).await,
+        Command::Describe(args) => describe::run(&args, &mut client).await,
+        Command::Diff(args) => diff::run(&args, &mut client).await,
+        Command::Quota(args) => quota::run(&args, &mut client).await,
+        Command::Top(args) => top::run(&args, &mut client).await,
+        Command::Tap(args) => tap::run(&args, &mut client).await,
         Command::Delete(args) => delete::run(&args, &mut client).await,
         Command::Status { output } => status::run(output.output, &mut client).await,
         Command::Token { command } => token::run(&command, &mut client).await,
@@ -235,4 +240,57 @@ async fn a_copy_of_the_audit_log_that_was_edited_or_cut_off_is_found() {
     let cut = mesh.file("cut.jsonl", &lines[..2].join("\n"));
     let failure = mesh.run(&["audit", "verify", "-f", &cut]).await.unwrap_err();
     assert!(failure.message.contains("its end is missing"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn what_would_change_is_told_by_exit_codes_and_things_are_described() {
+    let mesh = Mesh::new().await;
+    let shop = mesh.file("shop.yaml", SHOP);
+    // Nothing is there yet: all of it would be new.
+    assert_eq!(mesh.run(&["diff", "-f", &shop]).await, Err(Failure::silent(Code::Refused)));
+    mesh.run(&["apply", "-f", &shop]).await.unwrap();
+    mesh.run(&["diff", "-f", &shop]).await.unwrap();
+    let changed = mesh.file("changed.yaml", &SHOP.replace("ports: [{port: 80}]", "ports: [{port: 80, name: http}]"));
+    assert_eq!(mesh.run(&["diff", "-f", &changed]).await.unwrap_err().code, Code::Refused);
+    let wrong = mesh.file("wrong.yaml", &SHOP.replace("selector", "selectr"));
+    assert_eq!(mesh.run(&["diff", "-f", &wrong]).await.unwrap_err().code, Code::Usage);
+
+    for line in [
+        &["describe", "service", "orders", "-n", "shop"][..],
+        &["describe", "httproute", "orders", "-n", "shop", "-o", "json"],
+        &["get", "services", "-n", "shop", "-o", "wide"],
+        &["get", "all", "-A", "-l", "app notin (x)"],
+        &["get", "instances", "-A"],
+        &["quota"],
+        &["top", "--once"],
+    ] {
+        mesh.run(line).await.unwrap_or_else(|failure| panic!("{line:?}: {failure:?}"));
+    }
+    for (line, said) in [
+        (&["describe", "service", "nobody", "-n", "shop"][..], "nobody"),
+        (&["describe", "proxy", "nobody", "-n", "shop"], "there is no proxy of an instance shop/nobody"),
+        (&["get", "services", "-l", "a in (b"], "labelSelector"),
+        (&["get", "epochs", "-w"], "cannot be watched"),
+        (&["quota", "nobody"], "nobody"),
+        (&["tap", "--status", "abc"], "status"),
+    ] {
+        let failure = mesh.run(line).await.unwrap_err();
+        assert!(failure.message.contains(said), "{line:?}: {failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_tells_what_is_there_and_then_each_change() {
+    let mesh = Mesh::new().await;
+    let shop = mesh.file("shop.yaml", SHOP);
+    mesh.run(&["apply", "-f", &shop]).await.unwrap();
+    let mut client = Client::new(mesh.connection.clone()).unwrap();
+    let mut events = client.events("/api/v1/documents?watch=1&kind=httproutes").await.unwrap();
+    let mut next = async || events.next().await.unwrap().map(|event| (event.name, event.data));
+    let (name, data) = next().await.unwrap();
+    assert!(name == "added" && data.contains("HTTPRoute shop/orders"), "{name} {data}");
+    assert_eq!(next().await.unwrap().0, "synced");
+    mesh.run(&["delete", "httproute", "orders", "-n", "shop"]).await.unwrap();
+    let (name, data) = next().await.unwrap();
+    assert!(name == "deleted" && data.contains("HTTPRoute shop/orders"), "{name} {data}");
 }

@@ -30,6 +30,13 @@ pub(crate) fn data(text: impl Display) {
     let _ = writeln!(anstream::stdout(), "{text}");
 }
 
+/// Lines that take the place of those on the screen; only for a terminal.
+pub(crate) fn redraw(text: impl Display) {
+    // Not through anstream: without colour, too, the cursor must go home.
+    let _ = write!(std::io::stdout(), "\x1b[H\x1b[2J");
+    data(text);
+}
+
 /// One line, or several, for the person at the terminal.
 pub(crate) fn say(text: impl Display) {
     let _ = writeln!(anstream::stderr(), "{text}");

@@ -6,8 +6,9 @@ use serde_json::json;
 use crate::args::Output;
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::get::{plain, proxies_table, services_table};
+use crate::get::plain;
 use crate::out;
+use crate::rows::{proxies_table, services_table};
 
 pub(crate) async fn run(output: Output, client: &mut Client) -> Result<(), Failure> {
     let version: VersionReply = client.get("/api/v1/version").await?;
@@ -33,12 +34,12 @@ pub(crate) async fn run(output: Output, client: &mut Client) -> Result<(), Failu
             "\nno proxy has joined yet: `equerry token create join --namespace NS --account ACCOUNT` lets one in",
         );
     } else {
-        out::data(format_args!("\n{}", proxies_table(&proxies.items)));
+        out::data(format_args!("\n{}", proxies_table(&proxies.items, false)));
     }
     if services.items.is_empty() {
         out::data("\nthere are no services yet: `equerry apply -f FILE`");
     } else {
-        out::data(format_args!("\n{}", services_table(&services.items)));
+        out::data(format_args!("\n{}", services_table(&services.items, false)));
     }
     Ok(())
 }

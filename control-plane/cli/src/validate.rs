@@ -26,7 +26,7 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<(), Failure> {
         Output::Json => out::data(out::json(&Vec::<Complaint>::new())),
         Output::Yaml => out::data(out::yaml(&Vec::<Complaint>::new())),
         Output::Name => documents.iter().for_each(|document| out::data(document.key())),
-        Output::Table => {
+        Output::Table | Output::Wide => {
             out::data(format_args!("{}: {}", out::styled(out::GOOD, "valid"), contents(&documents, files.len())));
         }
     }

@@ -23,11 +23,11 @@ use crate::quota::OverQuota;
 /// Declares the closed set: the reason, its word, its HTTP status, gRPC code, response flag, Proxy-Status error type
 /// (RFC 9209 section 2.3), and whether it counts against the endpoint.
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident: $word:literal, $http:literal, $grpc:literal, $flag:literal, $error:literal, $counts:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident: $word:literal, $http:literal, $grpc:literal, $flag:literal, $error:literal, $counts:literal;)*) => {
         /// How an exchange ended, where the mesh decided it; with [`Reason::Ok`] and [`Reason::ClientGone`] beside.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Reason {
-            $($(#[$doc])* $name,)*
+            $($(#[doc = $doc])* $name,)*
         }
 
         impl Reason {
@@ -37,6 +37,11 @@ macro_rules! reasons {
             /// Its word in metrics, logs, responses and `Proxy-Status` details.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $word,)* }
+            }
+
+            /// What it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim(),)* }
             }
 
             /// The HTTP status it is usually answered with; [`Refusal::status`] knows the exceptions.

@@ -161,8 +161,7 @@ async fn show(args: &CertsArgs, client: &mut Client) -> Result<(), Failure> {
 /// How many certificates end within a time although somebody should have seen to it.
 fn expiring(report: &CertificateReport, within: Duration) -> usize {
     let anchors = report.rotation.anchors.iter().filter(|anchor| anchor_ends(anchor, report.now_unix, within));
-    let leaves =
-        report.leaves.iter().filter(|leaf| leaf_ends(leaf, report.now_unix, report.lifetime_seconds, within));
+    let leaves = report.leaves.iter().filter(|leaf| leaf_ends(leaf, report.now_unix, report.lifetime_seconds, within));
     anchors.count() + leaves.count()
 }
 
@@ -191,7 +190,8 @@ fn tell(report: &CertificateReport) {
         vec![
             leaf.spiffe_id.clone(),
             leaf.instance.clone().unwrap_or_else(|| "- (nobody connected shows it)".to_owned()),
-            leaf.root.as_deref().map_or("?", short).to_owned() + if signing.is_some_and(|one| !one.signs) { " (old)" } else { "" },
+            leaf.root.as_deref().map_or("?", short).to_owned()
+                + if signing.is_some_and(|one| !one.signs) { " (old)" } else { "" },
             leaf.generation.map_or_else(|| "?".to_owned(), |generation| generation.to_string()),
             ends(leaf.not_after_unix, now),
         ]
@@ -200,7 +200,10 @@ fn tell(report: &CertificateReport) {
     if leaves.is_empty() {
         out::data("\nno workload holds a certificate yet: `equerry token create join` lets one in");
     } else {
-        out::data(format_args!("\n{}", out::table(&["IDENTITY", "INSTANCE", "ROOT", "GENERATION", "ENDS IN"], &leaves)));
+        out::data(format_args!(
+            "\n{}",
+            out::table(&["IDENTITY", "INSTANCE", "ROOT", "GENERATION", "ENDS IN"], &leaves)
+        ));
     }
     if let Some(dark) = &report.dark {
         let issuing = rotation.anchors.iter().find(|anchor| anchor.signs).map(|anchor| anchor.issuing_not_after_unix);

@@ -73,10 +73,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<(), Failure> {
         Output::Json => out::data(out::json(&tested)),
         Output::Yaml => out::data(out::yaml(&tested)),
         Output::Name => tested.iter().filter(|one| !one.passed).for_each(|one| out::data(&one.case)),
-        Output::Table => tested.iter().for_each(|one| out::data(line(one))),
+        Output::Table | Output::Wide => tested.iter().for_each(|one| out::data(line(one))),
     }
     let (passed, failed): (Vec<_>, Vec<_>) = tested.iter().partition(|one| one.passed);
-    if output == Output::Table {
+    if matches!(output, Output::Table | Output::Wide) {
         if tested.is_empty() {
             out::say("there are no PolicyTest documents");
         } else {

@@ -101,7 +101,7 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<(), Failure> {
         Output::Json => out::data(out::json(&explanation)),
         Output::Yaml => out::data(out::yaml(&explanation)),
         Output::Name => out::data(explanation.verdict.reason),
-        Output::Table => out::data(tell::tell(&explanation)),
+        Output::Table | Output::Wide => out::data(tell::tell(&explanation)),
     }
     if explanation.verdict.allowed { Ok(()) } else { Err(Failure::silent(Code::WouldBeRefused)) }
 }
