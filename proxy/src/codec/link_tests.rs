@@ -1,3 +1,5 @@
+//! What a link owes: order, and several pieces in one write, over sockets that take what they like.
+
 use std::future::poll_fn;
 
 use tokio::io::AsyncReadExt;
