@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod by_hand;
+pub mod conversation;
 pub mod dns;
 pub mod faulty;
 pub mod grpc;

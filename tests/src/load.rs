@@ -47,7 +47,7 @@ impl Tally {
         Ok(())
     }
 
-    fn add(&mut self, more: Self) {
+    pub(crate) fn add(&mut self, more: Self) {
         self.answered += more.answered;
         self.failed += more.failed;
         self.connections += more.connections;

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use futures_util::stream;
+use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -16,6 +17,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 /// The largest piece it sends at once.
@@ -27,7 +29,8 @@ type Body = BoxBody<Bytes, hyper::Error>;
 ///
 /// - `/bytes/N`: N bytes of a pattern, in pieces, with their sum as a trailer;
 /// - `/sum`: how many bytes came, and their sum; trailers that came with them, if any;
-/// - `/echo`: what comes, while it comes, with its trailers;
+/// - `/`: the same;
+/// - `/echo`: what comes, while it comes, with its trailers; after an upgrade, if one is asked for;
 /// - `/status/N`: that status, and nothing else.
 #[derive(Debug)]
 pub struct Workshop(tokio::task::JoinHandle<()>);
@@ -44,9 +47,9 @@ impl Workshop {
                 let _ = stream.set_nodelay(true);
                 tokio::spawn(async move {
                     let serves = service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) });
+                    let server = auto::Builder::new(TokioExecutor::new());
                     // A peer that breaks off is its own business.
-                    let _ =
-                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), serves).await;
+                    let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), serves).await;
                 });
             }
         })))
@@ -91,7 +94,8 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
         (Some("status"), Some(code)) => {
             status(StatusCode::from_u16(u16::try_from(code).unwrap_or(500)).unwrap_or_default())
         }
-        (Some("sum"), _) => told(request.into_body()).await,
+        (Some("sum" | ""), _) => told(request.into_body()).await,
+        (Some("echo"), _) if request.headers().contains_key("upgrade") => upgraded(request),
         (Some("echo"), _) => Response::new(request.into_body().boxed()),
         _ => status(StatusCode::NOT_FOUND),
     }
@@ -115,6 +119,23 @@ fn bytes(length: usize) -> Response<Body> {
     let mut response = Response::new(StreamBody::new(stream::iter(frames)).boxed());
     // HTTP/1.1 sends only those that it announced.
     response.headers_mut().insert("trailer", HeaderValue::from_static("x-sum"));
+    response
+}
+
+/// Takes whatever protocol is asked for, and says what it hears.
+fn upgraded(mut request: Request<Incoming>) -> Response<Body> {
+    let mut response = status(StatusCode::SWITCHING_PROTOCOLS);
+    let asked = request.headers().get("upgrade").cloned();
+    response.headers_mut().extend(asked.map(|protocol| (UPGRADE, protocol)));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    tokio::spawn(async move {
+        if let Ok(both) = hyper::upgrade::on(&mut request).await {
+            let (mut heard, mut says) = tokio::io::split(TokioIo::new(both));
+            // A peer that breaks off is its own business.
+            let _ = tokio::io::copy(&mut heard, &mut says).await;
+            let _ = says.shutdown().await;
+        }
+    });
     response
 }
 

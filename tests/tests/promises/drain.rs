@@ -1,26 +1,18 @@
 //! Sidecars come and go, and so does configuration, while calls pass: none of them fails, and no connection is dropped.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
 use equerry::demo::town::{Home, Resident, SHOP};
 use equerry::demo::web::Caller;
-use equerry_tests::load::Load;
+use equerry_tests::conversation::{Channel, Chat, Words};
+use equerry_tests::load::{Load, UnderWay};
 use equerry_tests::workshop::Workshop;
 use equerry_tests::{Mesh, api, eventually};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http::StatusCode;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{PAIR, program};
 
@@ -39,6 +31,19 @@ apiVersion: v1
 kind: Service
 metadata: {name: streaming, namespace: shop, annotations: {equerry.dev/accounts: frontend}}
 spec: {selector: {app: frontend}, ports: [{port: 80, targetPort: 8080, appProtocol: kubernetes.io/h2c}]}
+";
+
+/// Both instances by two names: one calls them by gRPC, the other changes its protocol.
+const BOTH_WAYS: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: calls, namespace: shop, annotations: {equerry.dev/accounts: inventory}}
+spec: {selector: {app: inventory}, ports: [{port: 80, targetPort: 8080, appProtocol: grpc}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: chats, namespace: shop, annotations: {equerry.dev/accounts: inventory}}
+spec: {selector: {app: inventory}, ports: [{port: 80, targetPort: 8080, appProtocol: http}]}
 ";
 
 /// A mesh in which `orders` calls the instances of `inventory`.
@@ -69,52 +74,6 @@ async fn mesh(residents: &[Resident], of_orders: &[&str]) -> Result<Mesh> {
 
 fn load(home: &Home, gets: usize, posts: usize, http2: usize) -> Result<Load> {
     Ok(Load { to: home.outbound.address().parse()?, host: "inventory".to_owned(), gets, posts, http2 })
-}
-
-/// A stream as gRPC keeps them open: every word comes back while both sides go on.
-struct Words {
-    say: mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>,
-    heard: Incoming,
-}
-
-impl Words {
-    async fn begin(home: &Home) -> Result<Self> {
-        let socket = TcpStream::connect(home.outbound.address()).await?;
-        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await?;
-        tokio::spawn(connection);
-        let (say, said) = mpsc::unbounded_channel();
-        let request = Request::post("http://streaming/echo").header("content-type", "application/grpc");
-        let body = StreamBody::new(UnboundedReceiverStream::new(said));
-        let answer = timeout(SOON, sender.send_request(request.body(body)?)).await.context("no answer")??;
-        ensure!(answer.status() == 200, "{}", answer.status());
-        Ok(Self { say, heard: answer.into_body() })
-    }
-
-    /// Says something, which comes back.
-    async fn exchange(&mut self, word: &str) -> Result<()> {
-        self.say.send(Ok(Frame::data(Bytes::copy_from_slice(word.as_bytes()))))?;
-        let mut heard = Vec::new();
-        while heard.len() < word.len() {
-            let data = self.next().await?.into_data().ok().context("trailers")?;
-            heard.extend_from_slice(&data);
-        }
-        ensure!(heard == word.as_bytes(), "{}", String::from_utf8_lossy(&heard));
-        Ok(())
-    }
-
-    /// Ends, as gRPC does, with trailers.
-    async fn end(mut self) -> Result<()> {
-        let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
-        self.say.send(Ok(Frame::trailers(trailers.clone())))?;
-        let last = self.next().await?.into_trailers().ok().context("more data")?;
-        ensure!(last == trailers, "{last:?}");
-        Ok(())
-    }
-
-    async fn next(&mut self) -> Result<Frame<Bytes>> {
-        let next = timeout(SOON, self.heard.frame()).await.context("the stream stands still")?;
-        next.context("the stream has ended")?.context("the stream was cut")
-    }
 }
 
 /// Waits until the application of `home` is called.
@@ -169,7 +128,9 @@ async fn a_hundred_changes_of_configuration_under_load_drop_no_connection_and_fa
     let frontend = town.home("frontend")?;
     frontend.app.release();
     let _app = Workshop::open(frontend.app.number()).await?;
-    let mut words = eventually(SOON, "a stream", async || Words::begin(orders).await.map(Some)).await?;
+    let mut words =
+        eventually(SOON, "a stream", async || Words::begin(&orders.outbound.address(), "streaming").await.map(Some))
+            .await?;
     let under_way = load(orders, 4, 4, 2)?.begin();
     is_called(town.home("inventory-v1")?).await?;
     let epoch = mesh.epoch().await?;
@@ -278,6 +239,127 @@ async fn what_is_open_when_the_grace_period_ends_is_cut_off_and_logged_as_that()
     .await?;
     ensure!(town.sidecar_log(orders).contains("the grace period is over"), "{}", town.sidecar_log(orders));
     Ok(())
+}
+
+/// What is open at one time: streams of gRPC and upgraded connections.
+struct Open {
+    words: Vec<Words>,
+    chats: Vec<Chat>,
+}
+
+impl Open {
+    /// Four of each: whoever balances leads them to both instances.
+    async fn begin(sidecar: &str) -> Result<Self> {
+        let mut open = Self { words: Vec::new(), chats: Vec::new() };
+        for _ in 0..4 {
+            open.words.push(Words::begin(sidecar, "calls").await.context("a stream")?);
+            open.chats.push(Chat::begin(sidecar, "chats").await.context("an upgrade")?);
+        }
+        open.exchange("begin").await?;
+        Ok(open)
+    }
+
+    async fn exchange(&mut self, word: &str) -> Result<()> {
+        for words in &mut self.words {
+            words.exchange(word).await.with_context(|| format!("a stream at {word:?}"))?;
+        }
+        for chat in &mut self.chats {
+            chat.exchange(word).await.with_context(|| format!("an upgraded connection at {word:?}"))?;
+        }
+        Ok(())
+    }
+
+    async fn end(mut self) -> Result<()> {
+        self.exchange("the last word").await?;
+        for words in self.words {
+            words.end().await.context("ending a stream")?;
+        }
+        for chat in self.chats {
+            chat.end().await.context("ending an upgraded connection")?;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn sidecars_of_both_sides_restarted_under_calls_by_grpc_lose_no_call_no_stream_and_no_upgraded_connection()
+-> Result<()> {
+    let mesh = Mesh::found(program(), &PAIR, BOTH_WAYS).await?;
+    let town = &mesh.town;
+    let mut apps = Vec::new();
+    for home in town.homes.iter().filter(|home| home.resident.account == "inventory") {
+        home.app.release();
+        apps.push(Workshop::open(home.app.number()).await?);
+    }
+    // With more time to leave than anybody here takes.
+    let patient = ["--drain-timeout", "60s"];
+    mesh.start_sidecars(&patient).await?;
+    let sidecar = town.home("orders")?.outbound.address();
+    eventually(SOON, "both to be reached", async || Open::begin(&sidecar).await?.end().await.map(Some)).await?;
+    let mut answered = 0;
+    for name in ["inventory-v1", "inventory-v2", "orders"] {
+        let home = town.home(name)?;
+        let (channel, mut open) = (Channel::open(&sidecar, "calls", 4).await?, Open::begin(&sidecar).await?);
+        let load = Load { host: "calls".to_owned(), ..load(town.home("orders")?, 2, 2, 1)? }.begin();
+        let seen = async |more: u64| {
+            let before = (channel.answered(), load.answered());
+            let on = || channel.answered() > before.0 + more && load.answered() > before.1 + more;
+            eventually(SOON, "calls to go on", async || Ok(on().then_some(()))).await
+        };
+        seen(100).await?;
+        town.signal_sidecar(home, Signal::TERM).await;
+        eventually(SOON, "the sidecar to say that it is not ready", async || {
+            let ready = home.telemetry().get("localhost", "/healthz/ready", &[]).await?;
+            Ok((ready.status == 503 && ready.shown().contains("draining")).then_some(()))
+        })
+        .await?;
+        for number in 0..50 {
+            open.exchange(&format!("word {number}")).await.with_context(|| format!("while {name} leaves"))?;
+        }
+        let late = Open::begin(&sidecar).await.with_context(|| format!("while {name} leaves"))?;
+        seen(100).await?;
+        ensure!(town.sidecar_id(home).await.is_some(), "{name} left before its streams");
+        late.end().await?;
+        open.end().await.with_context(|| format!("while {name} leaves"))?;
+        let (mut calls, mut loads) = (Some(channel), Some(load));
+        if name == "orders" {
+            // Its own application hangs up before it can go.
+            answered += over(calls.take(), loads.take()).await.with_context(|| format!("{name} restarted"))?;
+        }
+        let gone = async || match home.telemetry().get("localhost", "/healthz/live", &[]).await {
+            Ok(alive) => bail!("it says {}", alive.shown()),
+            Err(_) => Ok(Some(())),
+        };
+        eventually(SOON, "the sidecar to end", gone).await.with_context(|| name.to_owned())?;
+        ensure!(drained(&town.sidecar_log(home)), "{}", town.sidecar_log(home));
+        town.stop_sidecar(home).await;
+        town.start_sidecar_with(home, &patient).await?;
+        town.wait_ready(home).await?;
+        if name == "orders" {
+            eventually(SOON, "the sidecar to serve", async || Open::begin(&sidecar).await?.end().await.map(Some))
+                .await?;
+        }
+        answered += over(calls, loads).await.with_context(|| format!("{name} restarted"))?;
+    }
+    eprintln!("{answered} calls while three sidecars were restarted, with streams and upgraded connections open");
+    Ok(())
+}
+
+/// What is under way ends, and none of it has failed. Gives the number of calls.
+async fn over(calls: Option<Channel>, load: Option<UnderWay>) -> Result<u64> {
+    let mut answered = 0;
+    if let Some(calls) = calls {
+        let tally = calls.end().await?;
+        tally.all_well()?;
+        answered += tally.answered;
+    }
+    if let Some(load) = load {
+        let tally = load.end().await?;
+        tally.all_well()?;
+        ensure!(tally.connections == 5, "{} connections instead of 5", tally.connections);
+        answered += tally.answered;
+    }
+    Ok(answered)
 }
 
 fn drained(log: &str) -> bool {
