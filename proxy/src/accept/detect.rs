@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::codec::Wire;
@@ -82,6 +82,18 @@ impl<S> Spoken<S> {
     /// The connection itself.
     pub(crate) fn inner(&self) -> &S {
         &self.stream
+    }
+}
+
+impl Spoken<TcpStream> {
+    /// Waits until whoever connected has left: the connection was reset, or ended before it said a word. One that ends after that
+    /// may have closed its half alone, and waits for its answer.
+    pub(crate) async fn left(&self) {
+        if self.read == 0 && !matches!(self.stream.peek(&mut [0]).await, Ok(1..)) {
+            return;
+        }
+        // What waits to be read would be told again and again; a reset is an error.
+        let _ = self.stream.ready(Interest::ERROR).await;
     }
 }
 

@@ -248,6 +248,37 @@ fn a_tcp_connection_waits_for_a_place_and_gets_it_when_another_is_closed() {
     });
 }
 
+#[test]
+fn a_caller_that_leaves_while_it_waits_for_a_place_is_noticed_at_once() {
+    on_one_thread(async {
+        let (sidecar, door, met) = databases(1, "limits: {connections: 1, pendingTimeout: 1h}").await;
+        let first = opened(door, "", "hello\n").await;
+        let live = sidecar.shared.live.load();
+        let limits = &live.destinations[&"shop/db".parse().unwrap()].backend.limits;
+        for (lines, said, reset) in [(1, "", false), (2, "", true), (3, "begin", true)] {
+            let mut leaves = TcpStream::connect(door).await.unwrap();
+            leaves.write_all(said.as_bytes()).await.unwrap();
+            until("it to wait", || limits.present().pending == 1).await;
+            if reset {
+                socket2::SockRef::from(&leaves).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            }
+            drop(leaves);
+            until("its place in the queue to be free", || limits.present().pending == 0).await;
+            let line = sidecar.log(lines).await.remove(lines - 1);
+            assert_eq!(line["reason"], "client_gone", "{said:?}, reset {reset}: {line}");
+        }
+        // Who has said something and closes its half may be waiting for the answer, and gets its place.
+        let mut half = TcpStream::connect(door).await.unwrap();
+        half.write_all(b"all of it").await.unwrap();
+        half.shutdown().await.unwrap();
+        until("it to wait", || limits.present().pending == 1).await;
+        drop(first);
+        let mut answer = String::new();
+        half.read_to_string(&mut answer).await.unwrap();
+        assert_eq!((answer.as_str(), met[0].get()), ("hello\n", 2));
+    });
+}
+
 /// What the last line of the log says of a connection that was reset before it stood.
 async fn refused(sidecar: &Sidecar, door: SocketAddr, lines: usize) -> (String, String) {
     let mut stream = TcpStream::connect(door).await.unwrap();

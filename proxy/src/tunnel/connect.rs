@@ -11,7 +11,7 @@ use equerry_traffic::normalize::normalize_connect;
 use http::request::Parts;
 use http::{Request, Response};
 
-use super::outbound::{self, Reached};
+use super::outbound::{self, Caller, Reached};
 use crate::codec::Incoming;
 use crate::exchange::body::Answer;
 use crate::exchange::facts::{self, Record};
@@ -50,5 +50,6 @@ async fn reach(
     let (live, named) = meant::resolve(at, live, &normal).await?;
     record.note(|exchange| exchange.epoch = live.epoch);
     let (leave, destination) = meant::may_leave(&named)?;
-    outbound::lead(at, &live, (&leave, destination), from.address, record).await
+    let caller = Caller { from: from.address, near: None };
+    outbound::lead(at, &live, (&leave, destination), caller, record).await
 }

@@ -45,13 +45,14 @@ pub(super) async fn bytes(
     let authority = HeaderValue::from_str(named).unwrap_or_else(|_| HeaderValue::from_static(""));
     record.note(|exchange| exchange.authority = authority);
     ask_for_life(near.inner());
-    let Reached { mut tunnel, mut early, watch } = match reach(at, named, from, &mut record).await {
-        Ok(reached) => reached,
-        Err(refusal) => {
-            ended(&mut record, &Flow::new(), Err(refusal.into()));
-            return reset(near.inner());
-        }
-    };
+    let Reached { mut tunnel, mut early, watch } =
+        match reach(at, named, Caller { from, near: Some(&near) }, &mut record).await {
+            Ok(reached) => reached,
+            Err(refusal) => {
+                ended(&mut record, &Flow::new(), Err(refusal.into()));
+                return reset(near.inner());
+            }
+        };
     ask_for_life(tunnel.wire.socket());
     let (flow, limits) = (Flow::new(), Limits::after(watch));
     let vouched = tunnel.facts.vouched.clone();
@@ -70,6 +71,24 @@ pub(super) async fn bytes(
         reset(tunnel.wire.socket());
     }
     ended(&mut record, &flow, end);
+}
+
+/// Who wants a connection.
+#[derive(Clone, Copy)]
+pub(super) struct Caller<'a> {
+    pub(super) from: SocketAddr,
+    /// Their own; `None` where HTTP watches over it.
+    pub(super) near: Option<&'a Spoken<TcpStream>>,
+}
+
+impl Caller<'_> {
+    /// Waits until they have left.
+    async fn left(self) {
+        match self.near {
+            Some(near) => near.left().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// A connection to an endpoint, what it said before it was spoken to, and how long it may last.
@@ -91,14 +110,14 @@ pub(super) async fn named(at: &Outbound, named: &str) -> Result<(Arc<Live>, Auth
     Ok((live, named))
 }
 
-async fn reach(at: &Outbound, name: &str, from: SocketAddr, record: &mut Record) -> Result<Reached, Refusal> {
+async fn reach(at: &Outbound, name: &str, caller: Caller<'_>, record: &mut Record) -> Result<Reached, Refusal> {
     let (live, named) = named(at, name).await?;
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let destination = live
         .destination(&named.service)
         .ok_or_else(|| Refusal::ConfigUnavailable { service: named.service.clone() })?;
     let leave = route::may_leave(&named, Known::Service(&destination.compiled))?;
-    lead(at, &live, (&leave, destination), from, record).await
+    lead(at, &live, (&leave, destination), caller, record).await
 }
 
 /// Leads a connection that may leave to an endpoint of the backend that its routes choose.
@@ -106,7 +125,7 @@ pub(super) async fn lead(
     at: &Outbound,
     live: &Live,
     (leave, destination): (&MayLeave, &Destination),
-    from: SocketAddr,
+    caller: Caller<'_>,
     record: &mut Record,
 ) -> Result<Reached, Refusal> {
     record.note(|exchange| exchange.destination = Some(leave.service().clone()));
@@ -122,7 +141,7 @@ pub(super) async fn lead(
     if !port.takes_bytes() && !outside {
         return Err(not_tcp(port.port, &backend.name));
     }
-    let (tunnel, early) = connect(at, live, backend, port, from, record).await?;
+    let (tunnel, early) = connect(at, live, backend, port, caller, record).await?;
     Ok(Reached { tunnel, early, watch: Watch::over_connection(backend) })
 }
 
@@ -132,11 +151,12 @@ async fn connect(
     live: &Live,
     backend: &Backend,
     port: &ServicePort,
-    from: SocketAddr,
+    caller: Caller<'_>,
     record: &mut Record,
 ) -> Result<(Tunnel, Vec<u8>), Refusal> {
     let identity = at.shared.identity.current();
-    let source = Source { address: from.ip(), instance: at.shared.settings.instance.as_str(), identity: &live.own };
+    let source =
+        Source { address: caller.from.ip(), instance: at.shared.settings.instance.as_str(), identity: &live.own };
     let key = backend.balancer.key(&Request::new(()).into_parts().0, &source);
     let mut tried = Vec::new();
     loop {
@@ -151,7 +171,7 @@ async fn connect(
             exchange.tls = chosen.mesh;
         });
         let target = target(backend, port, &chosen, identity.as_ref())?;
-        let outcome = over(at, &target).await;
+        let outcome = over(at, &target, caller).await;
         let verdict = match &outcome {
             Ok(_) => Some(balance::Verdict::Success),
             Err(refusal) if refusal.reason().counts_against_endpoint() => Some(balance::Verdict::Failure),
@@ -188,9 +208,10 @@ async fn connect(
 }
 
 /// One connection, as soon as the other side lets us in.
-async fn over(at: &Outbound, target: &Target<'_>) -> Result<(Tunnel, Vec<u8>), Refusal> {
+async fn over(at: &Outbound, target: &Target<'_>, caller: Caller<'_>) -> Result<(Tunnel, Vec<u8>), Refusal> {
     let no_connection = |failure| attempt::no_connection(failure, target).refusal;
-    let mut tunnel = at.pool.tunnel(target).await.map_err(no_connection)?;
+    let tunnel = at.pool.tunnel(target, caller.left()).await.map_err(no_connection)?;
+    let mut tunnel = tunnel.ok_or(Refusal::ClientGone)?;
     if target.whom.is_none() {
         return Ok((tunnel, Vec::new()));
     }

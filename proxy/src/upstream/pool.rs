@@ -198,15 +198,24 @@ impl Pool {
         }
     }
 
-    /// A new connection for bytes that nobody looks at; never kept for another. It waits for a place as a request does.
+    /// A new connection for bytes that nobody looks at; never kept for another. It waits for a place as a request does, unless
+    /// whoever wants it has `left` meanwhile: then there is none.
     ///
     /// # Errors
     /// When there is none to be had.
-    pub(crate) async fn tunnel(&self, target: &Target<'_>) -> Result<Tunnel, ConnectFailure> {
+    pub(crate) async fn tunnel(
+        &self,
+        target: &Target<'_>,
+        left: impl Future<Output = ()>,
+    ) -> Result<Option<Tunnel>, ConnectFailure> {
         let session = self.session(target)?;
         let _pending = target.places.map(|places| places.waiting()).transpose()?;
-        let place = Box::pin(self.new_place(target)).await?;
-        Box::pin(connect::tunnel(target, session.as_deref(), place)).await
+        let place = tokio::select! {
+            biased;
+            place = Box::pin(self.new_place(target)) => place?,
+            () = left => return Ok(None),
+        };
+        Box::pin(connect::tunnel(target, session.as_deref(), place)).await.map(Some)
     }
 
     fn shelf(&self, key: Key) -> Rc<Shelf> {
