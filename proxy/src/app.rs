@@ -438,6 +438,7 @@ fn start_workers(
                 Err(error) => return drop(tell.send(Err(error))),
             };
             runtime.block_on(async move {
+                tokio::task::spawn_local(tidy::worker());
                 if let Some((outbound, inbound, handles)) = listeners {
                     let acceptor = Acceptor {
                         workers: handles.into(),

@@ -4,11 +4,19 @@
 //! that is below it. Asked to, it gives back every page that is free. That takes some milliseconds in which others who
 //! allocate wait: so it is asked when there is little to do, and seldom while there is much. Pages of the program file go back
 //! only when there is little to do.
+//!
+//! Then workers put down, by and by, what they kept for a load that is over: idle connections and emptied header maps lie on
+//! pages with much that is free. Once nobody puts down any more, memory is given back again.
 
 mod program;
+mod surplus;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub(crate) use surplus::Surplus;
+
+use crate::codec::spare;
 use crate::observe;
 
 /// Between two looks.
@@ -20,12 +28,39 @@ const WORTH: Duration = Duration::from_millis(300);
 /// While there is much to do, so many looks are between two times.
 const SELDOM: u32 = 60;
 
+/// There was little to do before the last look.
+static CALM: AtomicBool = AtomicBool::new(false);
+/// Something was put down since the last look.
+static PUT_DOWN: AtomicBool = AtomicBool::new(false);
+
+/// Whether there is little to do: a moment to put down what was kept for more.
+pub(crate) fn is_calm() -> bool {
+    CALM.load(Ordering::Relaxed)
+}
+
+/// Somebody has put something down, and perhaps not yet all.
+pub(crate) fn put_down() {
+    PUT_DOWN.store(true, Ordering::Relaxed);
+}
+
+/// On each worker, for as long as it lives: puts down what its thread keeps.
+pub(crate) async fn worker() {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if is_calm() && spare::put_down() {
+            put_down();
+        }
+    }
+}
+
 /// Looks for as long as the process lives.
 pub(crate) async fn keep() {
     let mut work = Work::default();
     loop {
         tokio::time::sleep(EVERY).await;
-        if work.is_over(observe::processor_time()) {
+        let over = work.is_over(observe::processor_time(), PUT_DOWN.swap(false, Ordering::Relaxed));
+        CALM.store(work.is_quiet, Ordering::Relaxed);
+        if over {
             give_back();
             if work.is_quiet {
                 program::give_back();
@@ -45,18 +80,23 @@ struct Work {
     looks: u32,
     /// There was little to do before the last look.
     is_quiet: bool,
+    /// Something was put down since memory was given back.
+    put_down: bool,
 }
 
 impl Work {
-    /// Whether this is a moment to give memory back; `used` is the processor time so far.
-    fn is_over(&mut self, used: Duration) -> bool {
+    /// Whether this is a moment to give memory back; `used` is the processor time so far. While somebody puts down more, it is
+    /// not worth the walk yet.
+    fn is_over(&mut self, used: Duration, put_down: bool) -> bool {
         let now = used.saturating_sub(std::mem::replace(&mut self.last, used));
         self.looks = self.looks.saturating_add(1);
-        let worth = self.given_back.is_none_or(|then| used.saturating_sub(then) >= WORTH);
+        self.put_down |= put_down;
+        let worked = self.given_back.is_none_or(|then| used.saturating_sub(then) >= WORTH);
+        let worth = worked || (self.put_down && !put_down);
         self.is_quiet = now <= QUIET;
         let over = worth && (self.is_quiet || self.looks >= SELDOM);
         if over {
-            (self.given_back, self.looks) = (Some(used), 0);
+            (self.given_back, self.looks, self.put_down) = (Some(used), 0, false);
         }
         over
     }
@@ -90,7 +130,7 @@ mod tests {
         let (mut work, mut used, quiet) = (Work::default(), Duration::ZERO, Cell::new(false));
         let mut look = |more: Duration| {
             used += more;
-            let over = work.is_over(used);
+            let over = work.is_over(used, false);
             quiet.set(work.is_quiet);
             over
         };
@@ -104,6 +144,21 @@ mod tests {
         assert!(look(10 * MS) && quiet.get(), "quiet after work");
         assert!((1..25).all(|_| !look(10 * MS)), "nothing was done since");
         assert!((1..10).any(|_| look(40 * MS)), "little by little enough was done");
+    }
+
+    #[test]
+    fn memory_is_given_back_again_once_all_is_put_down() {
+        let (mut work, mut used) = (Work::default(), Duration::ZERO);
+        let mut look = |more: Duration, put_down| {
+            used += more;
+            work.is_over(used, put_down)
+        };
+        assert!(look(MS, false), "it has started");
+        assert!((0..7).all(|_| !look(10 * MS, true)), "there may be more");
+        assert!(look(MS, false), "that was all");
+        assert!((0..7).all(|_| !look(MS, false)), "nothing was put down since");
+        assert!(!look(MS, true) && !look(900 * MS, false), "much to do again");
+        assert!(look(MS, false));
     }
 
     #[test]

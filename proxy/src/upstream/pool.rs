@@ -1,8 +1,8 @@
 //! Connections kept for the next exchange, one pool for each worker thread.
 //!
-//! HTTP/1.1 connections are handed out the last first, so that the surplus grows old and is closed; of HTTP/2 there is one
-//! for each destination and worker, and another when it is full. A kept connection is used only while its peer is still accepted and our identity is
-//! still the one it was made with.
+//! HTTP/1.1 connections are handed out the last first, so that the surplus grows old and is closed, sooner when there is little
+//! to do; of HTTP/2 there is one for each destination and worker, and another when it is full. A kept connection is used only
+//! while its peer is still accepted and our identity is still the one it was made with.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -27,9 +27,14 @@ use super::connect::{
 use super::lease::{Exchanging, Kind, Lease};
 use crate::codec::http1::call;
 use crate::live::{Held, LimitState, Quick, TlsIdentity};
+use crate::tidy::{self, Surplus};
 
 /// How often idle connections are looked at.
 const REAP_EVERY: Duration = Duration::from_secs(1);
+/// So many idle HTTP/1.1 connections to one endpoint stay when there is little to do.
+const FEW: usize = 4;
+/// When there is little to do, an HTTP/2 connection beside another is needed no more after this.
+const BESIDE: Duration = Duration::from_secs(5);
 /// Exchanges that one HTTP/2 connection is given before its peer has said how many it takes: what sidecars take, and what RFC
 /// 9113 (section 6.5.2) expects of others.
 const OF_SIDECARS: usize = 1024;
@@ -65,6 +70,8 @@ pub(super) struct Shelf {
     pub(super) idle: RefCell<Vec<Idle>>,
     /// So many exchanges of this worker wait for one of them.
     pub(super) waiting: Cell<usize>,
+    /// Those that were not needed lately.
+    surplus: Surplus,
 }
 
 /// An HTTP/2 connection on its way, for all who wait for it.
@@ -110,6 +117,9 @@ impl Pool {
                 tokio::time::sleep(REAP_EVERY).await;
                 let Some(pool) = seen.upgrade() else { return };
                 pool.reap();
+                if tidy::is_calm() && pool.put_down() {
+                    tidy::put_down();
+                }
             }
         });
         pool
@@ -358,6 +368,30 @@ impl Pool {
             slot.coming.is_some() || !slot.here.is_empty()
         });
     }
+
+    /// Closes what a load that is over has left: half of the idle HTTP/1.1 connections to an endpoint that nobody has needed
+    /// since this was last asked, beyond a few, those unused longest first; and HTTP/2 connections without an exchange beside
+    /// another to the same endpoint. Whether there were any.
+    fn put_down(&self) -> bool {
+        let mut any = false;
+        for shelf in self.http1.borrow().values() {
+            let mut kept = shelf.idle.borrow_mut();
+            let more = shelf.surplus.half(kept.len(), FEW);
+            if more > 0 {
+                kept.drain(..more);
+                kept.shrink_to_fit();
+                any = true;
+            }
+        }
+        let now = Instant::now();
+        for slot in self.http2.borrow_mut().values_mut() {
+            let before = slot.here.len();
+            let mut first = true;
+            slot.here.retain(|here| std::mem::take(&mut first) || !here.is_unneeded(now));
+            any |= slot.here.len() < before;
+        }
+        any
+    }
 }
 
 impl Shelf {
@@ -366,6 +400,7 @@ impl Shelf {
         let mut kept = self.idle.borrow_mut();
         // What is met on the way is looked at, not all of them: there may be hundreds.
         while let Some(Idle { mut connection, .. }) = kept.pop() {
+            self.surplus.taken(kept.len());
             if accepted(&connection.facts, whom) && call::is_quiet(&mut connection.link) {
                 return Some(connection);
             }
@@ -433,7 +468,16 @@ impl SharedHttp2 {
     }
 
     fn is_stale(&self, now: Instant) -> bool {
-        self.exchanges.get() == 0 && now.duration_since(self.idle_since.get()) >= self.idle_timeout
+        self.is_idle_for(self.idle_timeout, now)
+    }
+
+    /// Where another one can carry what comes.
+    fn is_unneeded(&self, now: Instant) -> bool {
+        self.is_idle_for(BESIDE, now)
+    }
+
+    fn is_idle_for(&self, time: Duration, now: Instant) -> bool {
+        self.exchanges.get() == 0 && now.duration_since(self.idle_since.get()) >= time
     }
 }
 
@@ -489,3 +533,7 @@ impl OwnedTarget {
         Target { address, protocol, whom, connect_timeout, idle_timeout, places }
     }
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;
