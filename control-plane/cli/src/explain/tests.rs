@@ -293,6 +293,41 @@ spec:
 ";
 
 #[test]
+fn of_a_port_that_declares_nothing_it_is_told_how_its_first_bytes_decide() {
+    let route = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: orders, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: orders}]
+  rules: [{backendRefs: [{name: orders, port: 80}]}]
+";
+    let blind = "\
+apiVersion: equerry.dev/v1
+kind: Mesh
+metadata: {name: default}
+spec: {protocolDetectionTimeout: 0s}
+";
+    let declared = SHOP.replace("targetPort: 8080}", "targetPort: 8080, appProtocol: http}");
+    let told = |text: &str| {
+        let told = explained(&["http://orders/x", "--from", "shop/frontend"], &[("shop.yaml", text)]);
+        let steps = told["caller"][0]["steps"].as_array().unwrap().clone();
+        assert_eq!(told["caller"][0]["name"], "destination", "{told:#}");
+        steps.get(1).map(|step| format!("{}: {}", step["subject"].as_str().unwrap(), step["because"].as_str().unwrap()))
+    };
+    let begins = "port 80: no appProtocol says what is spoken there; at a local TCP port it is ";
+    for (more, says) in [
+        (String::new(), "told from the first bytes: requests are served as such"),
+        (format!("---\n{route}"), "told from the first bytes, and nothing but requests passes"),
+        (format!("---\n{blind}"), "not looked at (protocolDetectionTimeout is 0), and led on as bytes"),
+    ] {
+        let told = told(&format!("{SHOP}{more}")).unwrap();
+        assert!(told.strip_prefix(begins).is_some_and(|told| told.starts_with(says)), "{told}");
+    }
+    assert_eq!(told(&declared), None);
+}
+
+#[test]
 fn a_connection_is_explained_as_far_as_anybody_looks_into_it() {
     let allowed = explained(&["tcp://db:5432", "--from", "shop/orders"], &[("db.yaml", DATABASE)]);
     assert_eq!(

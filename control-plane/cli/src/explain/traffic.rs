@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use equerry_policies::compile::CompiledDestination;
 use equerry_policies::names::{ServiceName, SpiffeId};
-use equerry_policies::policy::{Meaning, TrafficPolicy};
+use equerry_policies::policy::{Meaning, Mesh, TrafficPolicy};
 use equerry_traffic::balance::Source;
 use equerry_traffic::explain::{self, Outcome, Step};
 use equerry_traffic::route::Choice;
@@ -14,6 +14,24 @@ use http::request::Parts;
 
 use super::Question;
 use super::walk::step;
+
+/// How it is told what is spoken at a port of which nobody wrote it down. Nothing of one where somebody did.
+pub(super) fn undeclared(meaning: &Meaning, destination: &CompiledDestination, port: u16) -> Option<Step> {
+    destination.port(port).filter(|port| port.undeclared)?;
+    let wait = meaning.mesh.protocol_detection_timeout.unwrap_or(Mesh::PROTOCOL_DETECTION_TIMEOUT);
+    let told = match (destination.has_rules_about_http(port), wait.is_zero()) {
+        (true, _) => {
+            "told from the first bytes, and nothing but requests passes: there are rules about HTTP".to_owned()
+        }
+        (false, true) => "not looked at (protocolDetectionTimeout is 0), and led on as bytes".to_owned(),
+        (false, false) => format!(
+            "told from the first bytes: requests are served as such, anything else is led on as bytes, and so is who says \
+             nothing for {wait:?} (protocolDetectionTimeout)"
+        ),
+    };
+    let because = format!("no appProtocol says what is spoken there; at a local TCP port it is {told}");
+    Some(step(format!("port {port}"), Outcome::Noted, because, &destination.origin))
+}
 
 /// Times, retries and protection: nothing that refuses by itself, but what happens when something goes wrong.
 pub(super) fn traffic(

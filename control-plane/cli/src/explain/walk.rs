@@ -182,10 +182,9 @@ fn outbound<'m>(
         return Ok((Vec::new(), Err(Refusal::NoService { name: named.service.to_string(), nearest })));
     };
     let because = format!("{:?} means Service {}, port {}", normal.authority(), leave.service(), leave.port());
-    let mut stages = vec![stage(
-        "destination",
-        vec![step(leave.service().to_string(), Outcome::Decided, because, &destination.origin)],
-    )];
+    let mut meant = vec![step(leave.service().to_string(), Outcome::Decided, because, &destination.origin)];
+    meant.extend(traffic::undeclared(meaning, &destination, leave.port()));
+    let mut stages = vec![stage("destination", meant)];
     let mut chance = fastrand::Rng::with_seed(0);
     let (steps, decision) = if question.tcp {
         explain::connect(&leave, &destination, &mut chance)
