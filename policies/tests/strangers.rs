@@ -1,55 +1,35 @@
 //! Strangers' bytes: whatever a file holds, reading it ends soon, in documents or complaints, never in a panic.
 #![allow(
+    missing_docs,
+    unreachable_pub,
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
     reason = "tests read the files they are about, and fail by panic"
 )]
 
-use equerry_policies::compile;
-use equerry_policies::complaint::Complaint;
-use equerry_policies::document::{self, Document, MAX_FILE};
+use equerry_policies::document::{self, MAX_FILE};
 use equerry_policies::interpret::interpret;
-use equerry_policies::policy::Meaning;
-use equerry_policies::view::{self, WorkloadFacts};
 use proptest::prelude::*;
+
+#[path = "../../fuzz/src/policies.rs"]
+mod bodies;
+#[path = "../../fuzz/src/replay.rs"]
+mod replay;
 
 const EVERY_FIELD: &str = include_str!("accepted/every_field.yaml");
 
-/// What is understood can be compiled: no proxy will refuse what the control plane has stored.
-fn cut_and_compile(meaning: &Meaning) {
-    for service in meaning.services.values() {
-        for account in &service.accounts {
-            let ports = service.ports.iter().map(|p| p.target_port).collect();
-            let facts = WorkloadFacts { account: account.clone(), labels: service.selector.clone(), ports };
-            assert!(compile::workload(&view::workload(meaning, &facts)).is_ok());
-        }
-        let cut = view::destination(meaning, &service.name, &service.name.namespace).unwrap();
-        assert!(compile::destination(&cut).is_ok());
-    }
+/// Reads, interprets, compiles and shows everything, whatever comes of it.
+fn swallow(text: &str) {
+    bodies::policy_yaml(text.as_bytes());
 }
 
-/// Reads, interprets and shows everything, whatever comes of it.
-fn swallow(text: &str) {
-    match document::read("stranger.yaml", text) {
-        Ok(documents) => {
-            match interpret(&documents) {
-                Ok(meaning) => cut_and_compile(&meaning),
-                Err(complaints) => {
-                    let whole =
-                        |c: &Complaint| !c.found.is_empty() && !c.expected.is_empty() && !c.to_string().is_empty();
-                    assert!(!complaints.is_empty() && complaints.iter().all(whole));
-                }
-            }
-            for document in documents {
-                let json = document.to_json();
-                if let Ok(again) = Document::from_json(&json) {
-                    assert_eq!(again.to_json(), json);
-                }
-            }
-        }
-        Err(complaints) => assert!(!complaints.is_empty()),
-    }
+#[test]
+fn what_fuzzers_begin_with_is_borne() {
+    replay::replay("policy_yaml", bodies::policy_yaml);
+    replay::replay("compile_views", bodies::compile_views);
+    replay::replay("spiffe_id", bodies::spiffe_id);
+    replay::replay("key_set", bodies::key_set);
 }
 
 proptest! {

@@ -18,6 +18,8 @@ pub mod observe;
 pub mod outbound;
 mod probe;
 mod reload;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod strangers;
 mod tidy;
 mod tunnel;
 pub mod upstream;

@@ -5,8 +5,8 @@
 
 pub(crate) mod call;
 mod fields;
-mod framing;
-mod head;
+pub(crate) mod framing;
+pub(crate) mod head;
 mod send;
 pub(crate) mod serve;
 mod write;
