@@ -357,3 +357,66 @@ spec:
         assert!(heard.0.borrow().is_empty(), "{:?}", heard.0.borrow());
     });
 }
+
+/// A frame of HTTP/2: its type, flags, stream and payload.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Fields as HPACK writes those that it knows nothing of.
+fn fields(lines: &[(&str, &str)]) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    lines.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+}
+
+#[test]
+fn over_http2_no_connect_of_either_shape_is_taken_and_the_connection_goes_on() {
+    const STATUS_400: u8 = 0x80 | 12;
+    on_one_thread(async {
+        let Pair { frontend, heard, .. } = pair("", TAKEN).await;
+        let mut stream = TcpStream::connect(frontend.outbound).await.unwrap();
+        let extended = [
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "http"),
+            (":authority", "chat:80"),
+            (":path", "/room"),
+        ];
+        let plain = [(":method", "CONNECT"), (":authority", "chat:5432")];
+        let begins = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+        stream.write_all(&begins).await.unwrap();
+        for (number, asked, why) in [(1, extended.as_slice(), "extended CONNECT"), (3, &plain, "CONNECT")] {
+            stream.write_all(&frame(1, 0x4, number, &fields(asked))).await.unwrap();
+            let (mut head, mut said, mut over) = (Vec::new(), Vec::new(), false);
+            while !over {
+                let (kind, flags, of, payload) = next_frame(&mut stream).await;
+                // SETTINGS_ENABLE_CONNECT_PROTOCOL, which nobody offers.
+                assert!(kind != 4 || payload.chunks(6).all(|setting| setting[..2] != [0, 8]), "{payload:?}");
+                match kind {
+                    1 if of == number => head.extend(payload),
+                    0 if of == number => said.extend(payload),
+                    // A whole answer is followed by a reset without an error, for nothing more of the request is wanted.
+                    3 if payload == [0; 4] => continue,
+                    3 | 7 => panic!("{why}: reset, or gone: {payload:?}"),
+                    _ => continue,
+                }
+                over = flags & 1 == 1;
+            }
+            let said = String::from_utf8_lossy(&said);
+            assert_eq!(head[0], STATUS_400, "{why}: {said}");
+            assert!(said.contains("bad_request") && said.contains(why), "{why}: {said}");
+        }
+        stream.write_all(&frame(6, 0, 0, b"are you?")).await.unwrap();
+        while next_frame(&mut stream).await != (6, 1, 0, b"are you?".to_vec()) {}
+        assert!(heard.0.borrow().is_empty(), "the application was asked: {:?}", heard.0.borrow());
+    });
+}
+
+async fn next_frame(stream: &mut TcpStream) -> (u8, u8, u32, Vec<u8>) {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+    stream.read_exact(&mut payload).await.unwrap();
+    (head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload)
+}
