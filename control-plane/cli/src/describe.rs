@@ -30,7 +30,7 @@ pub(crate) async fn run(args: &DescribeArgs, client: &mut Client) -> Result<(), 
         "instance" | "instances" => {
             let path = format!("/api/v1/instances/{}?namespace={}", escaped(&args.name), escaped(&args.namespace));
             let instance: InstanceDetail = client.get(&path).await?;
-            let proxy = proxy(client, &args.namespace, &args.name).await.ok();
+            let proxy = proxy_of(client, &args.namespace, &args.name).await?;
             if plain(output, &json!({"instance": instance, "proxy": proxy})) {
                 return Ok(());
             }
@@ -81,13 +81,17 @@ async fn document(args: &DescribeArgs, kind: Kind, client: &mut Client) -> Resul
 }
 
 async fn proxy(client: &mut Client, namespace: &str, name: &str) -> Result<ProxyReply, Failure> {
-    let wanted = format!("{namespace}/{name}");
-    let list: ProxyList = client.get(&format!("/api/v1/proxies?namespace={}", escaped(namespace))).await?;
-    let found = list.items.into_iter().find(|proxy| proxy.instance == wanted);
-    found.ok_or_else(|| {
-        Failure::refused(format_args!("there is no proxy of an instance {wanted}"))
+    proxy_of(client, namespace, name).await?.ok_or_else(|| {
+        Failure::refused(format_args!("there is no proxy of an instance {namespace}/{name}"))
             .hint("`equerry get proxies` shows all")
     })
+}
+
+/// The proxy of an instance, when the control plane knows one.
+async fn proxy_of(client: &mut Client, namespace: &str, name: &str) -> Result<Option<ProxyReply>, Failure> {
+    let wanted = format!("{namespace}/{name}");
+    let list: ProxyList = client.get(&format!("/api/v1/proxies?namespace={}", escaped(namespace))).await?;
+    Ok(list.items.into_iter().find(|proxy| proxy.instance == wanted))
 }
 
 fn line(text: &mut String, name: &str, value: impl std::fmt::Display) {

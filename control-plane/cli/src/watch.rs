@@ -76,11 +76,12 @@ async fn follow(
     known: &mut Known,
     pause: &mut Duration,
 ) -> Result<(), Failure> {
-    let resume = known.epoch.filter(|_| matches!(watched, Watched::Documents(_)));
+    let mut resume = known.epoch.filter(|_| matches!(watched, Watched::Documents(_)));
     let path = path_of(args, watched, resume);
     let mut events = match client.events(&path).await {
-        // The control plane does not know that far back any more.
+        // The control plane does not know that far back any more: it tells everything.
         Err(failure) if resume.is_some() && failure.code == Code::Refused => {
+            resume = None;
             client.events(&path_of(args, watched, None)).await?
         }
         opened => opened?,
@@ -140,7 +141,9 @@ impl Known {
                 let before = self.items.insert(change.key.clone(), change.object.clone());
                 Ok(match before {
                     None => vec![("added", change.key, change.object)],
-                    Some(before) if before != change.object => vec![("changed", change.key, change.object)],
+                    Some(before) if lasting(&before) != lasting(&change.object) => {
+                        vec![("changed", change.key, change.object)]
+                    }
                     Some(_) => Vec::new(),
                 })
             }
@@ -168,6 +171,18 @@ impl Known {
 
     fn wanted(&self, key: &str) -> bool {
         self.name.as_ref().is_none_or(|name| key.rsplit(['/', ' ']).next() == Some(name) || key == name)
+    }
+}
+
+/// What of an item is no clock: what is left of a lease changes whenever it is looked at.
+fn lasting(object: &Value) -> Value {
+    match object {
+        Value::Object(map) => {
+            let kept = map.iter().filter(|(key, _)| *key != "leaseMs");
+            kept.map(|(key, value)| (key.clone(), lasting(value))).collect()
+        }
+        Value::Array(items) => items.iter().map(lasting).collect(),
+        other => other.clone(),
     }
 }
 
@@ -256,7 +271,7 @@ mod tests {
         assert!(hear(&mut known, "synced", json!({"epoch": 4})).is_empty());
 
         known.here = Some(BTreeMap::new());
-        assert!(hear(&mut known, "added", json!({"key": "shop/a", "object": {"n": 1}})).is_empty());
+        assert!(hear(&mut known, "added", json!({"key": "shop/a", "object": {"n": 1, "leaseMs": 5}})).is_empty());
         assert_eq!(hear(&mut known, "added", json!({"key": "shop/c", "object": {"n": 1}})), ["added shop/c"]);
         assert_eq!(hear(&mut known, "synced", json!({"epoch": 5})), ["deleted shop/b"]);
         assert_eq!(hear(&mut known, "changed", json!({"key": "shop/a", "object": {"n": 2}})), ["changed shop/a"]);

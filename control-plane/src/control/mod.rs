@@ -42,7 +42,8 @@ use crate::store::{Store, StoreError, documents, grants, instances, trust as kep
 pub(crate) use calls::Looking;
 pub use leases::Registered;
 pub use proxies::{
-    ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, Standing, UNANSWERED, UnknownNonce,
+    ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, Standing, UNANSWERED,
+    UnknownNonce,
 };
 pub use trust::{RotationStatus, TrustError, Waiting};
 pub use truth::{Action, ApplyError, Change, Edit, Precondition, StoredDocument, Truth};

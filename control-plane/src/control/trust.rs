@@ -58,6 +58,13 @@ pub enum TrustError {
     Stranded(Vec<Waiting>),
 }
 
+/// A change that has begun is made wholly, whether whoever asked for it still waits or not.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, TrustError>> + Send + 'static,
+) -> Result<T, TrustError> {
+    tokio::spawn(change).await.map_err(|_| StoreError::Closed)?
+}
+
 impl ControlPlane {
     /// How far a rotation is, and who holds up its next step.
     pub fn rotation(&self) -> RotationStatus {
@@ -75,11 +82,22 @@ impl ControlPlane {
         brought: Option<equerry_certs::Authority>,
         by: By,
     ) -> Result<RotationStatus, TrustError> {
+        let this = self.clone();
+        to_the_end(async move { this.start(brought, by).await }).await
+    }
+
+    async fn start(&self, brought: Option<equerry_certs::Authority>, by: By) -> Result<RotationStatus, TrustError> {
         let _one_at_a_time = self.0.trusting.lock().await;
         let now = SystemTime::now();
         if self.0.authority.trust().phase != Phase::Steady {
             return Err(TrustError::OutOfStep(
                 "a rotation is under way: `equerry certs rotate status` says how far it is",
+            ));
+        }
+        // What is kept then is all there is of the root that is in force.
+        if trust::read(&self.0.store).await?.rotation.is_some() {
+            return Err(TrustError::OutOfStep(
+                "the last rotation's new root could not be written to the state directory: make room there and restart the control plane",
             ));
         }
         let rotation = self.0.authority.prepare(brought, now)?;
@@ -97,6 +115,11 @@ impl ControlPlane {
     /// # Errors
     /// When nothing is under way, somebody would be stranded and it is not forced, or the store refuses.
     pub async fn advance_rotation(&self, force: bool, by: By) -> Result<RotationStatus, TrustError> {
+        let this = self.clone();
+        to_the_end(async move { this.advance(force, by).await }).await
+    }
+
+    async fn advance(&self, force: bool, by: By) -> Result<RotationStatus, TrustError> {
         let _one_at_a_time = self.0.trusting.lock().await;
         let now = SystemTime::now();
         let trust = self.0.authority.trust();
@@ -254,6 +277,11 @@ impl ControlPlane {
     /// # Errors
     /// When the store refuses; nothing was changed then.
     pub async fn revoke_identity(&self, id: SpiffeId, reason: String, by: By) -> Result<(u64, bool), TrustError> {
+        let this = self.clone();
+        to_the_end(async move { this.revoke(id, reason, by).await }).await
+    }
+
+    async fn revoke(&self, id: SpiffeId, reason: String, by: By) -> Result<(u64, bool), TrustError> {
         let _one_at_a_time = self.0.trusting.lock().await;
         let said = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         let note = Note::done(by.clone(), "identity.revoke", vec![format!("{id}{said}")]);
@@ -264,8 +292,9 @@ impl ControlPlane {
         let mut revoked = self.0.authority.trust().revoked.as_ref().clone();
         revoked.insert(id.clone(), revocation);
         self.0.authority.revoke(revoked, generation)?;
-        self.take_out(&id).await?;
+        // Told first: that its instances cannot be taken out keeps nobody from believing it no more.
         self.tell();
+        self.take_out(&id).await?;
         Ok((generation, true))
     }
 
@@ -274,6 +303,11 @@ impl ControlPlane {
     /// # Errors
     /// When the store refuses; nothing was changed then.
     pub async fn restore_identity(&self, id: &SpiffeId, by: By) -> Result<Option<u64>, TrustError> {
+        let (this, id) = (self.clone(), id.clone());
+        to_the_end(async move { this.believe_again(&id, by).await }).await
+    }
+
+    async fn believe_again(&self, id: &SpiffeId, by: By) -> Result<Option<u64>, TrustError> {
         let _one_at_a_time = self.0.trusting.lock().await;
         let note = Note::done(by, "identity.restore", vec![id.to_string()]);
         let Some(generation) = trust::restore(&self.0.store, id, note, SystemTime::now()).await? else {

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use equerry_certs::tls::{self, ALPN_GRPC, ClientAuth, TlsFault, server_config};
-use equerry_certs::{Leaf, PeerFault, rfc3339};
+use equerry_certs::{Leaf, PeerFault, Pin, rfc3339};
 use equerry_policies::names::SpiffeId;
 use http::Extensions;
 use hyper::server::conn::http2;
@@ -184,12 +184,14 @@ pub async fn serve_grpc(control: ControlPlane, face: Arc<Face>, listener: TcpLis
             let expiry = leaf.as_ref().map(time_left);
             let not_after = leaf.as_ref().map(|leaf| leaf.not_after);
             let (id, serial) = leaf.map(|leaf| (leaf.id, leaf.serial)).unzip();
-            let revoked = until_revoked(control, id.clone());
+            let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let vouching = tls::vouching(shown, &control.authority().trust().roots, SystemTime::now());
+            let revoked = until_believed_no_more(control, id.clone(), vouching);
             let peer = Peer { id, serial, address, not_after };
             let served = async {
                 tokio::select! {
                     () = attend_grpc(stream, peer, routes, stopping) => {}
-                    () = revoked => tracing::warn!(%address, "the connection of a revoked identity is ended"),
+                    () = revoked => tracing::warn!(%address, "the connection of an identity that is believed no more is ended"),
                 }
             };
             match expiry {
@@ -202,16 +204,18 @@ pub async fn serve_grpc(control: ControlPlane, face: Arc<Face>, listener: TcpLis
     .await;
 }
 
-/// Waits until an identity that was believed when it connected is revoked. One that was revoked before is told so by each
-/// call, and its connections end soon after.
-async fn until_revoked(control: ControlPlane, id: Option<SpiffeId>) {
+/// Waits until an identity that was believed when it connected is revoked, or none of the roots that vouched for it is believed any
+/// more. One that was revoked before is told so by each call, and its connections end soon after.
+async fn until_believed_no_more(control: ControlPlane, id: Option<SpiffeId>, vouching: Vec<Pin>) {
     let Some(id) = id else { return std::future::pending().await };
     let mut changes = control.authority().changes();
     if control.authority().trust().revokes(&id) {
         return tokio::time::sleep(HANDSHAKE).await;
     }
     while changes.changed().await.is_ok() {
-        if control.authority().trust().revokes(&id) {
+        let trust = control.authority().trust();
+        let vouched = trust.anchors.iter().any(|anchor| vouching.contains(&anchor.pin));
+        if trust.revokes(&id) || !vouched {
             return;
         }
     }

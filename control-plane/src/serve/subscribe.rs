@@ -23,8 +23,8 @@ use super::{Peer, until_true, workload_of};
 use crate::authority::trust::Trust;
 use crate::control::{ConnectionId, ControlPlane, Standing, UNANSWERED};
 use crate::registry::InstanceKey;
-use crate::store::trust::LeafRow;
 use crate::snapshot::{Difference, Reader, Sources, difference, snapshot};
+use crate::store::trust::LeafRow;
 
 /// How long a proxy may take to say who it is.
 const HELLO: Duration = Duration::from_secs(10);

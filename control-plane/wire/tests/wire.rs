@@ -167,14 +167,10 @@ fn what_is_said_of_trust_is_the_same_bytes_as_ever() {
         renew_within_ms: 1000,
     };
     let update = proto::ToProxy { to_epoch: 1, nonce: 2, trust: Some(trust), ..Default::default() };
-    let golden = "0801100232250803120230001a147370696666653a2f2f612f6e732f622f73612f632202616228e807";
+    let golden = "0801100232230803120230001a147370696666653a2f2f612f6e732f622f73612f632202616228e807";
     assert_eq!(hex(&update.encode_to_vec()), golden);
-    let standing = proto::Standing {
-        trust_generation: 3,
-        leaf_serial: "4f".into(),
-        root: "ab".into(),
-        leaf_not_after_unix: 9,
-    };
+    let standing =
+        proto::Standing { trust_generation: 3, leaf_serial: "4f".into(), root: "ab".into(), leaf_not_after_unix: 9 };
     let told = proto::FromProxy { message: Some(FromProxy::Standing(standing)) };
     assert_eq!(hex(&told.encode_to_vec()), "2a0c080312023466 1a026162 2009".replace(' ', ""));
     assert_eq!(proto::FromProxy::decode(told.encode_to_vec().as_slice()), Ok(told));

@@ -43,9 +43,9 @@ mod streams_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod tries_tests;
-#[cfg(test)]
 mod token_tests;
+#[cfg(test)]
+mod tries_tests;
 #[cfg(test)]
 mod tunnel_tests;
 #[cfg(test)]

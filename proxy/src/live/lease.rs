@@ -61,8 +61,10 @@ impl Lease {
         let mut backoff = Backoff::default();
         let mut told: Option<String> = None;
         loop {
-            let verdict = verdict(&health.borrow_and_update(), status);
-            let starting = status.can_serve().is_err();
+            // One look: what is told is what is waited for.
+            let can_serve = status.can_serve();
+            let starting = can_serve.is_err();
+            let verdict = verdict(&health.borrow_and_update(), can_serve);
             let rest = match self.beat(link, &verdict).await {
                 Ok(answer) => {
                     if !backoff.is_fresh() || told.is_some() {
@@ -126,8 +128,8 @@ async fn serving(status: &Status) {
 }
 
 /// The application's verdict, unless the sidecar itself cannot serve yet.
-fn verdict(health: &Health, status: &Status) -> Health {
-    match status.can_serve() {
+fn verdict(health: &Health, can_serve: Result<(), String>) -> Health {
+    match can_serve {
         Ok(()) => health.clone(),
         Err(why) => Health { healthy: false, detail: why },
     }

@@ -15,8 +15,8 @@ pub(crate) mod trace;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use equerry_policies::names::{InstanceId, ServiceName, SpiffeId, TenantName};

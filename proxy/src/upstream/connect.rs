@@ -31,8 +31,8 @@ use tokio_rustls::client::TlsStream;
 use crate::codec::http1::call;
 use crate::codec::http2::call::Caller;
 use crate::codec::{self, Ahead, Link};
-use crate::live::{Held, LimitState, TlsIdentity};
 use crate::live::trust::Vouched;
+use crate::live::{Held, LimitState, TlsIdentity};
 
 /// What is spoken on a connection to an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -388,7 +388,8 @@ async fn open(target: &Target<'_>, session: Option<&Session>) -> Result<(Wire, R
     if !whom.accounts.contains(&leaf.id) {
         return Err(ConnectFailure::IdentityMismatch { found: Some(leaf.id) });
     }
-    let facts = Rc::new(Connected { peer: Some(leaf.id), not_after: Some(leaf.not_after), vouched, ..Connected::default() });
+    let facts =
+        Rc::new(Connected { peer: Some(leaf.id), not_after: Some(leaf.not_after), vouched, ..Connected::default() });
     Ok((Wire::Mesh { stream: Box::new(stream), ticket, facts: Rc::clone(&facts) }, facts))
 }
 

@@ -65,7 +65,8 @@ async fn mesh(residents: &[Resident], of_orders: &[&str]) -> Result<Mesh> {
     for home in mesh.town.homes.iter().filter(|home| home.resident.account == "inventory") {
         eventually(SOON, &format!("orders to reach {}", home.resident.name), async || {
             let answer = caller.get("inventory", "/", &[]).await?;
-            Ok((answer.shown().contains(home.resident.name)).then_some(()))
+            // A refusal would name it too.
+            Ok((answer.status == 200 && answer.shown().contains(home.resident.name)).then_some(()))
         })
         .await?;
     }

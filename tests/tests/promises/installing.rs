@@ -132,7 +132,9 @@ async fn an_image_runs_its_program_as_an_unprivileged_user_on_little_more_than_i
     let buildah = async |args: &[&str]| {
         let storage = ["--storage-driver", "vfs", "--root", &root, "--runroot", &runroot];
         let args = [&storage[..], args].concat();
-        Ok::<_, anyhow::Error>(peers::run("buildah", &args).await?.succeeded().with_context(|| args.join(" "))?.everything())
+        Ok::<_, anyhow::Error>(
+            peers::run("buildah", &args).await?.succeeded().with_context(|| args.join(" "))?.everything(),
+        )
     };
     let (stage, file) = (format!("build={}", at("build")), at("Dockerfile"));
     let build = [

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{PAIR, program};
 
 /// Families without a member before what they count has happened; a well mesh shows none of them.
-const ONLY_WHEN_IT_HAPPENS: [&str; 13] = [
+const ONLY_WHEN_IT_HAPPENS: [&str; 14] = [
     "equerry_accept_pauses_total",
     "equerry_authz_audit_total",
     "equerry_authz_shadow_total",
@@ -28,6 +28,7 @@ const ONLY_WHEN_IT_HAPPENS: [&str; 13] = [
     "equerry_endpoint_ejections_total",
     "equerry_endpoint_ejections_withheld_total",
     "equerry_handshake_failures_total",
+    "equerry_jwks_age_seconds",
     "equerry_quota_total",
     "equerry_retries_total",
     "equerry_tcp_bytes_total",

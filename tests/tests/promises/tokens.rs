@@ -11,7 +11,7 @@ use equerry_tests::workshop::Workshop;
 use equerry_tests::{Mesh, eventually, peers};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::{PAIR, program};
 

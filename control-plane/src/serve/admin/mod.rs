@@ -16,12 +16,12 @@ mod harness;
 mod instances;
 #[cfg(test)]
 mod instances_tests;
+mod listing;
 #[cfg(test)]
 mod lists_tests;
-mod listing;
+mod log;
 mod page;
 mod params;
-mod log;
 mod problem;
 mod proxies;
 mod related;

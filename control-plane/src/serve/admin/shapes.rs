@@ -17,8 +17,8 @@ use crate::audit::Head;
 pub use calls::{CallList, EdgeReply, EndReply, SampleList, SampleReply, SideReply};
 pub use seen::{
     EpochProxy, EpochReply, EpochState, InstanceDetail, InstanceList, InstanceReply, InstanceRequest, InstancesReply,
-    InstancesRequest, LeftOutReply, MemberReply, PortReply, ProxyList, ProxyReply, ProxyState, QuotaReply, RelatedReply,
-    ServiceDetail, ServiceList, ServiceReply, ShareReply, UsageList, UsageReply, VersionReply,
+    InstancesRequest, LeftOutReply, MemberReply, PortReply, ProxyList, ProxyReply, ProxyState, QuotaReply,
+    RelatedReply, ServiceDetail, ServiceList, ServiceReply, ShareReply, UsageList, UsageReply, VersionReply,
 };
 
 pub use trust::{

@@ -11,8 +11,8 @@ use http::StatusCode;
 
 use super::documents::read_json;
 use super::problem::PROBLEM_JSON;
-use super::shapes::{AdminTokenList, AdminTokenReply, JoinTokenReply, Problem, TokenList, TokenReply, TokenRequest};
 use super::proxies::unix;
+use super::shapes::{AdminTokenList, AdminTokenReply, JoinTokenReply, Problem, TokenList, TokenReply, TokenRequest};
 use super::views::store_refused;
 use crate::access::{Actor, Permission, Place};
 use crate::audit::By;
