@@ -208,11 +208,11 @@ fn edges(edges: &[EdgeReply], who: impl Fn(&EdgeReply) -> &String) -> Option<Str
 /// Rates and latencies as cells.
 pub(crate) fn numbers(side: &SideReply) -> [String; 5] {
     let milliseconds = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
-    let bad = |rate: f64, style| {
-        if rate > 0.0 { out::styled(style, format_args!("{rate:.1}")) } else { format!("{rate:.1}") }
-    };
+    // A failure a minute is 0.02 a second, and shows.
+    let rate = |rate: f64| if rate >= 10.0 { format!("{rate:.1}") } else { format!("{rate:.2}") };
+    let bad = |number: f64, style| if number > 0.0 { out::styled(style, rate(number)) } else { rate(number) };
     [
-        format!("{:.1}", side.requests_per_second),
+        rate(side.requests_per_second),
         bad(side.failed_per_second, out::BAD),
         bad(side.refused_per_second, out::NOTE),
         milliseconds(side.p50_ms),
@@ -230,7 +230,7 @@ fn of_instance(instance: &InstanceDetail, proxy: Option<&ProxyReply>) -> String 
     line(&mut text, "Labels", labels_of(instance.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))));
     line(&mut text, "Health", health(instance.healthy, &instance.detail));
     line(&mut text, "Lease", format_args!("{}, of {} s", lease(instance.lease_ms), instance.lease_seconds));
-    line(&mut text, "Starts", instance.generation);
+    line(&mut text, "Started", moment(instance.generation / 1000));
     let services = instance.services.join(", ");
     let nowhere = "none: no Service selects its labels and lists its account";
     line(&mut text, "Stands behind", if services.is_empty() { nowhere } else { &services });
@@ -310,7 +310,7 @@ mod tests {
             "told from its first bytes",
             "orders-1   shop/orders   10.0.0.5:15006   connected   9.5 s left   healthy",
             "HTTPRoute   shop        orders   names it",
-            "shop/frontend   12.5         0.5        0.0         1.2 ms   -",
+            "shop/frontend   12.5         0.50       0.00        1.2 ms   -",
             "Its accounts call  none",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");

@@ -138,7 +138,8 @@ fn line(sample: &SampleReply, wide: bool) -> String {
     if sample.reason != "ok" {
         text.push_str(&format!("  {}", out::styled(style, &sample.reason)));
     }
-    for more in [&sample.policy, &sample.detail].into_iter().flatten() {
+    let detail = sample.detail.as_ref().filter(|detail| Some(*detail) != sample.policy.as_ref());
+    for more in sample.policy.iter().chain(detail) {
         text.push_str(&format!("  {}", out::styled(out::DIM, more)));
     }
     if wide {

@@ -140,7 +140,7 @@ mod tests {
             lines[3].starts_with("shop/a   shop/busy    90.0") && lines[3].ends_with("both      503 breaker_open (6)"),
             "{text}"
         );
-        assert!(lines[4].starts_with("shop/a   shop/quiet   1.0"), "{text}");
+        assert!(lines[4].starts_with("shop/a   shop/quiet   1.00"), "{text}");
     }
 
     #[test]

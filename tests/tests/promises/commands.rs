@@ -22,10 +22,12 @@ async fn a_person_finds_out_who_calls_what_and_why_a_call_failed() -> Result<()>
     let failed = orders.through_sidecar().get("inventory", "/broken", &[]).await?;
     ensure!(failed.status >= 500, "{}", failed.shown());
 
-    // One edge, as both sides report it, with the failures on it.
+    // The caller's side of it and the callee's, with the failure on them.
     let top = eventually(SOON, "the call to be on the map", async || {
         let shown = town.equerry(&["top", "--once"]).await?.succeeded()?.out;
-        Ok(shown.lines().any(|line| line.starts_with("shop/orders") && line.contains("both")).then_some(shown))
+        let told = shown.lines().any(|line| line.starts_with("shop/orders") && line.contains("503"));
+        ensure!(told, "{shown}");
+        Ok(Some(shown))
     })
     .await?;
     ensure!(top.contains("FAILED/S") && !top.contains('\u{1b}'), "{top}");
