@@ -208,6 +208,19 @@ fn a_grpc_call_that_failed_is_retried_whether_its_status_is_in_the_head_or_in_tr
 }
 
 #[test]
+fn trailers_that_were_looked_at_reach_the_caller_all_the_same() {
+    on_one_thread(async {
+        let application = application(|_, _| async {
+            frames(&[("content-type", "application/grpc")], vec![(1, trailers(&[("grpc-status", "14")]))])
+        })
+        .await;
+        let sidecar = grpc_caller(&route(GRPC), application.address).await;
+        // The last try's: that no data comes lets it not end before them.
+        assert_eq!(last_words(sidecar.outbound).await.expect("no trailers came")["grpc-status"], "14");
+    });
+}
+
+#[test]
 fn a_grpc_status_that_comes_after_data_is_passed_on_and_counted() {
     on_one_thread(async {
         let application = application(|_, _| async {
@@ -370,6 +383,20 @@ async fn raw_until_end(to: SocketAddr) -> String {
     String::from_utf8(said).unwrap()
 }
 
+/// The trailers of a gRPC call, which end in them and not in its head.
+async fn last_words(to: SocketAddr) -> Option<HeaderMap> {
+    let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake(crate::upstream::OnThisThread, io).await.unwrap();
+    tokio::task::spawn_local(connection);
+    let mut asked = grpc(&[]);
+    asked.headers_mut().remove("host");
+    *asked.uri_mut() = "http://orders/shop.Orders/Watch".parse().unwrap();
+    *asked.version_mut() = http::Version::HTTP_2;
+    send.send_request(asked).await.unwrap().into_body().collect().await.unwrap().trailers().cloned()
+}
+
 #[test]
 fn a_grpc_stream_that_is_cut_is_told_why_in_its_trailers() {
     on_one_thread(async {
@@ -379,17 +406,7 @@ fn a_grpc_stream_that_is_cut_is_told_why_in_its_trailers() {
         })
         .await;
         let sidecar = grpc_caller(&traffic(SERVICE, "timeouts: {stream: 100ms}"), application.address).await;
-        let stream = tokio::net::TcpStream::connect(sidecar.outbound).await.unwrap();
-        let io = hyper_util::rt::TokioIo::new(stream);
-        let (mut send, connection) =
-            hyper::client::conn::http2::handshake(crate::upstream::OnThisThread, io).await.unwrap();
-        tokio::task::spawn_local(connection);
-        let mut asked = grpc(&[]);
-        asked.headers_mut().remove("host");
-        *asked.uri_mut() = "http://orders/shop.Orders/Watch".parse().unwrap();
-        *asked.version_mut() = http::Version::HTTP_2;
-        let answered = send.send_request(asked).await.unwrap().into_body().collect().await.unwrap();
-        let trailers = answered.trailers().unwrap();
+        let trailers = last_words(sidecar.outbound).await.unwrap();
         assert_eq!(trailers["grpc-status"], "4");
         assert!(trailers["grpc-message"].to_str().unwrap().contains("timeouts.stream"), "{trailers:?}");
     });

@@ -196,7 +196,8 @@ fn a_grpc_server_that_fails_quickly_loses_to_a_slower_one_also_without_a_breaker
             .await;
             let sidecar = grpc_caller("", &[failing.address, slow.address]).await;
             call_grpc(&sidecar, 40).await;
-            assert!((1..=3).contains(&seen(&failing)), "{last:?}: {} of 40", seen(&failing));
+            // By chance it would get half of them; how many it takes to learn depends on how fast both answer.
+            assert!((1..=10).contains(&seen(&failing)), "{last:?}: {} of 40", seen(&failing));
         }
     });
 }

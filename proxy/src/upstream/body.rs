@@ -354,9 +354,11 @@ impl Body for ResponseBody {
             From::Http2 { call, .. } => call.left(),
             From::Passed => Some(0),
         };
-        let ahead = match self.ahead.as_deref() {
-            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
-            _ => 0,
+        let ahead = match self.ahead.as_deref().map(|ahead| ahead.as_ref().map(Frame::data_ref)) {
+            None => 0,
+            Some(Ok(Some(data))) => data.len(),
+            // Trailers, or the word that it broke: no length may let anybody stop before them.
+            Some(Ok(None) | Err(_)) => return SizeHint::default(),
         };
         rest.map(|rest| SizeHint::with_exact(rest + ahead as u64)).unwrap_or_default()
     }
