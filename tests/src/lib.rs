@@ -30,6 +30,8 @@ use equerry::demo::documents::Policies;
 use equerry::demo::issuer::Issuer;
 use equerry::demo::process::{Said, run_to_end};
 use equerry::demo::town::{Resident, Town};
+use equerry::demo::web::Caller;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -100,7 +102,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Waits until every application that calls a Service reaches it: a sidecar is ready before others know of it.
+    /// Waits until every application that calls a Service reaches it, and its sidecar has every instance of it for well: a
+    /// sidecar is ready before others know of it, and what they know when the control plane dies is what they go on with.
     ///
     /// # Errors
     /// When one does not in time.
@@ -110,6 +113,15 @@ impl Mesh {
             eventually(Duration::from_secs(15), &format!("{} to reach {service}", home.resident.name), async || {
                 let answer = home.through_sidecar().get(service, "/", &[]).await?;
                 if answer.status < 500 { Ok(Some(())) } else { bail!("{}", answer.shown()) }
+            })
+            .await?;
+            eventually(Duration::from_secs(15), &format!("{} to know {service}", home.resident.name), async || {
+                let shown = Caller::local(home.admin.number()).get("localhost", "/endpoints", &[]).await?.json();
+                let known: Vec<&Value> = shown.as_array().into_iter().flatten().flat_map(endpoints_of).collect();
+                let well = |name: &str| known.iter().any(|one| one["instance"] == name && one["health"] != "unusable");
+                let mut instances = self.town.homes.iter().filter(|other| other.resident.account == service);
+                let all = instances.all(|other| well(other.resident.name));
+                if all && known.iter().all(|one| one["health"] != "unusable") { Ok(Some(())) } else { bail!("{shown}") }
             })
             .await?;
         }
@@ -147,7 +159,7 @@ impl Mesh {
     ///
     /// # Errors
     /// When the command fails.
-    pub async fn status(&self) -> Result<serde_json::Value> {
+    pub async fn status(&self) -> Result<Value> {
         let said = self.town.equerry(&["status", "-o", "json"]).await?.succeeded()?;
         serde_json::from_str(&said.out).context("reading the status")
     }
@@ -160,9 +172,13 @@ impl Mesh {
         let status = self.status().await?;
         status
             .pointer("/controlPlane/epoch")
-            .and_then(serde_json::Value::as_u64)
+            .and_then(Value::as_u64)
             .with_context(|| format!("no epoch in {status}"))
     }
+}
+
+fn endpoints_of(service: &Value) -> impl Iterator<Item = &Value> {
+    service["endpoints"].as_array().into_iter().flatten()
 }
 
 /// Runs a program to its end with no settings of this town.
