@@ -141,7 +141,7 @@ pub struct Given {
     /// services; may be repeated.
     #[arg(long, env = "EQUERRY_JWKS_ALLOW", value_name = "IP[/BITS]", value_delimiter = ',')]
     jwks_allow: Option<Vec<AddressBlock>>,
-    /// What is spoken to other sidecars: HTTP/2 but for upgrades (auto), or HTTP/1.1 [default: auto].
+    /// What is spoken to other sidecars: HTTP/2 but for upgrades and large bodies (auto), or HTTP/1.1 [default: auto].
     #[arg(long, env = "EQUERRY_MESH_PROTOCOL", value_name = "auto|http1")]
     mesh_protocol: Option<MeshProtocol>,
     /// Data threads [default: 2, or the CPU quota when that is less].

@@ -193,6 +193,7 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: So
         attempts: 0,
         retry_outcome: None,
         upstream_address: None,
+        upstream_protocol: None,
         peer_address,
         request_id,
         traceparent: Some(traceparent),

@@ -205,6 +205,7 @@ impl World {
             unwell: Vec::new(),
             balancer: Balancer::new(&view.traffic.load_balancer, members, None, Instant::now(), &mut rng),
             limits: Arc::default(),
+            answers: Arc::default(),
         };
         Destination::new(Arc::new(compiled), Arc::new(backend))
     }

@@ -4,6 +4,7 @@
 //! statuses that the mesh invents, and [`facts`] keeps what the log and the metrics are told at the end.
 
 pub(crate) mod attempt;
+mod between;
 pub(crate) mod body;
 pub(crate) mod connection;
 pub(crate) mod door;
@@ -20,6 +21,8 @@ pub(crate) mod watch;
 
 #[cfg(test)]
 mod authorize_tests;
+#[cfg(test)]
+mod between_tests;
 #[cfg(test)]
 mod bulk_tests;
 #[cfg(test)]

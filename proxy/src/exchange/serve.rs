@@ -24,6 +24,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 
 use super::attempt::{self, Outgoing, Time};
+use super::between;
 use super::body::{Answer, ToSend};
 use super::door::{Door, door, not_http};
 use super::facts::{self, Record};
@@ -38,7 +39,6 @@ use super::watch::Watch;
 use crate::app::Shared;
 use crate::codec::http1::Bad;
 use crate::codec::{Early, Incoming, MAX_HEADER_BYTES, spare};
-use crate::config::MeshProtocol;
 use crate::inbound::{Inbound, Via};
 use crate::live::{self, Live};
 use crate::observe::Direction;
@@ -176,12 +176,7 @@ async fn leave(
     }
     upgrade::possible(kind, Protocol::of(port.app_protocol), port.port)?;
     let held = take_place(backend)?;
-    let protocol = match at.shared.settings.mesh_protocol {
-        // HTTP/2 knows no upgrade.
-        _ if kind == Kind::Upgrade => Protocol::Http1,
-        MeshProtocol::Auto => Protocol::Http2,
-        MeshProtocol::Http1 => Protocol::Http1,
-    };
+    let protocol = between::protocol(at.shared.settings.mesh_protocol, kind, &body, backend);
     let authors = Authors { rule: choice.rule.as_deref(), policy: Some(&backend.traffic) };
     let body = ToSend::take(body, choice.retry().is_some() || !copies.is_empty(), &backend.traffic, kind, record);
     let body = in_time(deadline, began, body).await.map_err(|refusal| refusal.signed(&authors))?;
@@ -482,6 +477,7 @@ async fn forward(
         places: None,
     };
     record.note(|exchange| (exchange.attempts, exchange.upstream_address) = (1, Some(door.local)));
+    record.note(|exchange| exchange.upstream_protocol = door.protocol.version());
     let answered = attempt::send(&at.pool, &target, outgoing, time).await;
     record.note(|exchange| exchange.upstream_time = Some(now().saturating_duration_since(began)));
     answered.map_err(|failed| failed.refusal)

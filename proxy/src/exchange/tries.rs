@@ -45,7 +45,7 @@ pub(crate) struct Errand<'a> {
     pub(crate) port: &'a ServicePort,
     /// What the backend's balancer hashes, if it does.
     pub(crate) key: Option<u64>,
-    /// What the caller speaks; between sidecars the same is spoken.
+    /// What is spoken between sidecars.
     pub(crate) protocol: Protocol,
     /// As whom we call, where that is asked for.
     pub(crate) identities: &'a IdentityHandle,
@@ -156,6 +156,7 @@ async fn once(
     record.begins_try(began, chosen.address, outgoing.headers_mut());
     let identity = if chosen.mesh { errand.identities.current() } else { None };
     let target = target(errand, &chosen, identity.as_ref())?;
+    record.note(|exchange| exchange.upstream_protocol = target.protocol.version());
     let deadline = errand.deadline.for_try(began, errand.try_timeout);
     let time = Time { until: deadline, kind: errand.kind, idle: deadline::idle(errand.kind, &backend.traffic) };
     let mut outcome = attempt::send(pool, &target, outgoing, time).await;

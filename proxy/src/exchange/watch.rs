@@ -18,6 +18,7 @@ use http::HeaderMap;
 use http_body::Body;
 use tokio::time::Sleep;
 
+use super::between::{self, Counting};
 use super::facts::Record;
 use super::now;
 use super::standing::Standing;
@@ -50,6 +51,8 @@ pub(crate) struct Watch {
     backend: Option<Arc<Backend>>,
     /// How long the token holds that let it in, where that counts.
     standing: Option<Standing>,
+    /// How large it is, where its head does not say that.
+    counting: Option<Box<Counting>>,
 }
 
 impl Watch {
@@ -71,7 +74,8 @@ impl Watch {
             told.whole.replace(None);
         }
         let owes_status = owes_status(kind, answered);
-        let watch = Self { allowed, owes_status, told, unjudged, rule, backend, ..Self::with(rest, kind) };
+        let counting = between::note(answered, kind, errand.backend);
+        let watch = Self { allowed, owes_status, told, unjudged, rule, backend, counting, ..Self::with(rest, kind) };
         match answered.body().size_hint().exact() {
             Some(length) if length > allowed => Err(watch.too_large()),
             _ => Ok(watch),
@@ -137,6 +141,7 @@ impl Watch {
             rule,
             backend,
             standing: None,
+            counting: None,
         }
     }
 
@@ -174,6 +179,9 @@ impl Watch {
     pub(crate) fn passed(&mut self, bytes: u64) -> Result<(), Refusal> {
         self.waiting_since = None;
         self.has_begun |= bytes > 0;
+        if let Some(counting) = &mut self.counting {
+            counting.bytes += bytes;
+        }
         match self.allowed.checked_sub(bytes) {
             Some(left) => {
                 self.allowed = left;

@@ -14,6 +14,7 @@ use equerry_policies::policy::LoadBalancer;
 use equerry_traffic::balance::{Balancer, EndpointState, Member};
 use equerry_traffic::retry::RetryBudget;
 
+use super::answers::AnswerSizes;
 use super::habits::Habits;
 use super::limits::LimitState;
 
@@ -27,6 +28,7 @@ pub(crate) struct Keep {
     balancers: HashMap<ServiceName, (Arc<Balancer>, Instant)>,
     budgets: Kept<ServiceName, RetryBudget>,
     limits: Kept<ServiceName, LimitState>,
+    answers: Kept<ServiceName, AnswerSizes>,
     habits: Kept<ServiceName, Habits>,
 }
 
@@ -66,6 +68,11 @@ impl Keep {
         self.limits.named(backend.clone(), now)
     }
 
+    /// How large the answers of a backend are.
+    pub(crate) fn answers(&mut self, backend: &ServiceName, now: Instant) -> Arc<AnswerSizes> {
+        self.answers.named(backend.clone(), now)
+    }
+
     /// What the ports of a Service that callers name were seen to do.
     pub(crate) fn habits(&mut self, service: &ServiceName, now: Instant) -> Arc<Habits> {
         self.habits.named(service.clone(), now)
@@ -76,6 +83,7 @@ impl Keep {
         self.balancers.retain(|_, (_, named)| now.duration_since(*named) <= MEMORY);
         self.budgets.forget(now);
         self.limits.forget(now);
+        self.answers.forget(now);
         self.habits.forget(now);
         self.endpoints.forget(now)
     }

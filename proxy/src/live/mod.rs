@@ -3,6 +3,7 @@
 //! A change of configuration is compiled off the request path and published whole; an exchange takes one `Arc<Live>`
 //! at its start. What must outlive a change (breakers, budgets, counts) hangs on it by id and is kept by `keep`.
 
+mod answers;
 mod backoff;
 pub(crate) mod calls;
 mod habits;
@@ -39,6 +40,7 @@ use equerry_traffic::balance::{Balancer, EndpointState};
 use equerry_traffic::retry::RetryBudget;
 use tokio::sync::{Notify, mpsc, watch};
 
+pub use answers::AnswerSizes;
 pub(crate) use habits::{Habit, Habits};
 pub(crate) use lease::Lease;
 pub use limits::{Held, LimitState};
@@ -116,6 +118,8 @@ pub struct Backend {
     pub balancer: Arc<Balancer>,
     /// What is in flight to it from this proxy; kept across changes.
     pub limits: Arc<LimitState>,
+    /// How large its answers are; kept across changes.
+    pub answers: Arc<AnswerSizes>,
 }
 
 /// One place where a backend can be reached.

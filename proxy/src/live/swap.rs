@@ -363,6 +363,7 @@ impl Swap {
             unwell: self.told(service).map(|told| told.unwell.clone()).unwrap_or_default(),
             balancer: self.keep.balancer(service, &view.traffic.load_balancer, members, now),
             limits: self.keep.limits(service, now),
+            answers: self.keep.answers(service, now),
         };
         Destination {
             compiled: Arc::clone(&meant.compiled),

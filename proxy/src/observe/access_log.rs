@@ -211,6 +211,7 @@ fn render(exchange: &Exchange, ended: SystemTime, out: &mut String) {
     line.number("upstream_request_attempt_count", u128::from(exchange.attempts));
     line.text("retry_outcome", exchange.retry_outcome);
     line.shown("upstream_host", exchange.upstream_address.as_ref());
+    line.text("upstream_protocol", exchange.upstream_protocol.map(reason::protocol));
     line.shown("upstream_cluster", exchange.destination.as_ref());
     line.text("route_name", exchange.route.as_deref());
     line.shown("downstream_remote_address", Some(&exchange.peer_address));
@@ -336,6 +337,7 @@ mod tests {
             "response_code",
             "response_flags",
             "upstream_cluster",
+            "upstream_protocol",
             "route_name",
             "request_id",
             "reason",

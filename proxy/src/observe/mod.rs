@@ -109,6 +109,8 @@ pub struct Exchange {
     pub retry_outcome: Option<&'static str>,
     /// The endpoint of the last try, or the application.
     pub upstream_address: Option<SocketAddr>,
+    /// The HTTP that was spoken there.
+    pub upstream_protocol: Option<http::Version>,
     /// The caller's address.
     pub peer_address: SocketAddr,
     /// `x-request-id`.
@@ -453,6 +455,7 @@ pub(crate) mod tests {
             attempts: 1,
             retry_outcome: None,
             upstream_address: None,
+            upstream_protocol: None,
             peer_address: ([127, 0, 0, 1], 40_000).into(),
             request_id: http::HeaderValue::from_static("one"),
             traceparent: None,

@@ -55,6 +55,15 @@ impl Protocol {
         }
     }
 
+    /// Which HTTP that is; `None`: it is none.
+    pub(crate) fn version(self) -> Option<http::Version> {
+        match self {
+            Self::Http1 => Some(http::Version::HTTP_11),
+            Self::Http2 => Some(http::Version::HTTP_2),
+            Self::Tcp => None,
+        }
+    }
+
     pub(super) fn alpn(self) -> &'static [u8] {
         match self {
             Self::Http1 => tls::ALPN_H1,

@@ -176,6 +176,8 @@ fn destination(to: &Outside, addresses: &[IpAddr], before: Option<&Destination>,
         unwell: Vec::new(),
         ports: ports.clone(),
         limits: before.map(|before| Arc::clone(&before.backend.limits)).unwrap_or_default(),
+        // Nobody outside the mesh is asked over a protocol that we choose.
+        answers: Arc::default(),
     };
     let compiled = before.map(|before| Arc::clone(&before.compiled)).unwrap_or_else(|| {
         let view = DestinationView::plain(name(), ports);

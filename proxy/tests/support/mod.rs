@@ -202,6 +202,7 @@ fn destinations(
             balancer: Balancer::new(&view.traffic.load_balancer, members, None, Instant::now(), &mut rng),
             traffic: view.traffic,
             limits: Arc::default(),
+            answers: Arc::default(),
         };
         (name.clone(), Arc::new(Destination::new(Arc::new(compiled), Arc::new(backend))))
     };
