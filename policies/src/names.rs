@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -168,22 +169,36 @@ checked_text!(
     HostName, is_host_name, "a host name: lower-case letters, digits, '-', '_' and '.', and never an address"
 );
 
+/// A namespace, and what something is called there.
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Within<N> {
+    /// Where it lives.
+    pub namespace: Namespace,
+    /// What it is called there.
+    pub name: N,
+}
+
 /// Declares a name that is a namespace and a name within it, written `namespace/name`.
 macro_rules! namespaced {
     ($(#[$doc:meta])* $name:ident, $inner:ident, $check:expr, $expected:literal) => {
         $(#[$doc])*
+        ///
+        /// Its parts stand in one place, so that handing it on costs one count, not one for each part.
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name {
-            /// Where it lives.
-            pub namespace: Namespace,
-            /// What it is called there.
-            pub name: $inner,
+        pub struct $name(Arc<Within<$inner>>);
+
+        impl Deref for $name {
+            type Target = Within<$inner>;
+
+            fn deref(&self) -> &Within<$inner> {
+                &self.0
+            }
         }
 
         impl $name {
             /// Puts the two parts together.
             pub fn new(namespace: Namespace, name: $inner) -> Self {
-                Self { namespace, name }
+                Self(Arc::new(Within { namespace, name }))
             }
 
             /// Reads `namespace/name`.
@@ -196,7 +211,7 @@ macro_rules! namespaced {
                 if !$check(name) {
                     return Err(bad());
                 }
-                Ok(Self { namespace: Namespace::parse(namespace).map_err(|_| bad())?, name: $inner::parse(name).map_err(|_| bad())? })
+                Ok(Self::new(Namespace::parse(namespace).map_err(|_| bad())?, $inner::parse(name).map_err(|_| bad())?))
             }
         }
         impl fmt::Display for $name {
@@ -222,8 +237,14 @@ namespaced!(
 );
 
 /// A workload's identity: `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT`, the only form this mesh issues or accepts.
+///
+/// Its parts stand in one place, as those of a [`ServiceName`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpiffeId {
+pub struct SpiffeId(Arc<Vouched>);
+
+/// The parts of a [`SpiffeId`].
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vouched {
     /// Who vouches for it.
     pub trust_domain: TrustDomain,
     /// The namespace the workload runs in.
@@ -232,10 +253,18 @@ pub struct SpiffeId {
     pub account: Account,
 }
 
+impl Deref for SpiffeId {
+    type Target = Vouched;
+
+    fn deref(&self) -> &Vouched {
+        &self.0
+    }
+}
+
 impl SpiffeId {
     /// Puts the parts together.
     pub fn new(trust_domain: TrustDomain, namespace: Namespace, account: Account) -> Self {
-        Self { trust_domain, namespace, account }
+        Self(Arc::new(Vouched { trust_domain, namespace, account }))
     }
 
     /// Reads the URI form, strictly: no query, fragment, port, empty segment or percent-encoding.
@@ -254,11 +283,9 @@ impl SpiffeId {
         else {
             return Err(bad());
         };
-        Ok(Self {
-            trust_domain: TrustDomain::parse(td).map_err(|_| bad())?,
-            namespace: Namespace::parse(ns).map_err(|_| bad())?,
-            account: Account::parse(sa).map_err(|_| bad())?,
-        })
+        let trust_domain = TrustDomain::parse(td).map_err(|_| bad())?;
+        let namespace = Namespace::parse(ns).map_err(|_| bad())?;
+        Ok(Self::new(trust_domain, namespace, Account::parse(sa).map_err(|_| bad())?))
     }
 
     /// The account without the trust domain.

@@ -122,7 +122,7 @@ pub fn learned(shown: &[CertificateDer<'_>], pin: &Pin) -> Result<TrustBundle, P
     let (leaf, others) = shown.split_first().ok_or(PeerFault::NoCertificate)?;
     let root = pinned_root(others, pin)?;
     let id = Leaf::read(leaf)?.id;
-    TrustBundle::new(id.trust_domain, vec![root.clone().into_owned()]).map_err(|_| PeerFault::NotACertificate)
+    TrustBundle::new(id.trust_domain.clone(), vec![root.clone().into_owned()]).map_err(|_| PeerFault::NotACertificate)
 }
 
 fn pinned_root<'a, 'b>(others: &'a [CertificateDer<'b>], pin: &Pin) -> Result<&'a CertificateDer<'b>, PeerFault> {

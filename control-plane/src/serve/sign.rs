@@ -93,7 +93,7 @@ async fn sign(
         None if request.join_token.is_empty() => return Err(SignRefusal::Nobody),
         _ => {
             let account = tokens::look_at_join(store, &request.join_token, now).await?;
-            (SpiffeId::new(authority.trust_domain().clone(), account.namespace, account.name), "issued")
+            (SpiffeId::new(authority.trust_domain().clone(), account.namespace.clone(), account.name.clone()), "issued")
         }
     };
     // No token is ever made for it, and its own certificate is not renewed here.

@@ -233,7 +233,7 @@ impl Work {
         match key.kind {
             Kind::Service => {
                 let service = service::service(&name, root, notes);
-                let known = ServiceName::new(name.namespace, name.name);
+                let known = ServiceName::new(name.namespace.clone(), name.name.clone());
                 if let Some(services) = &mut world.services {
                     services.insert(known.clone(), service.clone().filter(|_| notes.list.is_empty()));
                 }

@@ -113,8 +113,8 @@ impl World {
     }
 
     pub(crate) fn id(&self, account: &str) -> SpiffeId {
-        let AccountName { namespace, name } = AccountName::parse(account).unwrap();
-        SpiffeId::new(self.authority.trust_domain().clone(), namespace, name)
+        let account = AccountName::parse(account).unwrap();
+        SpiffeId::new(self.authority.trust_domain().clone(), account.namespace.clone(), account.name.clone())
     }
 
     /// A sidecar of `account` whose application listens on `ports` (as the mesh knows them, and where), and which knows

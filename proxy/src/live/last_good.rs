@@ -300,7 +300,7 @@ mod tests {
 
     fn identity() -> SavedIdentity {
         let now = std::time::SystemTime::now();
-        let authority = Authority::create(config().own.trust_domain, now).unwrap();
+        let authority = Authority::create(config().own.trust_domain.clone(), now).unwrap();
         let request = Request::new().unwrap();
         let issued =
             authority.sign(&request.csr_der, &config().own, std::time::Duration::from_secs(3600), now).unwrap();

@@ -107,7 +107,7 @@ fn a_rules_time_for_a_grpc_call_begins_when_its_request_has_ended() {
 
 #[test]
 fn an_expiry_names_the_document_that_set_it() {
-    let name = PolicyName { namespace: "shop".parse().unwrap(), name: "inventory".parse().unwrap() };
+    let name = PolicyName::parse("shop/inventory").unwrap();
     let policy = TrafficPolicy { name: Some(name), ..policy(Some(HOUR), None) };
     let now = Instant::now();
     let rest = Deadline::after(now, None).after_head(Kind::Upgrade, now, &policy);

@@ -256,7 +256,7 @@ fn identity_of(control: &ControlPlane, text: &str) -> Result<SpiffeId, Problem> 
         SpiffeId::parse(text).map_err(|bad| Problem::bad_request(format_args!("identity: {bad}")))?
     } else {
         let account = AccountName::parse(text).map_err(|bad| Problem::bad_request(format_args!("identity: {bad}")))?;
-        SpiffeId::new(ours.clone(), account.namespace, account.name)
+        SpiffeId::new(ours.clone(), account.namespace.clone(), account.name.clone())
     };
     if id.trust_domain != *ours {
         return Err(Problem::bad_request(format_args!(
