@@ -143,6 +143,11 @@ impl Authorization {
         self.onlookers
     }
 
+    /// Whether any rule is asked in `turn`.
+    pub fn asks(&self, turn: Turn) -> bool {
+        self.indexes[turn as usize].asks()
+    }
+
     /// The rules of `turn` that might match a request from `peer` with a token of `request_principal` (`issuer/subject`) for
     /// `path`. Rules left out cannot match; rules listed may still not, and may not hold on its port.
     pub fn candidates(

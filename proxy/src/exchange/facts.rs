@@ -48,9 +48,20 @@ pub(crate) struct Record {
 impl Record {
     /// Opens the record of the exchange that `about` begins to describe.
     pub(crate) fn open(about: Exchange, observe: &Observer) -> Self {
+        Self::on(observe, |sheet| *sheet = Some(about))
+    }
+
+    /// The record of what `describe` writes, where it stays: a description is large.
+    fn on(observe: &Observer, describe: impl FnOnce(&mut Option<Exchange>)) -> Self {
         let mut sheet = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        *sheet = Some(about);
+        describe(&mut sheet);
         Self { open: Some(sheet), observe: observe.clone(), received: OnceCell::new() }
+    }
+
+    /// When the exchange began.
+    pub(crate) fn began(&self) -> Instant {
+        let exchange = self.open.as_deref().and_then(Option::as_ref);
+        exchange.map_or_else(now, |exchange| exchange.started)
     }
 
     /// The record of an exchange that nobody is told of: a copy of another one.
@@ -155,11 +166,12 @@ impl Drop for Record {
 /// Opens the record of an exchange that its head begins to describe, and takes part in its trace.
 pub(crate) fn open(direction: Direction, parts: &mut Parts, peer_address: SocketAddr, observe: &Observer) -> Record {
     let begun = observe.tracer().map(|tracer| tracer.begin(direction, &mut parts.headers, SystemTime::now()));
-    let mut about = describe(direction, parts, peer_address);
-    if let Some((trace, told)) = begun {
-        (about.trace, about.traceparent) = (trace, Some(told));
-    }
-    Record::open(about, observe)
+    Record::on(observe, |sheet| {
+        let about = sheet.insert(describe(direction, parts, peer_address));
+        if let Some((trace, told)) = begun {
+            (about.trace, about.traceparent) = (trace, Some(told));
+        }
+    })
 }
 
 /// Starts the description of an exchange: what its head says, before anything is decided.

@@ -137,7 +137,7 @@ async fn leave(
     filtered: &mut Option<Box<Filtered>>,
 ) -> Result<Left, Refusal> {
     // Waiting for a name or a fault made on purpose takes of the caller's time.
-    let began = now();
+    let began = record.began();
     version_served(head.version, &live)?;
     let normal = normalize(head, normalize::Direction::Outbound)?;
     record.note(|exchange| {
@@ -243,7 +243,8 @@ fn deadline(choice: &Choice, now: Instant, kind: Kind, carried: Option<Carried>,
 
 /// What came with a request from the hops before; `None`: nothing at all.
 fn carried(headers: &HeaderMap, from: Other) -> Option<Carried> {
-    headers.contains_key(&TRACESTATE).then(|| trace_state::read(headers, from, SystemTime::now()))
+    // To look for it costs a hash.
+    headers.keys().any(|name| *name == TRACESTATE).then(|| trace_state::read(headers, from, SystemTime::now()))
 }
 
 /// Holding a body for retries is part of the exchange's time.
@@ -302,12 +303,15 @@ async fn enter(
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });
     let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
+    let mut began = record.began();
     let door = door(at, workload, via, &normal)?;
     record.note(|exchange| exchange.destination = door.service.clone());
     let shown = Shown { headers: &mut head.headers, normal: Some(&mut normal) };
     let caller = match caller(at, workload, door.port, shown, via) {
         Err(refusal) if refusal.wants_keys().is_some() => {
-            Box::pin(ask_for_keys(at, workload, door.port, (head, &mut normal), via, refusal)).await?
+            let caller = Box::pin(ask_for_keys(at, workload, door.port, (head, &mut normal), via, refusal)).await?;
+            began = now();
+            caller
         }
         judged => judged?,
     };
@@ -327,7 +331,7 @@ async fn enter(
     record.note(|exchange| exchange.tenant = tenant.map(|tenant| tenant.name.clone()));
     let counted = count(at, tenant, door.port)?;
     introduce(&mut head.headers, via, live);
-    let (began, kind) = (now(), Kind::of_request(&head.method, &head.headers));
+    let kind = Kind::of_request(&head.method, &head.headers);
     upgrade::possible(kind, door.protocol, door.port)?;
     let carried = carried(&head.headers, Other::Peer);
     let deadline = deadline_that_came(began, kind, carried, &head.headers)?;
@@ -387,7 +391,7 @@ fn caller(
     via: &Via,
 ) -> Result<Caller, Refusal> {
     let believed = &mut at.believed.borrow_mut();
-    token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), SystemTime::now())
+    token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), SystemTime::now)
 }
 
 /// An answer, unless the token ends before there is one.

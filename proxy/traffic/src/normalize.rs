@@ -116,13 +116,15 @@ pub fn normalize(parts: &mut Parts, direction: Direction) -> Result<Normal, Refu
     }
     headers::check(parts)?;
     let (authority, as_it_came) = authority(parts)?;
-    let target = target(parts)?;
+    let (target, is_as_given) = target(parts)?;
     let Wants { upgrade, expects } = headers::strip_hop_by_hop(parts)?;
     headers::strip_reserved(&mut parts.headers, direction);
     if !as_it_came {
         parts.headers.insert(HOST, authority.clone());
     }
-    parts.uri = Uri::from(target.clone());
+    if !is_as_given {
+        parts.uri = Uri::from(target.clone());
+    }
     Ok(Normal { authority, target, upgrade, expects })
 }
 
@@ -263,16 +265,19 @@ fn is_port(text: &str) -> bool {
 
 /// Host and port; the colons inside an IPv6 literal are not the port's.
 fn split_port(authority: &str) -> (&str, Option<&str>) {
-    match authority.rsplit_once(':') {
+    // A port is short: a search for long texts has not begun when it is found.
+    let colon = authority.bytes().rposition(|byte| byte == b':');
+    match colon.map(|colon| (&authority[..colon], &authority[colon + 1..])) {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (authority, None),
     }
 }
 
-fn target(parts: &Parts) -> Result<PathAndQuery, Refusal> {
+/// The path and query in their normal form. Says whether that is all that the request's target says, letter by letter.
+fn target(parts: &Parts) -> Result<(PathAndQuery, bool), Refusal> {
     let given = parts.uri.path_and_query();
     let path = match parts.uri.path() {
-        "*" if parts.method == Method::OPTIONS => return Ok(PathAndQuery::from_static("*")),
+        "*" if parts.method == Method::OPTIONS => return Ok((PathAndQuery::from_static("*"), false)),
         "" if parts.uri.authority().is_some() => "/",
         path => path,
     };
@@ -283,8 +288,8 @@ fn target(parts: &Parts) -> Result<PathAndQuery, Refusal> {
     let normal = path::normal(path)?;
     match (given, normal) {
         // Of `http://host?query` the path is said to be a slash that is not there.
-        (Some(given), None) if given.as_str().starts_with('/') => Ok(given.clone()),
-        (_, normal) => with_query(normal.unwrap_or_else(|| path.to_owned()), query),
+        (Some(given), None) if given.as_str().starts_with('/') => Ok((given.clone(), parts.uri.authority().is_none())),
+        (_, normal) => Ok((with_query(normal.unwrap_or_else(|| path.to_owned()), query)?, false)),
     }
 }
 

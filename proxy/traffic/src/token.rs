@@ -143,7 +143,8 @@ pub fn verify(
     judge(workload, app_port, shown, peer, believe)
 }
 
-/// The same as [`verify`]; a token that was `believed` lately under this very configuration is not taken apart again.
+/// The same as [`verify`]; a token that was `believed` lately under this very configuration is not taken apart again. `now` is
+/// asked only where there is a token to judge.
 ///
 /// # Errors
 /// As [`verify`].
@@ -153,10 +154,11 @@ pub fn verify_remembering(
     app_port: u16,
     shown: Shown<'_>,
     peer: Option<&SpiffeId>,
-    now: SystemTime,
+    now: impl FnOnce() -> SystemTime,
 ) -> Result<Caller, Refusal> {
     let rules = || workload.tokens.on(app_port);
     let believe = |place: &Place, token: &str| {
+        let now = now();
         if let Some(known) = believed.recall(workload, app_port, token) {
             // Everything but its times holds of a token as long as the configuration does, and with it the rule.
             let gone = || fault(Reason::TokenInvalid, "the rule that believed the token is gone", None);

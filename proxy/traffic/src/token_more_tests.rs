@@ -143,7 +143,7 @@ fn a_token_that_was_believed_in_one_place_is_judged_anew_in_another() {
     let mut ask = |name: &'static str, value: String| {
         let mut headers = HeaderMap::new();
         headers.insert(name, value.parse().unwrap());
-        let outcome = verify_remembering(&mut believed, &workload, 8080, Shown::headers(&mut headers), None, now());
+        let outcome = verify_remembering(&mut believed, &workload, 8080, Shown::headers(&mut headers), None, now);
         reason(&outcome)
     };
     assert_eq!(ask("cookie", format!("session={only_x}")), Reason::Ok);

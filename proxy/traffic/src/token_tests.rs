@@ -424,7 +424,7 @@ fn believing(
     let mut headers = HeaderMap::new();
     headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
     headers.insert("x-user", HeaderValue::from_static("forged"));
-    let caller = verify_remembering(believed, workload, 8080, Shown::headers(&mut headers), None, at)?;
+    let caller = verify_remembering(believed, workload, 8080, Shown::headers(&mut headers), None, || at)?;
     let told = workload.tokens.claim_headers().iter().map(|header| headers.get(header).cloned()).collect::<Vec<_>>();
     assert!(!told.contains(&Some(HeaderValue::from_static("forged"))));
     Ok(caller)

@@ -20,6 +20,8 @@ pub(super) struct Index {
     accounts: HashMap<AccountName, Paths>,
     namespaces: HashMap<Box<str>, Paths>,
     request_principals: HashMap<Box<str>, Paths>,
+    /// Any of them leads to a rule.
+    any: bool,
 }
 
 /// Rules by the first segment of the path.
@@ -30,6 +32,11 @@ struct Paths {
 }
 
 impl Index {
+    /// Whether it leads to any rule.
+    pub(super) fn asks(&self) -> bool {
+        self.any
+    }
+
     pub(super) fn candidates(
         &self,
         peer: Option<&SpiffeId>,
@@ -55,6 +62,7 @@ impl Index {
     }
 
     pub(super) fn add(&mut self, id: RuleId, rule: &policy::AuthorizationRule) {
+        self.any = true;
         let anybody = [policy::Source::default()];
         let anything = [policy::Operation::default()];
         let condition = rule.when.iter().find_map(|condition| match condition {

@@ -286,7 +286,7 @@ fn token_repeated(algorithm: &str) -> Decision {
     let mut believed = Believed::default();
     let decide = move |parts: &mut Parts| {
         let shown = token::Shown::headers(&mut parts.headers);
-        assert!(token::verify_remembering(&mut believed, &workload, 8080, shown, None, now).is_ok());
+        assert!(token::verify_remembering(&mut believed, &workload, 8080, shown, None, || now).is_ok());
     };
     Decision::On(showing(headers), Box::new(decide))
 }
@@ -338,7 +338,7 @@ fn whole_way_in() -> Decision {
             8080,
             token::Shown::headers(&mut parts.headers),
             Some(&peer),
-            now,
+            || now,
         )
         .unwrap();
         let (authority, path) = (normal.authority(), normal.path());
