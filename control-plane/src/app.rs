@@ -20,7 +20,7 @@ use crate::audit::By;
 use crate::authority::{Authority, CA_FILE};
 use crate::backup;
 use crate::config::{self, Command, CommandLine, Given, Settings, Sources};
-use crate::control::ControlPlane;
+use crate::control::{ControlPlane, Scope};
 use crate::log::Levels;
 use crate::serve::{self, Face};
 use crate::store::{Store, StoreOptions, trust};
@@ -31,6 +31,8 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 const SETTLE_EVERY: Duration = Duration::from_millis(50);
 /// How much of the audit log may be without a signature.
 const SIGN_AUDIT_EVERY: Duration = Duration::from_secs(60);
+/// All of the audit log is read and proved this often; what was written since, whenever it is signed.
+const PROVE_ALL_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Old grants are removed from the store this often, and old entries of the audit log.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// A certificate that could not be renewed is tried again after this.
@@ -63,6 +65,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             restored.and_then(|words| backup::restore(&from, &state_dir, &words, &mut say)).map(|()| {
                 let dir = state_dir.display();
                 say(&format!("restored {dir}; next: equerry-control-plane serve --state-dir {dir}"));
+                say("its epoch is 1,000,000 ahead of the backup's: proxies may have seen epochs that came after it, and go on only to a later one");
+                say("then apply again what was applied after the backup");
             })
         }
     };
@@ -158,6 +162,7 @@ async fn start_and_serve(settings: &Settings, (levels, written): (Levels, &[OsSt
     let (lifetime, brought) = (settings.certificate_lifetime, settings.brought.as_ref());
     let authority = Authority::open_brought(dir, trust_domain, lifetime, brought, SystemTime::now())?;
     let control = ControlPlane::restore(store, Arc::new(authority)).await?;
+    control.tell_settings(settings.told());
     let (face, renew_at) = Face::new(control.authority(), &settings.advertise, SystemTime::now())?;
     let face = Arc::new(face);
     let token = first_admin_token(&control, &settings.state_dir).await?;
@@ -175,7 +180,7 @@ async fn start_and_serve(settings: &Settings, (levels, written): (Levels, &[OsSt
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(settings, &levels, written),
+            _ = hangup.recv() => reload(settings, &levels, written, &control),
         }
     }
     tell_manager(NotifyState::Stopping);
@@ -187,7 +192,7 @@ async fn start_and_serve(settings: &Settings, (levels, written): (Levels, &[OsSt
 }
 
 /// SIGHUP: takes up what may change while this runs (`log`), and names what takes effect after a restart. No stream notices.
-fn reload(settings: &Settings, levels: &Levels, written: &[OsString]) {
+fn reload(settings: &Settings, levels: &Levels, written: &[OsString], control: &ControlPlane) {
     let read_again = || -> Result<Settings> {
         match config::read(written.iter().cloned())? {
             CommandLine { command: Command::Serve(given), sources } => Ok(given.complete_from(sources)?),
@@ -200,6 +205,10 @@ fn reload(settings: &Settings, levels: &Levels, written: &[OsString]) {
     };
     if let Err(error) = levels.set_usual(&now.log) {
         tracing::warn!(%error, "the log's filter stays");
+    } else {
+        let log = now.told().into_iter().filter(|setting| setting.name == "log");
+        let kept = settings.told().into_iter().filter(|setting| setting.name != "log");
+        control.tell_settings(kept.chain(log).collect());
     }
     let pairs = settings.shown().into_iter().zip(now.shown());
     let changed = pairs.filter(|(before, now)| before.1 != now.1 && before.0 != "log").map(|(before, _)| before.0);
@@ -277,13 +286,20 @@ async fn keep_quotas(control: ControlPlane) {
     }
 }
 
-/// Signs the audit log every minute, and lets go of what was kept long enough.
+/// Every minute proves the audit log, all of it now and once a day and else what is new; lets go of what was kept long enough; and signs.
+/// One after the other: what is proved does not change meanwhile but at its end.
 async fn keep_audit(control: ControlPlane, kept: Duration) {
     let mut every = tokio::time::interval(SIGN_AUDIT_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut retain_at = Instant::now();
+    let (mut retain_at, mut prove_all_at) = (Instant::now(), Instant::now());
     loop {
         every.tick().await;
+        if Instant::now() >= prove_all_at {
+            prove_all_at = Instant::now() + PROVE_ALL_EVERY;
+            control.prove_audit(Scope::All).await;
+        } else {
+            control.prove_audit(Scope::New).await;
+        }
         if Instant::now() >= retain_at {
             retain_at = Instant::now() + FORGET_EVERY;
             control.retain_audit(kept).await;

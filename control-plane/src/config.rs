@@ -17,7 +17,7 @@ use equerry_policies::names::TrustDomain;
 use serde::Deserialize;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-pub use shown::Sources;
+pub use shown::{Setting, Sources};
 
 use crate::authority::BroughtFiles;
 use crate::store;
@@ -185,8 +185,8 @@ pub struct Given {
     /// What to log to standard error: error, warn, info, debug, trace, or a filter [default: info].
     #[arg(long, env = "EQUERRY_LOG", value_name = "FILTER")]
     log: Option<String>,
-    /// The most pages of 4 KiB the store may have.
-    #[arg(long, env = "EQUERRY_MAX_PAGES", value_name = "N", hide = true)]
+    /// The most pages of 4 KiB the store may have; beyond that it is full, and refuses changes [default: as many as the disk holds].
+    #[arg(long, env = "EQUERRY_MAX_PAGES", value_name = "N")]
     max_pages: Option<u32>,
     /// Print every setting in force and who said it, and end.
     #[arg(long)]

@@ -10,6 +10,9 @@ use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::control::AuditProof;
+use crate::store::unix_ms;
+
 /// Upper bounds in seconds of admin request durations: a read is under a millisecond, an apply waits for one fsync.
 const DURATION_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0];
 
@@ -33,6 +36,9 @@ pub struct Metrics {
     admin: HistogramVec,
     admin_refused: IntCounterVec,
     certificates: IntGaugeVec,
+    audit_verified: IntGauge,
+    audit_entries: IntGauge,
+    audit_read: IntGauge,
 }
 
 /// What a scrape sets: a reading of the facade.
@@ -55,6 +61,8 @@ pub struct Reading {
     pub healthy: usize,
     /// Live instances whose application is not.
     pub unhealthy: usize,
+    /// What is known of the audit log.
+    pub audit: AuditProof,
 }
 
 impl Metrics {
@@ -109,6 +117,18 @@ impl Metrics {
                 "When certificates end, in seconds since 1970: root and issuing of what signs, coming_root during a rotation, first_leaf and last_leaf of connected workloads.",
                 &["kind"],
             )?,
+            audit_verified: gauge(
+                "equerry_control_plane_audit_verified",
+                "1: the audit log proves itself as far as it was read; 0: it was edited, cut off, or is not signed by this control plane.",
+            )?,
+            audit_entries: gauge(
+                "equerry_control_plane_audit_verified_entries",
+                "The last entry of the audit log that follows from all before it.",
+            )?,
+            audit_read: gauge(
+                "equerry_control_plane_audit_verified_timestamp_seconds",
+                "When the audit log was read last to prove it, in seconds since 1970; 0: not yet.",
+            )?,
             registry,
         };
         let registry = &metrics.registry;
@@ -123,6 +143,9 @@ impl Metrics {
         registry.register(Box::new(metrics.admin.clone()))?;
         registry.register(Box::new(metrics.admin_refused.clone()))?;
         registry.register(Box::new(metrics.certificates.clone()))?;
+        registry.register(Box::new(metrics.audit_verified.clone()))?;
+        registry.register(Box::new(metrics.audit_entries.clone()))?;
+        registry.register(Box::new(metrics.audit_read.clone()))?;
         for outcome in SIGN_OUTCOMES {
             metrics.sign.with_label_values(&[outcome]);
         }
@@ -180,6 +203,10 @@ impl Metrics {
         for (kind, end) in reading.ends {
             self.certificates.with_label_values(&[kind]).set(i64::try_from(end).unwrap_or(i64::MAX));
         }
+        self.audit_verified.set(i64::from(reading.audit.tampered.is_none()));
+        self.audit_entries.set(i64::try_from(reading.audit.up_to).unwrap_or(i64::MAX));
+        let read = reading.audit.at.map_or(0, |at| unix_ms(at) / 1_000);
+        self.audit_read.set(i64::try_from(read).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())

@@ -223,6 +223,7 @@ spec:
             ports: vec![80],
             healthy: true,
             health_detail: String::new(),
+            by_api: false,
             lease: Duration::from_secs(15),
         }
     }

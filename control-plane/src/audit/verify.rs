@@ -85,7 +85,7 @@ pub struct Proved {
 }
 
 /// Takes the lines of a log, in order.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Verifier {
     /// Whose signatures are believed; `None`: those of the first key that signs.
     key: Option<String>,
@@ -104,6 +104,11 @@ impl Verifier {
     pub fn new(key: Option<&VerifyingKey>, known: Option<Head>) -> Self {
         let key = key.map(ToString::to_string);
         Self { key, line: 0, first: 0, before: None, head: Head::beginning(), signed: 0, known }
+    }
+
+    /// The last line that was taken, and its hash.
+    pub fn head(&self) -> &Head {
+        &self.head
     }
 
     /// Takes the next line.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use equerry_policies::names::{AccountName, Namespace};
+use equerry_policies::names::{AccountName, Namespace, TenantName};
 use equerry_wire::proto;
 use tokio::sync::mpsc;
 
@@ -25,6 +25,8 @@ pub struct Where {
     pub namespace: Option<Namespace>,
     /// Only of these namespaces, because the token is limited to them; empty: of all.
     pub within: Vec<Namespace>,
+    /// Only calls that this tenant was charged for, because the token is limited to it, whatever sidecars tell.
+    pub tenant: Option<TenantName>,
 }
 
 impl Where {
@@ -33,6 +35,11 @@ impl Where {
         self.instance.as_ref().is_none_or(|wanted| wanted == key)
             && self.namespace.as_ref().is_none_or(|wanted| *wanted == key.namespace)
             && (self.within.is_empty() || self.within.contains(&key.namespace))
+    }
+
+    /// Whether a call may be told.
+    pub fn sees(&self, sample: &proto::CallSample) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == sample.tenant)
     }
 }
 
@@ -136,7 +143,10 @@ impl Lookers {
     pub fn saw(&mut self, key: &InstanceKey, account: &AccountName, mut sample: proto::CallSample, now: Instant) {
         sanitize(&mut sample, account);
         for id in std::mem::take(&mut sample.follows) {
-            let Some(tap) = self.taps.get_mut(&id).filter(|tap| tap.place.concerns(key)) else { continue };
+            let Some(tap) = self.taps.get_mut(&id).filter(|tap| tap.place.concerns(key) && tap.place.sees(&sample))
+            else {
+                continue;
+            };
             if now.saturating_duration_since(tap.second.0).as_secs() >= 1 {
                 tap.second = (now, 0);
             }

@@ -68,7 +68,24 @@ impl Sources {
     }
 }
 
+/// A setting as it is told to whoever asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// As in the file.
+    pub name: &'static str,
+    /// Null: not set.
+    pub value: Value,
+    /// Who said it: `default`, `flag`, a variable or a file.
+    pub said: String,
+}
+
 impl Settings {
+    /// Every setting that is in force, with who said it.
+    pub(crate) fn told(&self) -> Vec<Setting> {
+        let told = |(name, value)| Setting { name, value, said: self.sources.of(name).to_string() };
+        self.shown().into_iter().map(told).collect()
+    }
+
     /// Every setting by its name, as it is in force; null: not set.
     pub(crate) fn shown(&self) -> Vec<(&'static str, Value)> {
         let brought = self.brought.as_ref();

@@ -1,11 +1,12 @@
-//! The audit log as it is kept up: refusals within bounds, checkpoints, old entries removed.
+//! The audit log as it is kept up: refusals within bounds, checkpoints, old entries removed; and proved, so that an edit is noticed
+//! without anybody asking.
 //!
 //! What was done is written with the change itself (`store`); here is the rest.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{ControlPlane, locked};
-use crate::audit::{By, Head, Note};
+use crate::audit::{By, Head, Note, Tampered, Verifier};
 use crate::store::{StoreError, audit};
 
 /// Refusals written one by one in a second: anybody can be refused, and nobody may fill the disk with it.
@@ -41,11 +42,120 @@ impl Refusals {
     }
 }
 
+/// Lines of the audit log that are read at once to prove it.
+const READ_AT_ONCE: usize = 1_000;
+
+/// What of the audit log is to be proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All that is there.
+    All,
+    /// What was written since the last time, and that what was there last is there still.
+    New,
+}
+
+/// What is known of the audit log as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AuditProof {
+    /// When it was read last; `None`: it was not yet.
+    pub at: Option<SystemTime>,
+    /// The last entry that was found to follow from all before it.
+    pub up_to: u64,
+    /// What was found that cannot be what was written. It stays until the log is read whole again and proves itself.
+    pub tampered: Option<Tampered>,
+}
+
+/// How far the log was proved.
+#[derive(Debug, Default)]
+pub(super) struct Proving {
+    /// It goes on from the last line that it took; `None` before the first.
+    verifier: Option<Verifier>,
+    /// The last line that was there.
+    last: Option<Head>,
+}
+
+impl Proving {
+    /// Reads what `scope` says, up to the entry that was the last when this began.
+    async fn read(&mut self, control: &ControlPlane, scope: Scope) -> Result<Result<u64, Tampered>, StoreError> {
+        let store = &control.0.store;
+        let end = audit::head(store).await?;
+        if let Some(last) = &self.last {
+            // What was there last time is there still, unless it was let go of with all before it.
+            let known = audit::head_at(store, last.seq).await?;
+            if known.as_ref().is_some_and(|known| known != last) {
+                return Ok(Err(Tampered::OtherHead { seq: last.seq }));
+            }
+            if end.seq < last.seq {
+                return Ok(Err(Tampered::Truncated { found: end.seq, expected: last.seq }));
+            }
+        }
+        let key = control.0.authority.audit_key().verifying_key();
+        let begun = self.verifier.take().filter(|_| scope == Scope::New);
+        let mut verifier = begun.unwrap_or_else(|| Verifier::new(Some(&key), None));
+        while verifier.head().seq < end.seq {
+            let lines = audit::lines(store, verifier.head().seq, READ_AT_ONCE).await?;
+            if lines.is_empty() {
+                return Ok(Err(Tampered::Truncated { found: verifier.head().seq, expected: end.seq }));
+            }
+            if let Err(tampered) = lines.iter().try_for_each(|line| verifier.line(line)) {
+                return Ok(Err(tampered));
+            }
+        }
+        self.last = Some(verifier.head().clone());
+        let proved = verifier.clone().finish();
+        self.verifier = Some(verifier);
+        Ok(proved.map(|proved| proved.head.seq))
+    }
+}
+
 impl ControlPlane {
+    /// What is known of the audit log as a whole.
+    pub fn audit_proof(&self) -> AuditProof {
+        locked(&self.0.proof).clone()
+    }
+
+    /// Reads the audit log and keeps what it proves. That it was tampered with is told in the log, in the metrics and, once for each finding,
+    /// in the audit log itself, so that it is signed. What was found stays found until all was read again.
+    pub(crate) async fn prove_audit(&self, scope: Scope) {
+        if scope == Scope::New && self.audit_proof().tampered.is_some() {
+            return;
+        }
+        let mut proving = self.0.proving.lock().await;
+        let found = match proving.read(self, scope).await {
+            Ok(found) => found,
+            Err(error) => return tracing::error!(%error, "the audit log cannot be read, so it is not proved"),
+        };
+        let before = {
+            let mut proof = locked(&self.0.proof);
+            let before = proof.tampered.clone();
+            proof.at = Some(SystemTime::now());
+            match &found {
+                Ok(up_to) => {
+                    proof.up_to = *up_to;
+                    proof.tampered = proof.tampered.take().filter(|_| scope == Scope::New);
+                }
+                Err(tampered) => proof.tampered = Some(tampered.clone()),
+            }
+            before
+        };
+        let Err(tampered) = found else { return };
+        tracing::error!(%tampered, "the audit log is not what was written; compare it with an exported copy");
+        if before.as_ref() != Some(&tampered) {
+            let note =
+                Note::refused(By::name("control plane"), "audit.verify", Vec::new(), "tampered", &tampered.to_string());
+            if let Err(error) = audit::write(&self.0.store, vec![note], SystemTime::now()).await {
+                tracing::error!(%error, "what was found is missing in the audit log");
+            }
+        }
+    }
+
     /// Writes down that somebody was refused. A log that cannot be written never lets anybody in, nor keeps anybody out:
     /// the refusal stands, and the program's own log says what is missing.
     pub(crate) async fn refused(&self, note: Note) {
         let Some(untold) = locked(&self.0.refusals).one_more(Instant::now()) else { return };
+        let (reason, why) = note.reason.as_ref().map_or(("", ""), |(reason, why)| (reason.as_str(), why.as_str()));
+        let (by, token, about) = (note.by.name.as_str(), note.by.token.as_str(), note.about.join(", "));
+        tracing::warn!(by, token, action = note.action, about, reason, why, "refused");
         let mut notes = vec![note];
         if untold > 0 {
             let about = vec![format!("{untold} more refusals, too many to be written one by one")];

@@ -19,40 +19,52 @@ use crate::store::{StoreError, instances};
 /// Instances that an entry of the audit log names one by one.
 const NAMED: usize = 20;
 
-/// What became of one of several registrations.
-pub type Registered = Result<Arc<[ServiceName]>, LeaseError>;
+/// Why several instances were not registered: none of them was.
+#[derive(Debug, thiserror::Error)]
+pub enum LeasesError {
+    /// Some may not: which, in the order in which they were given, and why.
+    #[error("{} of them are refused", .0.len())]
+    Refused(Vec<(usize, LeaseError)>),
+    /// The store is full or failed.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
 
 impl ControlPlane {
-    /// Registers an instance or extends its lease, asked `by` somebody or (`None`) by its own sidecar; what changed is on disk when this returns. Returns the Services it now
-    /// stands behind.
+    /// Registers an instance or extends its lease, asked `by` somebody or (`None`) by its own sidecar; what changed is on disk when this
+    /// returns. Returns the Services it now stands behind.
     ///
     /// # Errors
     /// When another start or account holds it, a Service that selects it does not list its account, or the store refuses.
-    pub async fn put_instance(&self, registration: Registration, by: Option<By>) -> Registered {
-        let mut outcomes = self.put_instances(vec![registration], by).await?;
-        outcomes.pop().unwrap_or_else(|| Err(StoreError::Closed.into()))
+    pub async fn put_instance(
+        &self,
+        registration: Registration,
+        by: Option<By>,
+    ) -> Result<Arc<[ServiceName]>, LeaseError> {
+        let asked_by = by.as_ref().map_or_else(|| format!("sidecar {}", registration.account), |by| by.name.clone());
+        match self.put_instances(vec![registration], by).await {
+            Ok(mut services) => services.pop().ok_or(LeaseError::Store(StoreError::Closed)),
+            Err(LeasesError::Store(error)) => Err(error.into()),
+            Err(LeasesError::Refused(mut refused)) => {
+                let error = refused.pop().map_or(LeaseError::Store(StoreError::Closed), |(_, error)| error);
+                tracing::warn!(by = asked_by, %error, "an instance is refused");
+                Err(error)
+            }
+        }
     }
 
-    /// Registers many, each accepted or refused for itself; those accepted are on disk together when this returns.
+    /// Registers many, all or none; they are on disk together when this returns. Returns the Services that each stands behind.
     ///
     /// # Errors
-    /// When the store refuses; then none was registered.
+    /// When one of them may not, or the store refuses; then none was registered, and no lease was extended.
     pub async fn put_instances(
         &self,
         registrations: Vec<Registration>,
         by: Option<By>,
-    ) -> Result<Vec<Registered>, StoreError> {
+    ) -> Result<Vec<Arc<[ServiceName]>>, LeasesError> {
         let truth = self.truth();
-        let mut judged = Vec::with_capacity(registrations.len());
-        {
-            let mut alike = Alike::new(&truth.meaning);
-            let mut registry = locked(&self.0.registry);
-            let now = Instant::now();
-            for registration in &registrations {
-                judged.push(judge(&mut registry, &mut alike, registration, now));
-            }
-        }
-        let changed = |judged: &Judged| matches!(judged, Ok((Step::New | Step::Changed, _)));
+        let judged = self.judged(&truth, &registrations)?;
+        let changed = |judged: &Judged| matches!(judged.0, Step::New | Step::Changed);
         let rows: Vec<InstanceRow> = registrations
             .iter()
             .zip(&judged)
@@ -63,33 +75,47 @@ impl ControlPlane {
             let note = by.map(|by| Note::done(by, "instance.register", about(&rows)));
             instances::write(&self.0.store, rows, note).await?;
         }
-        let (mut outcomes, mut worth_telling) = (Vec::with_capacity(judged.len()), false);
+        let (mut stand, mut worth_telling) = (Vec::with_capacity(judged.len()), false);
         let mut registry = locked(&self.0.registry);
         let (before, now) = (registry.changes(), Instant::now());
         for (registration, judged) in registrations.into_iter().zip(judged) {
             let key = registration.key();
             if changed(&judged) {
                 registry.commit(registration, now);
+            } else {
+                registry.renew(&registration, now);
             }
-            self.0.metrics.lease(match &judged {
-                Ok((Step::New, _)) => "registered",
-                Ok(_) => "renewed",
-                Err(_) => "refused",
-            });
-            outcomes.push(judged.map(|(step, services)| {
-                worth_telling |= step == Step::New;
-                if let Some(services) = services {
-                    registry.remember_memberships(&key, truth.epoch, services);
-                }
-                memberships_in(&mut registry, &truth, &key)
-            }));
+            let (step, services) = judged;
+            self.0.metrics.lease(if step == Step::New { "registered" } else { "renewed" });
+            worth_telling |= step == Step::New;
+            if let Some(services) = services {
+                registry.remember_memberships(&key, truth.epoch, services);
+            }
+            stand.push(memberships_in(&mut registry, &truth, &key));
         }
         worth_telling |= registry.changes() != before;
         drop(registry);
         if worth_telling {
             self.tell();
         }
-        Ok(outcomes)
+        Ok(stand)
+    }
+
+    /// What each would do, if all may.
+    fn judged(&self, truth: &Truth, registrations: &[Registration]) -> Result<Vec<Judged>, LeasesError> {
+        let (mut judged, mut refused) = (Vec::with_capacity(registrations.len()), Vec::new());
+        let mut alike = Alike::new(&truth.meaning);
+        let registry = locked(&self.0.registry);
+        for (index, registration) in registrations.iter().enumerate() {
+            match judge(&registry, &mut alike, registration) {
+                Ok(one) => judged.push(one),
+                Err(error) => {
+                    self.0.metrics.lease("refused");
+                    refused.push((index, error));
+                }
+            }
+        }
+        if refused.is_empty() { Ok(judged) } else { Err(LeasesError::Refused(refused)) }
     }
 
     /// The Services an instance stands behind; none when it is not registered.
@@ -143,9 +169,10 @@ impl ControlPlane {
         if back.is_empty() { Ok(()) } else { instances::write(&self.0.store, back, None).await }
     }
 
-    /// The start of a registered instance that holds its lease.
-    pub fn generation_of(&self, key: &InstanceKey) -> Option<u64> {
-        locked(&self.0.registry).get(key).map(|instance| instance.registration.generation)
+    /// The start of a registered instance that holds its lease, and whether somebody else than its sidecar registered it.
+    pub fn start_of(&self, key: &InstanceKey) -> Option<(u64, bool)> {
+        let registry = locked(&self.0.registry);
+        registry.get(key).map(|known| (known.registration.generation, known.registration.by_api))
     }
 
     /// One registered instance.
@@ -155,16 +182,15 @@ impl ControlPlane {
 }
 
 /// What a registration would do, and the Services it would stand behind if that was found out.
-type Judged = Result<(Step, Option<Arc<[ServiceName]>>), LeaseError>;
+type Judged = (Step, Option<Arc<[ServiceName]>>);
 
 /// Services that came after an instance leave it out; one that comes as somebody else is told.
 fn judge<'r>(
-    registry: &mut Registry,
+    registry: &Registry,
     alike: &mut Alike<'_, 'r>,
     registration: &'r Registration,
-    now: Instant,
-) -> Judged {
-    let step = registry.step(registration, now)?;
+) -> Result<Judged, LeaseError> {
+    let step = registry.step(registration)?;
     let relabelled = || {
         let known = registry.get(&registration.key());
         known.is_some_and(|known| known.registration.labels != registration.labels)

@@ -31,6 +31,7 @@ use crate::audit::{By, Note};
 use crate::authority::Authority;
 use crate::calls::Calls;
 use crate::calls::lookers::Lookers;
+use crate::config::Setting;
 use crate::metrics::Metrics;
 use crate::quota::Books;
 use crate::registry::{Instance, InstanceKey, Refused, Registration, Registry};
@@ -39,8 +40,9 @@ use crate::store::instances::InstanceRow;
 use crate::store::tokens::AdminRow;
 use crate::store::{Store, StoreError, documents, grants, instances, trust as kept_trust};
 
+pub use audit::{AuditProof, Scope};
 pub(crate) use calls::Looking;
-pub use leases::Registered;
+pub use leases::LeasesError;
 pub use proxies::{
     ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, Standing, UNANSWERED,
     UnknownNonce,
@@ -68,6 +70,11 @@ struct Inner {
     proxies: Mutex<Proxies>,
     cache: Mutex<Cache>,
     refusals: Mutex<audit::Refusals>,
+    /// What is known of the audit log itself; held while it is read.
+    proving: tokio::sync::Mutex<audit::Proving>,
+    proof: Mutex<AuditProof>,
+    /// What the operator set, as it is in force.
+    settings: ArcSwap<Vec<Setting>>,
     books: Mutex<Books>,
     admins: RwLock<Vec<AdminRow>>,
     history: Mutex<history::History>,
@@ -175,6 +182,20 @@ pub enum RestoreError {
     Metrics(String),
 }
 
+/// Changes that one line of the log names.
+const NAMED: usize = 5;
+
+/// The first few of them, and how many more there are.
+fn in_short(changes: &[Change]) -> String {
+    let mut changed = changes.iter().filter(|change| change.action != Action::Unchanged);
+    let named: Vec<String> =
+        changed.by_ref().take(NAMED).map(|change| format!("{} {}", change.key, change.action.as_str())).collect();
+    match changed.count() {
+        0 => named.join(", "),
+        more => format!("{}, and {more} more", named.join(", ")),
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while holding one of these locks leaves a state that was valid at every step.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -210,6 +231,9 @@ impl ControlPlane {
             proxies: Mutex::default(),
             cache: Mutex::default(),
             refusals: Mutex::default(),
+            proving: tokio::sync::Mutex::default(),
+            proof: Mutex::default(),
+            settings: ArcSwap::default(),
             books: Mutex::new(books),
             admins: RwLock::new(admins),
             history: Mutex::new(history::History::new(epoch)),
@@ -236,6 +260,16 @@ impl ControlPlane {
     /// What it counts about itself.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
+    }
+
+    /// What the operator set, as it is in force, with who said it.
+    pub fn settings(&self) -> Arc<Vec<Setting>> {
+        self.0.settings.load_full()
+    }
+
+    /// These settings are in force now.
+    pub(crate) fn tell_settings(&self, settings: Vec<Setting>) {
+        self.0.settings.store(Arc::new(settings));
     }
 
     // Documents.
@@ -302,14 +336,15 @@ impl ControlPlane {
         let epoch = next.epoch;
         locked(&self.0.history).note(epoch, &plan.changes);
         self.publish(next);
-        tracing::info!(epoch, changes = plan.changes.len(), "documents changed");
+        let (by, token, changed) = (options.by.name.as_str(), options.by.token.as_str(), in_short(&plan.changes));
+        tracing::info!(epoch, by, token, changed, "documents changed");
         Ok(Applied { epoch, changes: plan.changes })
     }
 
     /// The proxies that an apply of this epoch counts: those connected now, and those registered but away.
     fn count_audience(&self, epoch: u64) {
-        let registered: Vec<InstanceKey> = locked(&self.0.registry).all().map(|i| i.registration.key()).collect();
-        locked(&self.0.proxies).epoch_applied(epoch, registered.into_iter());
+        let expected = self.expected();
+        locked(&self.0.proxies).epoch_applied(epoch, expected.into_iter());
     }
 
     fn publish(&self, next: Truth) {
@@ -426,10 +461,10 @@ impl ControlPlane {
         locked(&self.0.proxies).all_connected().cloned().collect()
     }
 
-    /// Every proxy that listens, and every registered instance whose proxy should.
+    /// Every proxy that listens, and every registered instance whose proxy should; one that was registered over the API has none.
     pub fn proxies(&self) -> Vec<ProxyStatus> {
-        let registered = self.registered();
-        locked(&self.0.proxies).status(self.epoch(), registered.into_iter())
+        let expected = self.expected();
+        locked(&self.0.proxies).status(self.epoch(), expected.into_iter())
     }
 
     /// How far an epoch has come; `None` for one that is not made yet.
@@ -437,12 +472,14 @@ impl ControlPlane {
         if epoch > self.epoch() {
             return None;
         }
-        let registered = self.registered();
-        Some(locked(&self.0.proxies).epoch_status(epoch, registered.into_iter()))
+        let expected = self.expected();
+        Some(locked(&self.0.proxies).epoch_status(epoch, expected.into_iter()))
     }
 
-    fn registered(&self) -> Vec<InstanceKey> {
-        locked(&self.0.registry).all().map(|instance| instance.registration.key()).collect()
+    /// The instances whose proxies ought to be connected: those that were registered by their own sidecar.
+    fn expected(&self) -> Vec<InstanceKey> {
+        let registry = locked(&self.0.registry);
+        registry.all().map(|one| &one.registration).filter(|one| !one.by_api).map(Registration::key).collect()
     }
 
     /// Room for clients that hear of changes as they happen.

@@ -8,7 +8,7 @@ use equerry_policies::names::{ServiceName, TenantName};
 use super::leases::memberships_in;
 use super::{ControlPlane, locked};
 use crate::quota::{Books, TenantUsage};
-use crate::registry::InstanceKey;
+use crate::registry::{InstanceKey, Registration};
 use crate::store::grants;
 
 impl ControlPlane {
@@ -64,7 +64,9 @@ impl ControlPlane {
     fn all_memberships(&self) -> Vec<(InstanceKey, Arc<[ServiceName]>)> {
         let truth = self.0.truth.load();
         let mut registry = locked(&self.0.registry);
-        let keys: Vec<InstanceKey> = registry.all().map(|instance| instance.registration.key()).collect();
+        // An instance without a sidecar would hold its share and never spend it.
+        let counted = registry.all().map(|one| &one.registration).filter(|one| !one.by_api);
+        let keys: Vec<InstanceKey> = counted.map(Registration::key).collect();
         keys.into_iter().map(|key| (key.clone(), memberships_in(&mut registry, &truth, &key))).collect()
     }
 }

@@ -41,6 +41,9 @@ pub struct Registration {
     pub health_detail: String,
     /// How long it stays without a beat.
     pub lease: Duration,
+    /// Somebody else registered it: no sidecar of it is expected to connect.
+    #[serde(default)]
+    pub by_api: bool,
 }
 
 impl Registration {
@@ -86,7 +89,7 @@ impl std::fmt::Display for InstanceKey {
 /// What a registration would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing changed; the lease was extended.
+    /// Nothing changed; the lease is to be extended: [`Registry::renew`].
     Renewed,
     /// A known start of the instance says something new of itself (its health, say): write it, then [`Registry::commit`].
     Changed,
@@ -167,25 +170,27 @@ impl Registry {
         registry
     }
 
-    /// Judges a registration; a beat that changes nothing is done with this.
+    /// Judges a registration, and changes nothing.
     ///
     /// # Errors
     /// When another start or account holds the instance.
-    pub fn step(&mut self, asked: &Registration, now: Instant) -> Result<Step, Refused> {
-        let Some(known) =
-            self.namespaces.get_mut(&asked.account.namespace).and_then(|n| n.instances.get_mut(&asked.id))
-        else {
+    pub fn step(&self, asked: &Registration) -> Result<Step, Refused> {
+        let Some(known) = self.namespaces.get(&asked.account.namespace).and_then(|n| n.instances.get(&asked.id)) else {
             return Ok(Step::New);
         };
         may_replace(&known.registration, asked)?;
         if known.registration.generation < asked.generation {
             return Ok(Step::New);
         }
-        if known.registration != *asked {
-            return Ok(Step::Changed);
+        Ok(if known.registration == *asked { Step::Renewed } else { Step::Changed })
+    }
+
+    /// Extends the lease of an instance that says what it said before. One that was taken out or replaced meanwhile stays so.
+    pub fn renew(&mut self, asked: &Registration, now: Instant) {
+        let known = self.namespaces.get_mut(&asked.account.namespace).and_then(|n| n.instances.get_mut(&asked.id));
+        if let Some(known) = known.filter(|known| known.registration == *asked) {
+            known.expires = now + asked.lease;
         }
-        known.expires = now + asked.lease;
-        Ok(Step::Renewed)
     }
 
     /// Takes a registration that is on disk. One that was overtaken meanwhile changes nothing.
@@ -310,6 +315,7 @@ mod tests {
             healthy: true,
             health_detail: String::new(),
             lease: LEASE,
+            by_api: false,
         }
     }
 
@@ -318,7 +324,9 @@ mod tests {
         let start = Instant::now();
         let mut registry = Registry::restore(vec![registration("a", 1), registration("b", 1)], start);
         let later = start + Duration::from_secs(10);
-        assert_eq!(registry.step(&registration("a", 1), later), Ok(Step::Renewed));
+        assert_eq!(registry.step(&registration("a", 1)), Ok(Step::Renewed));
+        registry.renew(&registration("a", 1), later);
+        registry.renew(&registration("b", 2), later);
         assert_eq!(registry.expire(start + LEASE - Duration::from_millis(1)), vec![]);
         assert_eq!(registry.expire(start + LEASE), vec![registration("b", 1).key()]);
         assert_eq!(registry.expire(later + LEASE), vec![registration("a", 1).key()]);
@@ -337,9 +345,9 @@ mod tests {
     fn an_older_start_of_an_instance_is_refused_and_a_newer_replaces_it() {
         let now = Instant::now();
         let mut registry = Registry::restore(vec![registration("a", 5)], now);
-        let refused = registry.step(&registration("a", 4), now).unwrap_err();
+        let refused = registry.step(&registration("a", 4)).unwrap_err();
         assert!(refused.to_string().contains("generation 5, found 4"), "{refused}");
-        assert_eq!(registry.step(&registration("a", 6), now), Ok(Step::New));
+        assert_eq!(registry.step(&registration("a", 6)), Ok(Step::New));
         registry.commit(registration("a", 6), now);
         registry.commit(registration("a", 5), now);
         assert_eq!(registry.get(&registration("a", 6).key()).unwrap().registration.generation, 6);
@@ -356,7 +364,7 @@ mod tests {
             generation: 9,
             ..registration("a", 9)
         };
-        assert!(matches!(registry.step(&thief, now), Err(Refused::HeldByAnother { .. })));
+        assert!(matches!(registry.step(&thief), Err(Refused::HeldByAnother { .. })));
         registry.commit(thief, now);
         assert_eq!(registry.get(&registration("a", 5).key()).unwrap().registration.account.to_string(), "shop/orders");
     }

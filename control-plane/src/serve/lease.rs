@@ -105,6 +105,7 @@ fn read(asked: LeaseRequest, account: AccountName) -> Result<Registration, Statu
         healthy: asked.healthy,
         health_detail: asked.health_detail.chars().take(MAX_DETAIL).collect(),
         lease: LEASE,
+        by_api: false,
     })
 }
 

@@ -86,6 +86,22 @@ pub async fn head(store: &Store) -> Result<Head, StoreError> {
     store.transact(head_in).await
 }
 
+/// One entry's head, if the entry is there.
+///
+/// # Errors
+/// When the store failed.
+pub async fn head_at(store: &Store, seq: u64) -> Result<Option<Head>, StoreError> {
+    store
+        .transact(move |db| {
+            let line: Option<String> = db
+                .prepare_cached("SELECT line FROM audit WHERE seq = ?1")?
+                .query_row((seq,), |row| row.get(0))
+                .optional()?;
+            Ok(line.map(|line| Head::of(seq, &line)))
+        })
+        .await
+}
+
 /// Lines after entry `after`, the oldest first, at most `most`.
 ///
 /// # Errors

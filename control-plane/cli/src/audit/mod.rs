@@ -82,7 +82,7 @@ async fn list(last: u64, output: &OutputArgs, client: &mut Client) -> Result<(),
     }
     if !plain(output.output, &entries) {
         let rows: Vec<_> = entries.iter().map(row).collect();
-        out::data(out::table(&["SEQ", "TIME", "BY", "ACTION", "OUTCOME", "ABOUT"], &rows));
+        out::data(out::table(&["SEQ", "TIME", "BY", "ACTION", "OUTCOME", "ABOUT", "WHY"], &rows));
     }
     Ok(())
 }
@@ -102,7 +102,8 @@ fn row(entry: &Entry) -> Vec<String> {
         Some(epoch) => format!("{} (epoch {epoch})", entry.about.join(", ")),
         None => entry.about.join(", "),
     };
-    vec![entry.seq.to_string(), entry.time.clone(), by, entry.action.clone(), outcome, about]
+    let why = entry.detail.clone().unwrap_or_default();
+    vec![entry.seq.to_string(), entry.time.clone(), by, entry.action.clone(), outcome, about, why]
 }
 
 /// Lines after an entry; `None` when there are none.
@@ -171,4 +172,23 @@ fn found(tampered: &Tampered) -> Failure {
     Failure::refused(tampered).hint(
         "compare with a copy that was exported earlier (`equerry audit verify -f FILE`); what was written up to the entry before still holds",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use equerry_control_plane::audit::{By, Note};
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_listed_with_what_was_said() {
+        let detail = "permission documents:write is missing";
+        let by = By::name("ada");
+        let note = Note::refused(by, "admin", vec!["POST /api/v1/apply".into()], "permission_missing", detail);
+        let row = row(&note.after(&Head::beginning(), SystemTime::UNIX_EPOCH));
+        let told: Vec<String> = row.iter().map(|cell| anstream::adapter::strip_str(cell).to_string()).collect();
+        assert_eq!(told[2..], ["ada", "admin", "refused: permission_missing", "POST /api/v1/apply", detail]);
+    }
 }

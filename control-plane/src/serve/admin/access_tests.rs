@@ -1,18 +1,22 @@
 //! Who may do what over the admin API, and that it is written down.
 
 use axum::body::Body;
-use equerry_policies::names::Namespace;
+use equerry_policies::names::{Namespace, TenantName};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::harness::{Place, ROUTE, SERVICE, TENANT};
+use super::harness::{Place, ROUTE, SERVICE, TENANT, bare};
 use crate::access::{Limits, Role};
 use crate::audit::By;
+use crate::control::Scope;
 
 /// The same place, asked with a token of its own.
 async fn as_someone(place: &mut Place, role: Role, namespaces: &[&str]) -> String {
     let namespaces = namespaces.iter().map(|name| Namespace::parse(name).unwrap()).collect();
-    let limits = Limits { namespaces, tenants: Vec::new() };
+    as_limited(place, role, Limits { namespaces, tenants: Vec::new() }).await
+}
+
+async fn as_limited(place: &mut Place, role: Role, limits: Limits) -> String {
     let token = place.control.create_admin_token("someone", role, limits, By::name("test")).await.unwrap();
     std::mem::replace(&mut place.token, token)
 }
@@ -146,4 +150,119 @@ async fn every_change_and_every_refusal_is_in_a_log_that_proves_itself() {
     let after = place.get("/api/v1/audit?after=7&limit=1").await;
     assert_eq!(after.text().lines().count(), 1);
     place.get("/api/v1/audit?limit=0").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+}
+
+/// What `/api/v1/version` tells of the audit log, and the metric beside it.
+async fn proof(place: &Place) -> (Value, String) {
+    let scraped = place.send(bare("/metrics")).await;
+    let metric = scraped.text().lines().find(|line| line.starts_with("equerry_control_plane_audit_verified ")).unwrap();
+    (place.get("/api/v1/version").await.json()["audit"].clone(), metric.rsplit(' ').next().unwrap().to_owned())
+}
+
+/// A place whose audit log has a few entries, all read.
+async fn proved() -> Place {
+    let place = Place::new().await;
+    for name in ["a", "b", "c"] {
+        place.apply(&[&SERVICE.replace("name: orders,", &format!("name: {name},"))], "").await;
+    }
+    place.control.sign_audit().await;
+    place.control.prove_audit(Scope::All).await;
+    place.apply(&[SERVICE], "").await;
+    place.control.prove_audit(Scope::New).await;
+    let (told, metric) = proof(&place).await;
+    assert_eq!((&told["verified"], &told["upTo"], metric.as_str()), (&json!(true), &json!(6), "1"), "{told}");
+    assert!(told["atUnix"].as_u64() > Some(0));
+    place
+}
+
+#[tokio::test]
+async fn an_entry_that_was_edited_in_the_store_is_noticed_without_anybody_asking() {
+    let place = proved().await;
+    place.at_the_file("UPDATE audit SET line = replace(line, 'Service shop/b', 'Service shop/x') WHERE seq = 3");
+    place.control.prove_audit(Scope::All).await;
+    let (told, metric) = proof(&place).await;
+    assert_eq!((&told["verified"], metric.as_str()), (&json!(false), "0"), "{told}");
+    assert!(told["found"].as_str().unwrap().contains("entry 4 does not follow from entry 3"), "{told}");
+    let again = place.get("/api/v1/audit?after=6").await;
+    assert!(again.text().contains("audit.verify") && again.text().contains("tampered"), "{}", again.text());
+    // It stays found, and is written down once.
+    place.control.prove_audit(Scope::New).await;
+    place.control.prove_audit(Scope::All).await;
+    assert_eq!(
+        (proof(&place).await.1.as_str(), place.get("/api/v1/audit?after=6").await.text().lines().count()),
+        ("0", 1)
+    );
+    // Somebody brings back what was written.
+    place.at_the_file("UPDATE audit SET line = replace(line, 'Service shop/x', 'Service shop/b') WHERE seq = 3");
+    place.control.prove_audit(Scope::All).await;
+    assert_eq!(proof(&place).await.1, "1");
+}
+
+#[tokio::test]
+async fn what_was_last_and_is_gone_or_another_is_noticed_within_a_minute() {
+    for (statement, found) in [
+        ("DELETE FROM audit WHERE seq >= 5", "its end is missing"),
+        (
+            "UPDATE audit SET line = replace(line, '\"test\"', '\"eve\"') WHERE seq = 6",
+            "entry 6 is not the one that was written",
+        ),
+    ] {
+        let place = proved().await;
+        place.at_the_file(statement);
+        place.control.prove_audit(Scope::New).await;
+        let (told, metric) = proof(&place).await;
+        assert_eq!(metric, "0", "{told}");
+        assert!(told["found"].as_str().unwrap().contains(found), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_viewer_reads_the_settings_in_force_and_who_said_each_and_no_secret_is_among_them() {
+    let mut place = Place::new().await;
+    let setting = |name, value, said: &str| crate::config::Setting { name, value, said: said.to_owned() };
+    place.control.tell_settings(vec![
+        setting("grpc", json!("127.0.0.1:15012"), "default"),
+        setting("issuer-key", json!("/etc/equerry/issuer.key"), "flag"),
+    ]);
+    as_someone(&mut place, Role::Viewer, &[]).await;
+    let told = place.get("/config").await.json();
+    assert_eq!(told["settings"][1], json!({"name": "issuer-key", "value": "/etc/equerry/issuer.key", "said": "flag"}));
+    assert!(!told.to_string().contains(&place.token));
+    as_someone(&mut place, Role::Viewer, &["shop"]).await;
+    place.get("/config").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    place.send(bare("/config")).await.is_a_problem(StatusCode::UNAUTHORIZED, "token_missing");
+    let described = place.send(bare("/openapi.json")).await.json();
+    assert_eq!(described["paths"]["/config"]["get"]["operationId"], "get_config");
+}
+
+#[tokio::test]
+async fn a_token_of_a_tenant_changes_and_sees_that_tenant_alone() {
+    let mut place = Place::new().await;
+    let other = TENANT.replace("acme", "other");
+    place.apply(&[SERVICE, TENANT, &other], "").await;
+    let limits = Limits { namespaces: Vec::new(), tenants: vec![TenantName::parse("acme").unwrap()] };
+    as_limited(&mut place, Role::Operator, limits).await;
+
+    let seen = place.get("/api/v1/documents").await.json();
+    let names: Vec<&Value> = seen["items"].as_array().unwrap().iter().map(|one| &one["metadata"]["name"]).collect();
+    assert_eq!(names, ["acme"], "{seen}");
+    let usage = place.get("/api/v1/usage").await.json();
+    let tenants: Vec<&Value> = usage["items"].as_array().unwrap().iter().map(|one| &one["tenant"]).collect();
+    assert_eq!(tenants, ["acme"], "{usage}");
+    assert_eq!(place.get("/api/v1/tenants/acme/usage").await.status, StatusCode::OK);
+    let denied =
+        place.get("/api/v1/tenants/other/usage").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    assert!(denied["detail"].as_str().unwrap().ends_with("limited to tenant acme"), "{denied}");
+    for list in ["services", "instances", "proxies"] {
+        assert_eq!(place.get(&format!("/api/v1/{list}")).await.json()["items"], json!([]), "{list}");
+    }
+
+    let more = TENANT.replace("requests: 100", "requests: 200");
+    assert_eq!(place.apply(&[&more], "").await.status, StatusCode::OK);
+    for text in [other.replace("requests: 100", "requests: 200"), SERVICE.replace("port: 80,", "port: 81,")] {
+        place.apply(&[&text], "").await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    }
+    let instance = json!({"account": "shop/orders", "inbound": "10.0.0.7:15006", "ports": [8080]}).to_string();
+    let put = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], instance).await;
+    put.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
 }

@@ -10,7 +10,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use equerry_policies::names::{AccountName, InstanceId, Namespace, ServiceName};
+use equerry_policies::names::{AccountName, InstanceId, Namespace, ServiceName, TenantName};
 use equerry_wire::proto;
 use http::StatusCode;
 use serde_json::json;
@@ -21,7 +21,7 @@ use super::params::{Listing, Params};
 use super::problem::PROBLEM_JSON;
 use super::shapes::{CallList, EdgeReply, EndReply, Problem, SampleList, SampleReply, SideReply};
 use super::watch::{self, event};
-use crate::access::{Actor, Permission, Place};
+use crate::access::{Actor, Limits, Permission, Place};
 use crate::audit::{By, Note};
 use crate::calls::lookers::{MOST_LOOKERS, Told, Where};
 use crate::calls::{Edge, Numbers, Pair, Seen, WINDOW};
@@ -204,7 +204,8 @@ impl Asked {
         let place = Where {
             namespace: params.read("namespace", Namespace::parse),
             instance: params.read("instance", instance_of),
-            within: actor.limits.namespaces.clone(),
+            within: Vec::new(),
+            tenant: None,
         };
         let (status_from, status_to) = params.read("status", statuses_of).unwrap_or_default();
         let filter = proto::CallFilter {
@@ -219,16 +220,81 @@ impl Asked {
             tenant: params.read("tenant", text).unwrap_or_default(),
             failed: params.flag("failed"),
         };
-        Self { place, filter }
+        let mut asked = Self { place, filter };
+        if !actor.limits.is_empty() {
+            asked.keep_within(params, &actor.limits);
+        }
+        asked
+    }
+
+    /// A token that is limited looks where it holds: in its namespaces, or, wherever that was, at what one of its tenants was charged for.
+    fn keep_within(&mut self, params: &mut Params, limits: &Limits) {
+        let named = TenantName::parse(&self.filter.tenant).ok();
+        let tenant = match (&named, limits.tenants.as_slice()) {
+            (Some(named), tenants) => tenants.iter().find(|tenant| *tenant == named),
+            (None, [only]) if limits.namespaces.is_empty() => Some(only),
+            _ => None,
+        };
+        if let Some(tenant) = tenant {
+            self.filter.tenant = tenant.to_string();
+            self.place.tenant = Some(tenant.clone());
+        } else {
+            self.place.within.clone_from(&limits.namespaces);
+            if limits.namespaces.is_empty() && named.is_none() {
+                params.mistake(
+                    "tenant",
+                    format_args!("found nothing, expected one of those that the token is limited to: {limits}"),
+                );
+            }
+        }
     }
 
     /// Whether the bearer may look, and that they do, written down.
     async fn allowed(&self, control: &ControlPlane, actor: &Actor, what: &'static str) -> Result<(), Problem> {
         // A token that is limited looks where it holds, and needs a place to hold in.
-        let place = actor.limits.namespaces.first().map_or(Place::Mesh, Place::Namespace);
+        let elsewhere = TenantName::parse(&self.filter.tenant).ok();
+        let place = match (&self.place.tenant, actor.limits.namespaces.first(), &elsewhere) {
+            (Some(tenant), _, _) => Place::Tenant(tenant),
+            (None, Some(namespace), _) => Place::Namespace(namespace),
+            (None, None, Some(tenant)) if !actor.limits.is_empty() => Place::Tenant(tenant),
+            (None, None, _) => Place::Mesh,
+        };
         actor.may(Permission::ReadCalls, place)?;
-        let note = Note::done(By::token(actor), what, vec![format!("{:?} {:?}", self.place, self.filter)]);
+        let note = Note::done(By::token(actor), what, self.in_words());
         control.note(note).await.map_err(|error| super::views::store_refused(&error))
+    }
+}
+
+impl Asked {
+    /// What is looked at, for those who read the audit log: one text for each way in which it is narrowed.
+    fn in_words(&self) -> Vec<String> {
+        let (place, filter) = (&self.place, &self.filter);
+        let within = place.within.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let status = match (filter.status_from, filter.status_to) {
+            (0, 0) => String::new(),
+            (from, to) if from == to => from.to_string(),
+            (from, to) => format!("{from} to {to}"),
+        };
+        let set = [
+            ("seen by instance", place.instance.as_ref().map(ToString::to_string).unwrap_or_default()),
+            ("seen in namespace", place.namespace.as_ref().map(ToString::to_string).unwrap_or_default()),
+            ("only in what the token is limited to:", within),
+            ("from", filter.source.clone()),
+            ("to", filter.destination.clone()),
+            ("direction", filter.direction.clone()),
+            ("method", filter.method.clone()),
+            ("path that begins with", filter.path_prefix.clone()),
+            ("status", status),
+            ("reason", filter.reason.clone()),
+            ("tenant", filter.tenant.clone()),
+        ];
+        let set = set.into_iter().filter(|(_, value)| !value.is_empty());
+        let mut words: Vec<String> = set.map(|(name, value)| format!("{name} {value}")).collect();
+        if filter.failed {
+            words.push("failed or refused".to_owned());
+        }
+        words.insert(0, if words.is_empty() { "all calls" } else { "calls" }.to_owned());
+        words
     }
 }
 
@@ -284,7 +350,9 @@ pub(super) async fn recent(
         while answered < count {
             let Some((key, samples)) = answers.recv().await else { return };
             answered += 1;
-            items.extend(samples.into_iter().map(|sample| sample_reply(&key, sample)));
+            items.extend(
+                samples.into_iter().filter(|sample| asked.place.sees(sample)).map(|sample| sample_reply(&key, sample)),
+            );
         }
     };
     // Who does not answer in time is not waited for; the answer says how many did.

@@ -140,6 +140,8 @@ async fn single_calls_take_a_permission_and_every_look_is_written_down() {
     }
     assert_eq!(place.get("/api/v1/calls/recent?status=5xx&failed=1").await.status, StatusCode::OK);
     let log = place.get("/api/v1/audit").await;
+    let looked = log.text().lines().find(|line| line.contains("calls.recent") && line.contains("\"done\"")).unwrap();
+    assert!(looked.contains(r#""about":["calls","status 500 to 599","failed or refused"]"#), "for people: {looked}");
     let looks = log.text().lines().filter(|line| line.contains("calls.recent") && line.contains("\"done\"")).count();
     assert_eq!(looks, 1, "{}", log.text());
 }
@@ -217,4 +219,66 @@ async fn calls_are_followed_as_they_end_until_whoever_follows_is_gone() {
     drop(tap);
     tokio::time::timeout(Duration::from_secs(10), wishes.changed()).await.unwrap().unwrap();
     assert_eq!(place.control.wish_of(&key("orders-1"), &BTreeSet::new()), proto::CallWish::default());
+}
+
+/// The place, asked with a token that is limited to tenants.
+async fn of_tenants(place: &mut Place, tenants: &[&str]) {
+    let tenants = tenants.iter().map(|name| TenantName::parse(name).unwrap()).collect();
+    let limits = Limits { namespaces: Vec::new(), tenants };
+    let made = place.control.create_admin_token("support", Role::Operator, limits, By::name("test")).await;
+    place.token = made.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_of_a_tenant_looks_at_what_that_tenant_was_charged_for_and_at_nothing_else() {
+    let mut place = shop().await;
+    report(&place, "orders-1", "shop/orders", vec![count(false, "shop/frontend", &[(200, "ok", false, false, 1)])]);
+    of_tenants(&mut place, &["acme"]).await;
+    assert_eq!(place.get("/api/v1/calls").await.json()["items"], json!([]), "the map is of namespaces, not of tenants");
+    for path in ["/api/v1/calls/recent?tenant=other", "/api/v1/calls/tap?tenant=other"] {
+        let refused = place.get(path).await.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+        let said = "permission calls:read is missing for tenant other: token \"support\" is limited to tenant acme";
+        assert_eq!(refused["detail"], said);
+    }
+
+    // Of one tenant there is no need to say which; what a sidecar tells of others is dropped.
+    let mut tap = Events::open(&place, "/api/v1/calls/tap", &[]).await;
+    let wish = place.control.wish_of(&key("orders-1"), &BTreeSet::new());
+    assert_eq!(wish.follows[0].filter.as_ref().unwrap().tenant, "acme");
+    for (status, tenant) in [(201, "other"), (202, ""), (200, "acme")] {
+        let follows = vec![wish.follows[0].id];
+        let sample = proto::CallSample { status, tenant: tenant.into(), follows, ..Default::default() };
+        place.control.lookers().saw(&key("orders-1"), &account("shop/orders"), sample, Instant::now());
+    }
+    let call = loop {
+        match tap.next().await.unwrap() {
+            (name, call, _) if name == "call" => break call,
+            _ => {}
+        }
+    };
+    assert_eq!((&call["status"], &call["tenant"]), (&json!(200), &json!("acme")));
+    drop(tap);
+
+    let mut wishes = place.control.wishes();
+    let control = place.control.clone();
+    let sidecar = tokio::spawn(async move {
+        let question = loop {
+            let wish = control.wish_of(&key("orders-1"), &BTreeSet::new());
+            if let Some(question) = wish.questions.into_iter().next() {
+                break question;
+            }
+            wishes.changed().await.unwrap();
+        };
+        let sample = |tenant: &str| proto::CallSample { tenant: tenant.into(), ..Default::default() };
+        let answer = proto::CallAnswer { question: question.id, samples: vec![sample("other"), sample("acme")] };
+        control.lookers().answered(&key("orders-1"), &account("shop/orders"), answer);
+    });
+    let recent = place.get("/api/v1/calls/recent").await.json();
+    sidecar.await.unwrap();
+    let tenants: Vec<&Value> = recent["items"].as_array().unwrap().iter().map(|call| &call["tenant"]).collect();
+    assert_eq!(tenants, ["acme"], "{recent}");
+
+    of_tenants(&mut place, &["acme", "other"]).await;
+    let which = place.get("/api/v1/calls/recent").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    assert_eq!(which["errors"][0]["parameter"], "tenant", "{which}");
 }

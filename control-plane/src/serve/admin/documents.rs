@@ -353,7 +353,7 @@ pub(super) fn read_json<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>
     let body = read_body(body)?;
     let mut json = serde_json::Deserializer::from_slice(&body);
     let read = serde_path_to_error::deserialize(&mut json);
-    let read = read.map_err(|error| FieldError::in_body(pointer_to(error.path()), error.into_inner()));
+    let read = read.map_err(|error| FieldError::in_body(pointer_to(&error), error.into_inner()));
     // What follows the value is a mistake too.
     let read = read.and_then(|read| match json.end() {
         Ok(()) => Ok(read),
@@ -365,15 +365,49 @@ pub(super) fn read_json<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>
     })
 }
 
-/// A place in a body that was read, as a JSON pointer.
-fn pointer_to(path: &serde_path_to_error::Path) -> String {
+/// What cannot be read of one value in one line: its place as complaints write it, its column, and what is wrong.
+pub(super) fn at_its_place(error: serde_path_to_error::Error<serde_json::Error>) -> (String, u32, String) {
+    let place: Vec<String> = steps_to(&error)
+        .into_iter()
+        .map(|step| match step {
+            Step::Item(index) => format!("[{index}]"),
+            Step::Key(key) => format!("[\"{key}\"]"),
+        })
+        .collect();
+    let error = error.into_inner();
+    let (line, column) = (error.line(), error.column());
+    let said = error.to_string();
+    // It knows of no line but this one, which the reader calls by its number in the body.
+    let said = said.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&said).to_owned();
+    (place.concat(), u32::try_from(column).unwrap_or_default(), said)
+}
+
+/// A place in a body that cannot be read, as a JSON pointer.
+fn pointer_to(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     let mut pointer = String::new();
-    for segment in path {
-        match segment {
-            Segment::Seq { index } => push_token(&mut pointer, &index.to_string()),
-            Segment::Map { key } => push_token(&mut pointer, key),
-            Segment::Enum { .. } | Segment::Unknown => {}
+    for step in steps_to(error) {
+        match step {
+            Step::Item(index) => push_token(&mut pointer, &index.to_string()),
+            Step::Key(key) => push_token(&mut pointer, &key),
         }
     }
     pointer
+}
+
+/// One step into a body.
+enum Step {
+    Item(usize),
+    Key(String),
+}
+
+/// The way to what cannot be read. Something that is missing is told where it ought to be.
+fn steps_to(error: &serde_path_to_error::Error<serde_json::Error>) -> Vec<Step> {
+    let steps = error.path().iter().filter_map(|segment| match segment {
+        Segment::Seq { index } => Some(Step::Item(*index)),
+        Segment::Map { key } => Some(Step::Key(key.clone())),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    });
+    let said = error.inner().to_string();
+    let missing = said.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+    steps.chain(missing.map(|name| Step::Key(name.to_owned()))).collect()
 }

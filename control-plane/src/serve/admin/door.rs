@@ -29,16 +29,25 @@ pub(super) async fn only_with_a_token(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let about = vec![format!("{} {}", request.method(), request.uri().path())];
+    let about = format!("{} {}", request.method(), request.uri().path());
     let reads = request.method().is_safe();
     let refused = match bearer(request.headers()).map(|token| control.bearer(token)) {
         Some(Some(actor)) => {
             let by = By::token(&actor);
             request.extensions_mut().insert(actor);
             let response = next.run(request).await;
-            let refused = response.status() == StatusCode::FORBIDDEN || !reads && response.status().is_client_error();
-            if let Some(said) = response.extensions().get::<Said>().filter(|_| refused) {
-                control.refused(Note::refused(by, "admin", about, &said.reason, &said.detail)).await;
+            let status = response.status();
+            let refused = status == StatusCode::FORBIDDEN || !reads && status.is_client_error();
+            match response.extensions().get::<Said>() {
+                Some(said) if refused => {
+                    control.refused(Note::refused(by, "admin", vec![about], &said.reason, &said.detail)).await;
+                }
+                Some(said) if status.is_server_error() => {
+                    let (status, reason, why) = (status.as_u16(), &*said.reason, &*said.detail);
+                    tracing::error!(by = by.name, token = by.token, about, status, reason, why, "not answered");
+                }
+                _ if !reads => tracing::info!(by = by.name, token = by.token, about, status = status.as_u16(), "done"),
+                _ => {}
             }
             return response;
         }
@@ -51,7 +60,7 @@ pub(super) async fn only_with_a_token(
     };
     control.metrics().admin_refused("token");
     let by = By::name("somebody without a token that is known here");
-    control.refused(Note::refused(by, "admin", about, &refused.reason, &refused.detail)).await;
+    control.refused(Note::refused(by, "admin", vec![about], &refused.reason, &refused.detail)).await;
     refused.into_response()
 }
 
@@ -82,25 +91,14 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.len() <= MAX_TOKEN).then_some(token)
 }
 
-/// Counts every answer by route template, and writes down who changed something.
+/// Counts every answer by route template.
 pub(super) async fn counted(State(control): State<ControlPlane>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
     let method = known(request.method());
-    let path = request.uri().path().to_owned();
     let response = next.run(request).await;
-    let (status, took) = (response.status().as_u16(), started.elapsed());
-    control.metrics().admin_answered(route, method, status, took);
-    if method != "GET" {
-        tracing::info!(
-            method,
-            path,
-            status,
-            milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            "admin"
-        );
-    }
+    control.metrics().admin_answered(route, method, response.status().as_u16(), started.elapsed());
     response
 }
 

@@ -17,6 +17,7 @@ use crate::access::{Limits, Role};
 use crate::audit::By;
 use crate::authority::Authority;
 use crate::control::ControlPlane;
+use crate::registry::{LEASE, Registration};
 use crate::store::{Store, StoreOptions};
 
 pub(super) const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\n";
@@ -31,7 +32,7 @@ pub(super) struct Place {
     pub(super) router: Router,
     pub(super) control: ControlPlane,
     pub(super) token: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// An answer, read whole.
@@ -73,7 +74,13 @@ impl Place {
         let authority = Authority::open(dir.path(), &domain, Duration::from_secs(3600), SystemTime::now()).unwrap();
         let control = ControlPlane::restore(store, Arc::new(authority)).await.unwrap();
         let token = control.create_admin_token("test", Role::Admin, Limits::default(), By::name("test")).await.unwrap();
-        Self { router: router(control.clone()), control, token, _dir: dir }
+        Self { router: router(control.clone()), control, token, dir }
+    }
+
+    /// Somebody at the file of the store, behind the control plane's back.
+    pub(super) fn at_the_file(&self, statement: &str) {
+        let file = rusqlite::Connection::open(self.dir.path().join("equerry.db")).unwrap();
+        assert!(file.execute(statement, ()).unwrap() > 0, "{statement}");
     }
 
     pub(super) async fn send(&self, request: Request<Body>) -> Answer {
@@ -99,6 +106,23 @@ impl Place {
 
     pub(super) async fn get(&self, path: &str) -> Answer {
         self.ask(Method::GET, path, &[], Body::empty()).await
+    }
+
+    /// The sidecar of an instance of Service `orders` registers it.
+    pub(super) async fn beat(&self, id: &str) {
+        let registration = Registration {
+            id: id.parse().unwrap(),
+            account: "shop/orders".parse().unwrap(),
+            generation: 1,
+            labels: [("app".to_owned(), "orders".to_owned())].into(),
+            inbound: "10.0.0.7:15006".parse().unwrap(),
+            ports: vec![8080],
+            healthy: true,
+            health_detail: String::new(),
+            lease: LEASE,
+            by_api: false,
+        };
+        self.control.put_instance(registration, None).await.unwrap();
     }
 
     pub(super) async fn apply(&self, texts: &[&str], query: &str) -> Answer {

@@ -1,5 +1,6 @@
 //! Instances that somebody else registers: a machine's own agent, a test, another registry. They hold leases like all others.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -8,11 +9,11 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use equerry_policies::complaint::Complaint;
-use equerry_policies::names::{AccountName, BadName, InstanceId, Namespace, ServiceName};
+use equerry_policies::names::{AccountName, InstanceId, Namespace, ServiceName};
 use equerry_policies::policy::{MAX_WEIGHT, WEIGHT_LABEL, weight};
 use http::{HeaderMap, StatusCode, header};
 
-use super::documents::{read_body, read_json};
+use super::documents::{at_its_place, read_body, read_json};
 use super::page::page;
 use super::params::{Listing, Params};
 use super::problem::PROBLEM_JSON;
@@ -24,7 +25,7 @@ use super::views::store_refused;
 use super::watch::{self, Item, Told};
 use crate::access::{Actor, Permission, Place};
 use crate::audit::By;
-use crate::control::{ControlPlane, LeaseError, MemberStatus, Registered};
+use crate::control::{ControlPlane, LeaseError, LeasesError, MemberStatus};
 use crate::registry::{InstanceKey, Registration};
 
 /// The media type of instances, one a line.
@@ -126,6 +127,7 @@ fn detailed(status: MemberStatus, services: &[ServiceName], connected: bool) -> 
         lease_seconds: registration.lease.as_secs(),
         services: services.iter().map(ToString::to_string).collect(),
         connected,
+        sidecar: !registration.by_api,
     }
 }
 
@@ -179,22 +181,23 @@ pub(super) async fn put(
             request.id.unwrap_or_default()
         )));
     }
-    let registration =
-        registration(&control, &id, request).map_err(|mistake| Problem::bad_field(FieldError::of(&mistake)))?;
+    let registration = registration(&control, &id, request)
+        .map_err(|mistakes| Problem::bad_fields(mistakes.iter().map(FieldError::of).collect()))?;
     let (key, lease) = (registration.key(), registration.lease);
     actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
     let services = control.put_instance(registration, Some(By::token(&actor))).await?;
     let lease_ms = u64::try_from(lease.as_millis()).ok();
-    Ok(Json(InstanceReply { lease_ms, ..reply(&key, Ok(services)) }))
+    Ok(Json(InstanceReply { lease_ms, ..reply(&key, &services) }))
 }
 
-/// Register many instances: a JSON object, or one instance a line as `application/x-ndjson` (answered likewise). With a
-/// mistake in any of them nothing is registered; each that can be read is accepted or refused for itself.
+/// Register many instances, all or none: a JSON object, or one instance a line as `application/x-ndjson` (answered likewise). A pointer
+/// into lines takes them for the items of an array: `/3/account` is the account in line 4.
 #[utoipa::path(post, path = "/api/v1/instances:bulk", tag = "instances",
     request_body(content((InstancesRequest = "application/json"), (InstanceRequest = "application/x-ndjson"))),
     responses((status = 200, content((InstancesReply = "application/json"), (InstanceReply = "application/x-ndjson"))),
         (status = 400, body = Problem, content_type = PROBLEM_JSON),
-        (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Every mistake, with its line")))]
+        (status = 409, body = Problem, content_type = PROBLEM_JSON, description = "Each instance that is held by another, or that a Service does not list, with its line; nothing was registered"),
+        (status = 422, body = Problem, content_type = PROBLEM_JSON, description = "Every mistake, with its line; nothing was registered")))]
 pub(super) async fn bulk(
     State(control): State<ControlPlane>,
     actor: Actor,
@@ -202,14 +205,18 @@ pub(super) async fn bulk(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let lines = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(NDJSON.as_bytes()));
-    let registrations = if lines { read_lines(&control, &read_body(body)?) } else { read_object(&control, body) }?;
+    let (registrations, places) =
+        if lines { read_lines(&control, &read_body(body)?) } else { read_object(&control, body) }?;
     let keys: Vec<_> = registrations.iter().map(Registration::key).collect();
     for key in &keys {
         actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
     }
-    let outcomes =
-        control.put_instances(registrations, Some(By::token(&actor))).await.map_err(|error| store_refused(&error))?;
-    let items = keys.iter().zip(outcomes).map(|(key, outcome)| reply(key, outcome));
+    let stand = control.put_instances(registrations, Some(By::token(&actor))).await;
+    let stand = stand.map_err(|error| match error {
+        LeasesError::Store(error) => store_refused(&error),
+        LeasesError::Refused(refused) => none_of(keys.len(), &refused, &places),
+    })?;
+    let items = keys.iter().zip(&stand).map(|(key, services)| reply(key, services));
     if !lines {
         return Ok(Json(InstancesReply { items: items.collect() }).into_response());
     }
@@ -221,51 +228,104 @@ pub(super) async fn bulk(
     Ok(([(header::CONTENT_TYPE, NDJSON)], text).into_response())
 }
 
-fn reply(key: &InstanceKey, outcome: Registered) -> InstanceReply {
-    let instance = key.to_string();
-    match outcome {
-        Ok(services) => {
-            let services = services.iter().map(ToString::to_string).collect();
-            InstanceReply { instance, services, lease_ms: None, refused: None }
-        }
-        Err(error) => {
-            InstanceReply { instance, services: Vec::new(), lease_ms: None, refused: Some(error.to_string()) }
+fn reply(key: &InstanceKey, services: &[ServiceName]) -> InstanceReply {
+    let services = services.iter().map(ToString::to_string).collect();
+    InstanceReply { instance: key.to_string(), services, lease_ms: None }
+}
+
+/// Where an instance stands in a body.
+#[derive(Debug, Clone, Copy)]
+enum Stands {
+    /// In a line, counted from 1.
+    Line(u32),
+    /// In the array `instances`, counted from 0.
+    Item(usize),
+}
+
+impl Stands {
+    /// A mistake there.
+    fn mistake(self, mistake: Complaint) -> Complaint {
+        let key = if mistake.key.is_empty() { String::new() } else { format!(".{}", mistake.key) };
+        let (line, key) = match self {
+            Self::Line(line) => (line, format!("[{}]{key}", line.saturating_sub(1))),
+            Self::Item(index) => (mistake.line, format!("instances[{index}]{key}")),
+        };
+        Complaint { file: "body".to_owned(), line, key, ..mistake }
+    }
+
+    /// Somebody who may not, there: their account decides it.
+    fn refusal(self, error: &LeaseError) -> FieldError {
+        match self {
+            Self::Line(line) => {
+                let pointer = format!("/{}/account", line.saturating_sub(1));
+                FieldError::in_body(pointer, format_args!("line {line}: {error}"))
+            }
+            Self::Item(index) => FieldError::in_body(format!("/instances/{index}/account"), error),
         }
     }
 }
 
-fn read_object(control: &ControlPlane, body: Result<Bytes, BytesRejection>) -> Result<Vec<Registration>, Problem> {
+impl std::fmt::Display for Stands {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Item(index) => write!(f, "instances[{index}]"),
+        }
+    }
+}
+
+/// Some may not, so none was registered.
+fn none_of(all: usize, refused: &[(usize, LeaseError)], places: &[Stands]) -> Problem {
+    let told = refused.iter().take(MAX_MISTAKES);
+    let errors: Vec<_> =
+        told.filter_map(|(index, error)| places.get(*index).map(|place| place.refusal(error))).collect();
+    let first = errors.first().map(FieldError::line).unwrap_or_default();
+    let count = refused.len();
+    let detail = format!("{count} of {all} instances are refused, nothing was registered; the first: {first}");
+    Problem { errors: errors.into(), ..Problem::new(StatusCode::CONFLICT, "refused", detail) }
+}
+
+/// Instances as they are to be registered, and where each stands in the body.
+type Read = (Vec<Registration>, Vec<Stands>);
+
+fn read_object(control: &ControlPlane, body: Result<Bytes, BytesRejection>) -> Result<Read, Problem> {
     let request: InstancesRequest = read_json(body)?;
-    all_or_none(request.instances.into_iter().enumerate().map(|(index, instance)| {
-        named(control, instance).map_err(|mut mistake| {
-            mistake.key = format!("instances[{index}].{}", mistake.key);
-            mistake
-        })
+    let items = request.instances.into_iter().enumerate();
+    all_or_none(items.map(|(index, instance)| (Stands::Item(index), named(control, instance))))
+}
+
+fn read_lines(control: &ControlPlane, body: &[u8]) -> Result<Read, Problem> {
+    let lines = body.split(|byte| *byte == b'\n').zip(1..).filter(|(line, _)| !line.trim_ascii().is_empty());
+    all_or_none(lines.map(|(line, number)| {
+        let read = serde_json::from_slice(line).map_err(|_| vec![unreadable(line)]);
+        (Stands::Line(number), read.and_then(|instance| named(control, instance)))
     }))
 }
 
-fn read_lines(control: &ControlPlane, body: &[u8]) -> Result<Vec<Registration>, Problem> {
-    let lines = body.split(|byte| *byte == b'\n').zip(1..).filter(|(line, _)| !line.trim_ascii().is_empty());
-    all_or_none(lines.map(|(line, number)| {
-        let read = serde_json::from_slice(line).map_err(|error| {
-            let mut mistake = mistake("", format!("something else ({error})"), A_LINE);
-            mistake.column = u32::try_from(error.column()).unwrap_or_default();
-            mistake
-        });
-        read.and_then(|instance| named(control, instance)).map_err(|mut mistake| {
-            mistake.line = number;
-            mistake
-        })
-    }))
+/// A line that is read again, slowly, to find out where it is wrong.
+fn unreadable(line: &[u8]) -> Complaint {
+    let read: Result<InstanceRequest, _> =
+        serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(line));
+    let Err(error) = read else { return mistake("", "more than an instance", A_LINE) };
+    let (key, column, said) = at_its_place(error);
+    Complaint { column, ..mistake(&key, format!("something else ({said})"), A_LINE) }
 }
 
 /// All are read before the first is registered, so that a body with a mistake changes nothing.
-fn all_or_none(read: impl Iterator<Item = Result<Registration, Box<Complaint>>>) -> Result<Vec<Registration>, Problem> {
-    let (mut registrations, mut mistakes) = (Vec::new(), Vec::new());
-    for one in read {
+fn all_or_none(read: impl Iterator<Item = (Stands, Result<Registration, Vec<Complaint>>)>) -> Result<Read, Problem> {
+    let (mut registrations, mut places, mut mistakes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut known: HashMap<InstanceKey, Stands> = HashMap::new();
+    for (place, one) in read {
         match one {
-            Ok(registration) => registrations.push(registration),
-            Err(mistake) => mistakes.push(Complaint { file: "body".to_owned(), ..*mistake }),
+            Ok(registration) => {
+                if let Some(first) = known.insert(registration.key(), place) {
+                    let found = format!("{:?} again, as in {first}", registration.id.as_str());
+                    mistakes.push(place.mistake(mistake("id", found, "each instance once")));
+                }
+                registrations.push(registration);
+                places.push(place);
+            }
+            Err(wrong) => mistakes.extend(wrong.into_iter().map(|one| place.mistake(one))),
         }
         if registrations.len() > MAX_AT_ONCE || mistakes.len() > MAX_MISTAKES {
             break;
@@ -276,11 +336,11 @@ fn all_or_none(read: impl Iterator<Item = Result<Registration, Box<Complaint>>>)
             "found more than {MAX_AT_ONCE} instances, expected at most these"
         )));
     }
-    if mistakes.is_empty() { Ok(registrations) } else { Err(Problem::invalid(mistakes)) }
+    if mistakes.is_empty() { Ok((registrations, places)) } else { Err(Problem::invalid(mistakes)) }
 }
 
-fn named(control: &ControlPlane, mut instance: InstanceRequest) -> Result<Registration, Box<Complaint>> {
-    let id = instance.id.take().ok_or_else(|| mistake("id", "nothing", "the instance's id"))?;
+fn named(control: &ControlPlane, mut instance: InstanceRequest) -> Result<Registration, Vec<Complaint>> {
+    let id = instance.id.take().ok_or_else(|| vec![mistake("id", "nothing", "the instance's id")])?;
     registration(control, &id, instance)
 }
 
@@ -302,27 +362,32 @@ pub(super) async fn delete(
     }
 }
 
-fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> Result<Registration, Box<Complaint>> {
-    let id = InstanceId::parse(id).map_err(|bad| misnamed("id", &bad))?;
-    let account = AccountName::parse(&request.account).map_err(|bad| misnamed("account", &bad))?;
+fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> Result<Registration, Vec<Complaint>> {
+    let mut mistakes = Vec::new();
+    let mut wrong = |key: &str, found: String, expected: &dyn std::fmt::Display| {
+        mistakes.push(mistake(key, found, expected.to_string()));
+    };
+    let id = InstanceId::parse(id).map_err(|bad| wrong("id", format!("{:?}", bad.found), &bad.expected));
+    let account =
+        AccountName::parse(&request.account).map_err(|bad| wrong("account", format!("{:?}", bad.found), &bad.expected));
     if request.labels.len() > MAX_LABELS {
-        let found = format!("{} labels", request.labels.len());
-        return Err(mistake("labels", found, format!("at most {MAX_LABELS}")));
+        wrong("labels", format!("{} labels", request.labels.len()), &format_args!("at most {MAX_LABELS}"));
     }
     if request.ports.len() > MAX_LABELS || request.ports.contains(&0) {
         let found = format!("{:?}", &request.ports[..request.ports.len().min(8)]);
-        return Err(mistake("ports", found, format!("at most {MAX_LABELS} ports from 1 to 65535")));
+        wrong("ports", found, &format_args!("at most {MAX_LABELS} ports from 1 to 65535"));
     }
     if !(1..=MAX_LEASE).contains(&request.lease_seconds) {
-        return Err(mistake("leaseSeconds", request.lease_seconds.to_string(), format!("1 to {MAX_LEASE}")));
+        wrong("leaseSeconds", request.lease_seconds.to_string(), &format_args!("1 to {MAX_LEASE}"));
     }
     if weight(&request.labels).is_err() {
         let found = format!("{WEIGHT_LABEL}: {:?}", request.labels.get(WEIGHT_LABEL));
-        return Err(mistake("labels", found, format!("a whole number from 1 to {MAX_WEIGHT}")));
+        wrong("labels", found, &format_args!("a whole number from 1 to {MAX_WEIGHT}"));
     }
+    let (Ok(id), Ok(account), true) = (id, account, mistakes.is_empty()) else { return Err(mistakes) };
     let key = InstanceKey { namespace: account.namespace.clone(), id };
-    // Whoever puts it again means the same start of it.
-    let generation = control.generation_of(&key).unwrap_or(1);
+    // Whoever puts it again means the same start of it; one that its own sidecar registered stays the sidecar's.
+    let (generation, by_api) = control.start_of(&key).unwrap_or((1, true));
     Ok(Registration {
         id: key.id,
         account,
@@ -333,14 +398,11 @@ fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> R
         healthy: request.healthy,
         health_detail: request.detail.chars().take(MAX_DETAIL).collect(),
         lease: Duration::from_secs(request.lease_seconds),
+        by_api,
     })
 }
 
-fn misnamed(key: &str, bad: &BadName) -> Box<Complaint> {
-    mistake(key, format!("{:?}", bad.found), bad.expected)
-}
-
-fn mistake(key: &str, found: impl Into<String>, expected: impl Into<String>) -> Box<Complaint> {
+fn mistake(key: &str, found: impl Into<String>, expected: impl Into<String>) -> Complaint {
     let (found, expected) = (found.into(), expected.into());
-    Box::new(Complaint { key: key.to_owned(), found, expected, ..Complaint::default() })
+    Complaint { key: key.to_owned(), found, expected, ..Complaint::default() }
 }

@@ -187,7 +187,7 @@ async fn policies_about_a_service_are_found_however_they_name_it() {
 async fn a_proxy_that_is_away_says_so_and_lists_of_proxies_are_narrowed_by_state() {
     let place = Place::new().await;
     place.apply(&[SERVICE], "").await;
-    instance(&place, "orders-1", json!({})).await;
+    place.beat("orders-1").await;
     let all = place.get("/api/v1/proxies").await.json();
     let proxy = &all["items"][0];
     assert_eq!((&proxy["state"], &proxy["account"]), (&json!("away"), &json!("shop/orders")), "{all}");
@@ -250,7 +250,7 @@ async fn services_instances_and_proxies_are_watched_and_beats_are_no_change() {
     assert_eq!(services.batch().await, (told(&[("added", "shop/orders")]), 1));
     assert_eq!(instances.batch().await, (vec![], 1));
     assert_eq!(proxies.batch().await, (vec![], 1));
-    instance(&place, "orders-1", json!({})).await;
+    place.beat("orders-1").await;
     assert_eq!(services.batch().await, (told(&[("changed", "shop/orders")]), 1));
     assert_eq!(instances.batch().await, (told(&[("added", "shop/orders-1")]), 1));
     assert_eq!(proxies.batch().await, (told(&[("added", "shop/orders-1")]), 1));
@@ -320,8 +320,64 @@ async fn every_operation_is_described_under_a_name_of_its_own() {
     assert_eq!((names.len(), all > 40), (all, true), "{names:?}");
 }
 
+/// Each field of each answer, its type, and whether it is always there, as the description tells them; schemathesis holds answers to that.
+fn fields(description: &Value) -> String {
+    let kind = |schema: &Value| -> String {
+        let name = |schema: &Value| schema["$ref"].as_str().map(|path| path.rsplit('/').next().unwrap().to_owned());
+        let plain = |schema: &Value| match &schema["type"] {
+            Value::String(one) => one.clone(),
+            Value::Array(several) => several.iter().map(|one| one.as_str().unwrap()).collect::<Vec<_>>().join(" or "),
+            _ => "anything".to_owned(),
+        };
+        let one = |schema: &Value| name(schema).unwrap_or_else(|| plain(schema));
+        match (schema["items"].is_object(), schema["additionalProperties"].is_object(), schema["oneOf"].as_array()) {
+            (true, ..) => format!("{} of {}", one(schema), one(&schema["items"])),
+            (_, true, _) => format!("{} of {}", one(schema), one(&schema["additionalProperties"])),
+            (.., Some(several)) => several.iter().map(one).collect::<Vec<_>>().join(" or "),
+            _ => one(schema),
+        }
+    };
+    let mut lines = Vec::new();
+    for (name, schema) in description["components"]["schemas"].as_object().unwrap() {
+        let parts = schema["allOf"].as_array().cloned().unwrap_or_else(|| vec![schema.clone()]);
+        for part in &parts {
+            if let Some(whole) = part["$ref"].as_str() {
+                lines.push(format!("{name}: all of {}", whole.rsplit('/').next().unwrap()));
+            }
+            if let Some(words) = part["enum"].as_array() {
+                lines.push(format!("{name}: one of {}", Value::from(words.clone())));
+            }
+            let always = part["required"].as_array().cloned().unwrap_or_default();
+            for (field, schema) in part["properties"].as_object().into_iter().flatten() {
+                let maybe = if always.contains(&json!(field)) { "" } else { ", may be absent" };
+                lines.push(format!("{name}.{field}: {}{maybe}", kind(schema)));
+            }
+        }
+    }
+    lines.sort();
+    lines.join("\n") + "\n"
+}
+
+/// Programs read these: a field may come, and none may go or change its type. `EQUERRY_BLESS=1` writes down new ones.
 #[tokio::test]
-async fn every_list_is_fast_with_ten_thousand_instances() {
+async fn the_fields_of_every_answer_are_those_that_programs_know() {
+    let place = Place::new().await;
+    let told = fields(&place.send(super::harness::bare("/openapi.json")).await.json());
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/serve/admin/fields.txt");
+    if std::env::var_os("EQUERRY_BLESS").is_some() {
+        std::fs::write(&file, &told).unwrap();
+    }
+    let known = std::fs::read_to_string(&file).unwrap();
+    for line in known.lines() {
+        assert!(told.lines().any(|told| told == line), "gone or changed: {line}");
+    }
+    let new: Vec<&str> = told.lines().filter(|line| !known.lines().any(|known| known == *line)).collect();
+    assert!(new.is_empty(), "new, write them down with EQUERRY_BLESS=1: {new:?}");
+}
+
+/// How long each takes is measured by the benchmark R1; here, that it answers at all, and whole.
+#[tokio::test]
+async fn every_list_answers_with_ten_thousand_instances() {
     let place = Place::new().await;
     let texts: Vec<String> = (0..100).map(|n| service(&format!("s{n}"), "tier: web")).collect();
     place.apply(&texts.iter().map(String::as_str).collect::<Vec<_>>(), "").await;
@@ -332,25 +388,16 @@ async fn every_list_is_fast_with_ten_thousand_instances() {
     let kind = [("content-type", "application/x-ndjson")];
     let put = place.ask(Method::POST, "/api/v1/instances:bulk", &kind, lines.join("\n")).await;
     assert_eq!(put.status, StatusCode::OK);
-    for list in [
-        "documents",
-        "services",
-        "instances",
-        "proxies",
-        "instances?service=shop/s7",
-        "calls",
-        "usage",
-        "services/shop/s1",
-    ] {
-        let mut best = Duration::MAX;
-        for _ in 0..3 {
-            let begun = Instant::now();
-            assert_eq!(place.get(&format!("/api/v1/{list}")).await.status, StatusCode::OK, "{list}");
-            best = best.min(begun.elapsed());
-        }
-        eprintln!("{list}: {best:?}");
-        // The promise is 100 ms for a release build; a build without optimisation may take ten times as long.
-        let bar = if cfg!(debug_assertions) { 1_000 } else { 100 };
-        assert!(best < Duration::from_millis(bar), "{list}: {best:?}");
+    for (list, items) in
+        [("documents", 100), ("services", 100), ("instances", 10_000), ("instances?service=shop/s7", 100)]
+    {
+        let answer = place.get(&format!("/api/v1/{list}")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{list}");
+        assert_eq!(answer.json()["items"].as_array().unwrap().len(), items, "{list}");
     }
+    for list in ["proxies", "calls", "usage"] {
+        assert_eq!(place.get(&format!("/api/v1/{list}")).await.json()["items"], json!([]), "{list}");
+    }
+    let one = place.get("/api/v1/services/shop/s1").await.json();
+    assert_eq!((&one["healthy"], &one["total"]), (&json!(100), &json!(100)));
 }

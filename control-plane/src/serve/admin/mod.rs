@@ -99,6 +99,7 @@ fn api() -> OpenApiRouter<ControlPlane> {
         .routes(routes!(instances::get, instances::put, instances::delete))
         .routes(routes!(instances::bulk))
         .routes(routes!(views::version))
+        .routes(routes!(views::config))
         .routes(routes!(proxies::list))
         .routes(routes!(proxies::epoch))
         .routes(routes!(services::list))
@@ -150,5 +151,6 @@ fn reading(control: &ControlPlane) -> Reading {
         healthy,
         unhealthy: instances.len() - healthy,
         ends: certs::ends(control, &proxies),
+        audit: control.audit_proof(),
     }
 }

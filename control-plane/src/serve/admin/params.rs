@@ -92,7 +92,8 @@ impl Params {
         flag.unwrap_or_default()
     }
 
-    fn mistake(&mut self, name: &str, detail: impl Display) {
+    /// A parameter is wrong.
+    pub(super) fn mistake(&mut self, name: &str, detail: impl Display) {
         self.mistakes.push(FieldError::in_parameter(name, detail));
     }
 

@@ -48,8 +48,13 @@ impl Problem {
 
     /// A request with one wrong place.
     pub(super) fn bad_field(error: FieldError) -> Self {
-        let problem = Self::bad_request(error.line());
-        Self { errors: Box::new([error]), ..problem }
+        Self::bad_fields(vec![error])
+    }
+
+    /// A request with wrong places.
+    pub(super) fn bad_fields(errors: Vec<FieldError>) -> Self {
+        let said: Vec<String> = errors.iter().map(FieldError::line).collect();
+        Self { errors: errors.into(), ..Self::bad_request(said.join("; ")) }
     }
 
     /// Something is not as the caller believed; `current` is the version that is kept.

@@ -130,6 +130,43 @@ pub struct AuditHead {
     pub key: String,
 }
 
+/// What was found when the audit log was read last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditProofReply {
+    /// It proves itself, as far as it was read.
+    pub verified: bool,
+    /// The last entry that follows from all before it.
+    pub up_to: u64,
+    /// When it was read last: seconds since 1970; none when it was not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_unix: Option<u64>,
+    /// What was found that cannot be what was written, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+}
+
+/// What the operator set, as it is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConfigReply {
+    /// Every setting, by name. None is a secret: those that have to do with one name the file that holds it.
+    pub settings: Vec<SettingReply>,
+}
+
+/// One setting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SettingReply {
+    /// As in the file of `--config`, and as a flag.
+    #[schema(example = "audit-retention")]
+    pub name: String,
+    /// Null: not set.
+    #[schema(value_type = Value)]
+    pub value: Value,
+    /// Who said it: `default`, `flag`, a variable or a file.
+    #[schema(example = "EQUERRY_AUDIT_RETENTION")]
+    pub said: String,
+}
+
 /// A token to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::AuditProofReply;
 use super::calls::EdgeReply;
 
 /// Every proxy the control plane knows.
@@ -55,7 +56,7 @@ pub struct ProxyReply {
     /// Why it is not in step, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// When the certificate that its stream stands on ends: seconds since 1970.
+    /// When the certificate that its stream stands on ends, or, of one that is away, the last that is known: seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_not_after_unix: Option<u64>,
     /// `namespace/account` of its lease, while it has one.
@@ -302,6 +303,9 @@ pub struct InstanceDetail {
     pub services: Vec<String>,
     /// Its proxy has an open config stream.
     pub connected: bool,
+    /// Its own sidecar registered it; else somebody did over this API, and no proxy of it is expected.
+    #[serde(default = "yes")]
+    pub sidecar: bool,
 }
 
 /// An instance that somebody else registers; it stays for one lease unless it is put again.
@@ -360,9 +364,6 @@ pub struct InstanceReply {
     /// How long it stays without being put again, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
-    /// Why it was refused, when it was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refused: Option<String>,
 }
 
 /// Many instances at once.
@@ -441,4 +442,7 @@ pub struct VersionReply {
     pub version: String,
     /// The present epoch.
     pub epoch: u64,
+    /// What was found when the audit log was read last; none: an older control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditProofReply>,
 }
