@@ -63,8 +63,8 @@ enum Way {
 /// Bounded load: no endpoint has more in flight than `factor` times its fair share.
 #[derive(Debug)]
 struct Bound {
+    /// The factor for each unit of weight.
     factor: f64,
-    total_weight: f64,
     /// What is in flight at all endpoints; outlives the list.
     in_flight: Arc<AtomicU32>,
 }
@@ -99,8 +99,8 @@ impl Balancer {
             }
             Algorithm::RingHash(ring) => {
                 let in_flight = before.and_then(|before| before.load().cloned()).unwrap_or_default();
-                let total_weight = weights.iter().copied().map(f64::from).sum();
-                let bound = |percent| Bound { factor: f64::from(percent) / 100.0, total_weight, in_flight };
+                let total_weight: f64 = weights.iter().copied().map(f64::from).sum();
+                let bound = |percent| Bound { factor: f64::from(percent) / 100.0 / total_weight, in_flight };
                 (Way::RingHash(Ring::new(&members, ring), ring.bounded_load.map(bound)), Hash::new(&ring.hash))
             }
             Algorithm::Maglev(maglev) => {
@@ -164,8 +164,10 @@ impl Balancer {
                 let hash = hash.unwrap_or_else(|| rng.u64(..));
                 let walk = || ring.from(hash).take(WALK * self.members.len());
                 let has_room = |index: &usize| {
-                    let limit = bound.as_ref().map(|bound| bound.of(self.members[*index]));
-                    limit.is_none_or(|limit| endpoints[*index].as_ref().in_flight() < limit)
+                    let Some(bound) = bound else { return true };
+                    // Where nothing is in flight there is always room, and nothing else need be read.
+                    let in_flight = endpoints[*index].as_ref().in_flight();
+                    in_flight == 0 || bound.has_room_beside(in_flight, self.members[*index])
                 };
                 // When all that may be tried have their share in flight, the bound gives way.
                 let first = walk().find(|index| may_be(index) && has_room(index));
@@ -197,10 +199,11 @@ impl Balancer {
 }
 
 impl Bound {
-    /// What a member may have in flight, the try included that is being placed.
-    fn of(&self, member: Member) -> u32 {
+    /// Whether a member that has so much in flight may have one more, the try counted that is being placed: what it has is
+    /// less than its share, rounded up.
+    fn has_room_beside(&self, in_flight: u32, member: Member) -> bool {
         let all = f64::from(self.in_flight.load(Relaxed)) + 1.0;
-        (self.factor * all * f64::from(member.weight) / self.total_weight).ceil() as u32
+        f64::from(in_flight) < self.factor * all * f64::from(member.weight)
     }
 }
 
