@@ -7,6 +7,9 @@
 //!
 //! Then workers put down, by and by, what they kept for a load that is over: idle connections and emptied header maps lie on
 //! pages with much that is free. Once nobody puts down any more, memory is given back again.
+//!
+//! While nobody asks anything, what the process does for itself every few seconds (it speaks to its control plane) brings pages of
+//! the program file back: these are given back soon after, each time.
 
 mod program;
 mod surplus;
@@ -27,9 +30,17 @@ const QUIET: Duration = Duration::from_millis(50);
 const WORTH: Duration = Duration::from_millis(300);
 /// While there is much to do, so many looks are between two times.
 const SELDOM: u32 = 60;
+/// After so many looks without a request nobody asks anything.
+const STILL: u32 = 5;
+/// KiB of the program file that are not worth a call.
+const WORTH_READING: u64 = 512;
+/// Between two looks then: so long stays what the process reads of its program for itself.
+const EVERY_STILL: Duration = Duration::from_millis(250);
 
 /// There was little to do before the last look.
 static CALM: AtomicBool = AtomicBool::new(false);
+/// A request came since the last look, on any worker.
+static ASKED: AtomicBool = AtomicBool::new(false);
 /// Something was put down since the last look.
 static PUT_DOWN: AtomicBool = AtomicBool::new(false);
 
@@ -43,10 +54,13 @@ pub(crate) fn put_down() {
     PUT_DOWN.store(true, Ordering::Relaxed);
 }
 
-/// On each worker, for as long as it lives: puts down what its thread keeps.
+/// On each worker, for as long as it lives: puts down what its thread keeps, and tells whether requests came.
 pub(crate) async fn worker() {
     loop {
         tokio::time::sleep(EVERY).await;
+        if spare::were_needed() {
+            ASKED.store(true, Ordering::Relaxed);
+        }
         if is_calm() && spare::put_down() {
             put_down();
         }
@@ -55,17 +69,59 @@ pub(crate) async fn worker() {
 
 /// Looks for as long as the process lives.
 pub(crate) async fn keep() {
-    let mut work = Work::default();
+    let (mut work, mut rest) = (Work::default(), Rest::default());
     loop {
-        tokio::time::sleep(EVERY).await;
+        if rest.is_still() {
+            rest.keep().await;
+        } else {
+            tokio::time::sleep(EVERY).await;
+        }
         let over = work.is_over(observe::processor_time(), PUT_DOWN.swap(false, Ordering::Relaxed));
         CALM.store(work.is_quiet, Ordering::Relaxed);
+        rest.look(ASKED.swap(false, Ordering::Relaxed) || !work.is_quiet);
         if over {
             give_back();
             if work.is_quiet {
                 program::give_back();
             }
         }
+    }
+}
+
+/// How long nobody has asked anything, and what the program file held when it was given back last.
+#[derive(Debug, Default)]
+struct Rest {
+    /// Looks without a request.
+    looks: u32,
+    /// KiB.
+    held: u64,
+}
+
+impl Rest {
+    /// One more look, since the last of which somebody has asked something or not.
+    fn look(&mut self, asked: bool) {
+        self.looks = if asked { 0 } else { self.looks.saturating_add(1) };
+    }
+
+    /// Whether nobody asks anything.
+    fn is_still(&self) -> bool {
+        self.looks >= STILL
+    }
+
+    /// Keeps small what is read of the program, until the next look.
+    async fn keep(&mut self) {
+        for _ in 0..EVERY.as_millis() / EVERY_STILL.as_millis() {
+            tokio::time::sleep(EVERY_STILL).await;
+            if self.has_grown(program::resident()) {
+                program::give_back();
+                self.held = program::resident();
+            }
+        }
+    }
+
+    /// Whether it is worth to give back, of so many KiB, what was read since that was done.
+    fn has_grown(&self, resident: u64) -> bool {
+        resident > self.held.saturating_add(WORTH_READING)
     }
 }
 
@@ -144,6 +200,22 @@ mod tests {
         assert!(look(10 * MS) && quiet.get(), "quiet after work");
         assert!((1..25).all(|_| !look(10 * MS)), "nothing was done since");
         assert!((1..10).any(|_| look(40 * MS)), "little by little enough was done");
+    }
+
+    #[test]
+    fn at_rest_the_program_is_given_back_whenever_it_has_grown_and_never_while_somebody_asks() {
+        let mut rest = Rest::default();
+        let mut look = |asked| {
+            rest.look(asked);
+            rest.is_still()
+        };
+        assert!((1..STILL).all(|_| !look(false)));
+        assert!(look(false) && look(false));
+        assert!(!look(true) && (1..STILL).all(|_| !look(false)), "somebody asked");
+        assert!(look(false));
+        assert!(rest.has_grown(8000), "it never was given back");
+        rest.held = 2000;
+        assert!(!rest.has_grown(2000 + WORTH_READING) && rest.has_grown(2001 + WORTH_READING));
     }
 
     #[test]

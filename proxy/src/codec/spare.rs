@@ -40,10 +40,15 @@ pub(crate) fn keep(mut headers: HeaderMap) {
     }
 }
 
-/// Lets half of those go that this thread has not needed since it was last asked; whether there were any.
+/// Whether a message has come on this thread since [`put_down`] was called last: each takes a map.
+pub(crate) fn were_needed() -> bool {
+    SPARE.with_borrow(|spare| SURPLUS.with(|surplus| surplus.was_needed(spare.len())))
+}
+
+/// Lets most of those go that this thread has not needed since it was last asked; whether there were any.
 pub(crate) fn put_down() -> bool {
     SPARE.with_borrow_mut(|spare| {
-        let more = SURPLUS.with(|surplus| surplus.half(spare.len(), FEW));
+        let more = SURPLUS.with(|surplus| surplus.too_many(spare.len(), FEW));
         spare.truncate(spare.len() - more);
         more > 0
     })
@@ -62,13 +67,15 @@ mod tests {
         let all: Vec<HeaderMap> = (0..2 * KEPT).map(|_| headers()).collect();
         all.into_iter().for_each(keep);
         assert_eq!(kept(), KEPT);
+        assert!(were_needed());
         assert!(!put_down(), "they were needed just now");
+        assert!(!were_needed());
         assert!(put_down());
-        assert_eq!(kept(), KEPT / 2 + FEW / 2);
+        assert_eq!(kept(), (KEPT - FEW) / 4 + FEW);
         let needed: Vec<HeaderMap> = (0..kept()).map(|_| headers()).collect();
         needed.into_iter().for_each(keep);
         assert!(!put_down(), "they were needed again");
-        assert_eq!((0..9).filter(|_| put_down()).count(), 5);
+        assert_eq!((0..9).filter(|_| put_down()).count(), 1);
         assert_eq!(kept(), FEW);
     }
 }

@@ -369,14 +369,14 @@ impl Pool {
         });
     }
 
-    /// Closes what a load that is over has left: half of the idle HTTP/1.1 connections to an endpoint that nobody has needed
+    /// Closes what a load that is over has left: most of the idle HTTP/1.1 connections to an endpoint that nobody has needed
     /// since this was last asked, beyond a few, those unused longest first; and HTTP/2 connections without an exchange beside
     /// another to the same endpoint. Whether there were any.
     fn put_down(&self) -> bool {
         let mut any = false;
         for shelf in self.http1.borrow().values() {
             let mut kept = shelf.idle.borrow_mut();
-            let more = shelf.surplus.half(kept.len(), FEW);
+            let more = shelf.surplus.too_many(kept.len(), FEW);
             if more > 0 {
                 kept.drain(..more);
                 kept.shrink_to_fit();

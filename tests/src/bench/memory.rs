@@ -27,8 +27,10 @@ const STILL: Duration = Duration::from_secs(3);
 /// At the latest then.
 const SETTLED: Duration = Duration::from_secs(20);
 /// A process at rest still does something now and then (ours speaks to its control plane every five seconds), and holds the pages
-/// of its program that it needs for that: it is looked at after so long without load.
-const REST: Duration = Duration::from_secs(7);
+/// of its program that it needs for that: it is looked at so often after it has settled, and the median counts.
+const LOOKS: usize = 36;
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Whom to start and to ask.
 type Start<'a> = Box<dyn Fn() -> Result<(Target, Option<super::mesh::Sidecar>)> + 'a>;
@@ -139,8 +141,13 @@ fn plain_connections(ground: &Ground, target: &Target) -> Result<[f64; 3]> {
 /// Resident KiB of processes that have nothing to do.
 fn at_rest(pids: &[u32]) -> f64 {
     settled(pids);
-    std::thread::sleep(REST);
-    machine::resident(pids) as f64
+    let look = |_| {
+        std::thread::sleep(LOOK);
+        machine::resident(pids)
+    };
+    let mut looks: Vec<u64> = (0..LOOKS).map(look).collect();
+    looks.sort_unstable();
+    looks[LOOKS / 2] as f64
 }
 
 /// Waits until memory stands still: KiB that are the processes' own, without the pages of their program files.
