@@ -11,7 +11,7 @@ use super::connect::{self, ConnectFailure, Connected, Counted, Http1};
 use super::pool::{Idle, SharedHttp2, Shelf, is_waited_for};
 use super::{RequestBody, ResponseBody};
 use crate::codec::http1::call::{self, Call};
-use crate::codec::{Link, http2, lately};
+use crate::codec::{Link, http2};
 
 /// The right to send one request on a connection.
 pub(crate) struct Lease(pub(super) Kind);
@@ -37,7 +37,7 @@ impl Home {
         let waited_for = is_waited_for(&counted);
         // Whoever waits on another worker, or for another endpoint, is helped by a place and not by this connection.
         let unwanted = waited_for && shelf.waiting.get() == 0;
-        let now = lately();
+        let now = Instant::now();
         if unwanted || !connect::is_young(young_until, now) {
             return;
         }

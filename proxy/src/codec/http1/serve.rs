@@ -21,7 +21,7 @@ use super::head::{self, RequestHead};
 use super::send::{Progress, Sending, Unsent};
 use super::{Bad, Framing, write};
 use crate::codec::link::LinkCell;
-use crate::codec::{BodyError, Early, Incoming, Link, Outgoing, Pipe, Seldom, lately, spare};
+use crate::codec::{BodyError, Early, Incoming, Link, Outgoing, Pipe, Seldom, spare};
 
 /// Whoever was answered before they had sent everything is listened to until they say nothing for so long, so that they read the
 /// answer first.
@@ -332,7 +332,7 @@ async fn next_head(
         }
         if until.is_none() || begun == link.inbox.is_empty() {
             begun = !link.inbox.is_empty();
-            until = Some(lately() + if begun { wait.min(once_begun) } else { wait });
+            until = Some(Instant::now() + if begun { wait.min(once_begun) } else { wait });
         }
         let until = until.unwrap_or_else(Instant::now);
         // One registration for each connection, not one for each request: it is moved on only when it has passed.
