@@ -15,6 +15,7 @@ use std::time::Duration;
 use equerry_policies::compile::FetchedKeys;
 use equerry_policies::names::{HostName, ServiceName, SpiffeId};
 use equerry_traffic::outside::OwnDoors;
+use equerry_traffic::retry::Hops;
 use sd_notify::NotifyState;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,6 +67,8 @@ pub struct Shared {
     pub outsiders: Arc<Outsiders>,
     /// Keys that issuers publish.
     pub keys: Keys,
+    /// In which traces retries were made lately.
+    pub hops: Arc<Hops>,
     /// Whether the process is leaving.
     pub drain: Drain,
     /// What the operator said.
@@ -260,6 +263,7 @@ impl Control {
             outsiders: Arc::new(Outsiders::new(settings.dns.clone(), doors.clone())),
             keys: keys(&settings, doors, &observe, &last_good),
             drain: drain.clone(),
+            hops: Arc::default(),
             settings: Arc::clone(&settings),
         };
         let link = Link::new(settings.control_plane.clone(), identity.clone());

@@ -116,6 +116,11 @@ impl Record {
     /// The last try came back.
     pub(crate) fn ends_try(&mut self, ended: Instant, outcome: TryOutcome) {
         if let Some(trace) = self.trace() {
+    /// When the exchange began, where somebody is told of it.
+    pub(crate) fn started(&self) -> Option<Instant> {
+        self.open.as_deref()?.as_ref().map(|exchange| exchange.started)
+    }
+
             trace.ends_try(ended, outcome);
         }
     }

@@ -142,7 +142,8 @@ impl World {
         let settings = Arc::new(settings);
         let fetcher = Fetcher::new(self.dns.clone(), settings.jwks_allow.clone(), OwnDoors::default());
         let keys = Keys::new(fetcher, observe.clone(), None);
-        let shared = Shared { live, identity, observe, quotas, outsiders, keys, drain: Drain::new(), settings };
+        let hops = Arc::default();
+        let shared = Shared { live, identity, observe, quotas, outsiders, keys, hops, drain: Drain::new(), settings };
         let (outbound, inbound) = (Rc::new(Outbound::new(shared.clone())), Rc::new(Inbound::new(shared.clone())));
         let outbound_at = listen(move |stream, peer| {
             let outbound = Rc::clone(&outbound);

@@ -166,6 +166,7 @@ impl Copy {
             key,
             protocol: self.protocol,
             identities: &shared.identity,
+            hops: None,
             kind: self.kind,
             began,
             deadline: Deadline::after(began, Some(PATIENCE)),

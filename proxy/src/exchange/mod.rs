@@ -34,6 +34,8 @@ pub(crate) mod harness;
 #[cfg(test)]
 mod health_tests;
 #[cfg(test)]
+mod hops_tests;
+#[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
 mod load_tests;

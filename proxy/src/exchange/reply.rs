@@ -27,6 +27,8 @@ use crate::upstream::{ResponseBody, Switched};
 /// How this proxy names itself in `Proxy-Status`.
 const NAME: &str = "equerry";
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// A sidecar tells the one that called it: a hop behind made retries. No application ever sees it, nor is one believed to say it.
+const RETRIED: HeaderName = HeaderName::from_static("x-equerry-retried");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -160,6 +162,19 @@ pub(crate) fn believed(headers: &HeaderMap) -> Option<Reason> {
     reason.trim_matches('"').parse().ok()
 }
 
+/// Tells the caller's sidecar, of a failure, that a hop behind us made retries.
+pub(crate) fn retried_behind(response: &mut Response<Answer>, style: &Style) {
+    // A gRPC call may fail at its end.
+    if style.grpc || response.status().as_u16() >= 400 {
+        response.headers_mut().insert(RETRIED, HeaderValue::from_static("1"));
+    }
+}
+
+/// Whether an authenticated peer says of its answer that a hop behind it made retries.
+pub(crate) fn was_retried_behind(headers: &HeaderMap) -> bool {
+    headers.contains_key(RETRIED)
+}
+
 fn proxy_status(reason: Reason) -> Option<String> {
     reason.proxy_status_error().map(|error| format!("{NAME}; error={error}; details=\"{reason}\""))
 }
@@ -272,17 +287,18 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<String>) {
     }
 }
 
-/// Takes away the fields that belong to one connection only (RFC 9110 section 7.6.1), those that `Connection` names
-/// included, and those that only a sidecar may set when the sender is a `stranger`. One walk finds them: to look for each
+/// Takes away the fields that belong to one connection only (RFC 9110 section 7.6.1), what is for sidecars alone, what
+/// `Connection` names, and those that only a sidecar may set when the sender is a `stranger`. One walk finds them: to look for each
 /// that might be there costs a hash.
 fn strip(headers: &mut HeaderMap, stranger: bool) {
-    static ALWAYS: [HeaderName; 6] = [
+    static ALWAYS: [HeaderName; 7] = [
         CONNECTION,
         HeaderName::from_static("keep-alive"),
         HeaderName::from_static("proxy-connection"),
         http::header::TE,
         http::header::TRANSFER_ENCODING,
         UPGRADE,
+        RETRIED,
     ];
     let reserved = |name: &HeaderName| *name == PROXY_STATUS || name.as_str().starts_with("x-equerry-");
     // Their lengths tell nearly all others apart.

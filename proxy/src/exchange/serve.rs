@@ -15,6 +15,7 @@ use equerry_traffic::balance::Source;
 use equerry_traffic::deadline::{self, Authors, Deadline, Kind, grpc_timeout};
 use equerry_traffic::normalize::{self, Normal, normalize};
 use equerry_traffic::quota::Share;
+use equerry_traffic::retry::TraceId;
 use equerry_traffic::route::{self, Choice, Decision};
 use equerry_traffic::token::{Caller, Shown};
 use equerry_traffic::trace_state::{self, Carried, Other};
@@ -197,6 +198,7 @@ async fn leave(
         key,
         protocol,
         identities: &at.shared.identity,
+        hops: Some(&at.shared.hops),
         kind,
         began,
         deadline,
@@ -274,8 +276,10 @@ pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>,
     });
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), at.shared.drain.begun());
     let entered = enter(at, &live, via, &mut head, (body, early), &mut record).await;
+    let retried_in = via.peer.as_ref().filter(|_| at.shared.hops.any()).and_then(|_| TraceId::of(&head.headers));
+    let retried_in = retried_in.zip(record.started());
     spare::keep(head.headers);
-    match entered {
+    let mut response = match entered {
         Ok(Entered { answered, watch, counted, asked }) => {
             let mut response = reply::answer(answered, None, watch, &style, record);
             response.body_mut().asked_with(asked);
@@ -285,7 +289,13 @@ pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>,
             response
         }
         Err(refusal) => reply::refuse(&refusal, &style, record),
+    };
+    if let Some((trace, began)) = retried_in
+        && at.shared.hops.since(trace, began, now())
+    {
+        reply::retried_behind(&mut response, &style);
     }
+    response
 }
 
 async fn enter(

@@ -12,7 +12,7 @@ use equerry_policies::policy::{BreakerMode, Retry, ServicePort};
 use equerry_traffic::balance;
 use equerry_traffic::breaker::{Cause, Transition};
 use equerry_traffic::deadline::{self, Deadline, Kind, grpc_timeout};
-use equerry_traffic::retry::{self, Failure, Pushback, Stop, Verdict};
+use equerry_traffic::retry::{self, Failure, Hops, Pushback, Stop, TraceId, Verdict};
 use equerry_traffic::trace_state::{self, Carried, Other};
 use equerry_traffic::{Reason, Refusal};
 use http::{HeaderMap, Response, StatusCode};
@@ -50,6 +50,8 @@ pub(crate) struct Errand<'a> {
     /// As whom we call, where that is asked for.
     pub(crate) identities: &'a IdentityHandle,
     /// What kind of exchange it is, by its request.
+    /// In which traces retries were made lately; `None`: nobody is told of these.
+    pub(crate) hops: Option<&'a Hops>,
     pub(crate) kind: Kind,
     /// When the exchange began.
     pub(crate) began: Instant,
@@ -105,6 +107,7 @@ pub(crate) async fn until_answered(
         };
         record.observe().retry("sent");
         retries += 1;
+        remember_retry(errand, outgoing);
         tried.push(place_tried);
         match outcome {
             Ok(answered) => attempt::discard(answered),
@@ -117,6 +120,13 @@ pub(crate) async fn until_answered(
 }
 
 /// Writes what is left of the time, and that this is a retry, for those behind.
+/// Whoever called our application makes no retries on top of these.
+fn remember_retry(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>) {
+    if let Some((hops, trace)) = errand.hops.zip(TraceId::of(outgoing.headers_mut())) {
+        hops.retried(trace, now());
+    }
+}
+
 fn tell_next_hop(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>, retries: u32) {
     let deadline = &errand.deadline;
     if errand.carried.is_none() && retries == 0 && deadline.at().is_none() {
@@ -323,7 +333,12 @@ fn grpc_status(answered: &Answered, kind: Kind) -> Option<u8> {
     retry::status(answered.headers()).or_else(|| answered.body().trailers_ahead().and_then(retry::status))
 }
 
-fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Outgoing<'_>, retries: u32) -> Verdict {
+fn judge(
+    errand: &Errand<'_>,
+    outcome: &Result<Answered, Failed>,
+    outgoing: &mut Outgoing<'_>,
+    retries: u32,
+) -> Verdict {
     let failure = match outcome {
         Ok(answered) => {
             let status = answered.status().as_u16();
@@ -348,6 +363,11 @@ fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Out
         retry: errand.retry,
         method_named: errand.method_named,
         replayable: outgoing.can_be_sent(),
+    let behind = failure.is_one() && outcome.as_ref().is_ok_and(retried_behind);
+    if behind {
+        // So our own caller is told, whether we would retry or not.
+        remember_retry(errand, outgoing);
+    }
         marked: errand.carried.is_some_and(|carried| carried.retried),
         pushback: pushback(outcome, errand.kind),
         place: errand.backend.limits.has_place_for_retry(errand.backend.traffic.limits.retries),
@@ -358,6 +378,7 @@ fn judge(errand: &Errand<'_>, outcome: &Result<Answered, Failed>, outgoing: &Out
     with_randomness(|rng| retry::judge(failure, &attempt, budget, &compiled.traffic.retry_budget, now(), rng))
 }
 
+        behind,
 /// What a failed answer asks for; a success asks for nothing.
 fn pushback(outcome: &Result<Answered, Failed>, kind: Kind) -> Pushback {
     let Ok(answered) = outcome else { return Pushback::None };
@@ -367,6 +388,11 @@ fn pushback(outcome: &Result<Answered, Failed>, kind: Kind) -> Pushback {
     let failed = !answered.status().is_success() || grpc_status(answered, kind).is_some_and(|status| status > 0);
     if failed { retry::pushback(answered.headers(), SystemTime::now()) } else { Pushback::None }
 }
+/// Whether the sidecar beside the application says that a hop behind it made retries.
+fn retried_behind(answered: &Answered) -> bool {
+    answered.body().peer().is_some() && reply::was_retried_behind(answered.headers())
+}
+
 
 /// Says what became of retrying, where it was in question.
 fn conclude(outcome: &Result<Answered, Failed>, verdict: Verdict, retries: u32, record: &mut Record) {

@@ -1,11 +1,13 @@
 //! Whether a try that failed is made again, when, and why not.
 //!
 //! [`judge`] asks in this order: is it worth it, is it safe, does another hop do it, is it still possible, is there budget. A
-//! retry budget is always on: retries may add a share to the load of a destination, never multiply it.
+//! retry budget is always on: retries may add a share to the load of a destination, never multiply it. Of a chain of hops only
+//! one retries: requests carry the mark of a hop before ([`crate::trace_state`]), failures that of a hop behind ([`Hops`]).
 
 mod budget;
 mod grpc;
 mod hint;
+mod hops;
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ pub use budget::RetryBudget;
 pub(crate) use grpc::is_grpc;
 pub use grpc::{http_code, may_look_for_trailers, owes_status, status};
 pub use hint::{Pushback, pushback, retry_after};
+pub use hops::{Hops, TraceId};
 
 use crate::deadline::Deadline;
 use crate::refusal::Reason;
@@ -47,6 +50,15 @@ impl Failure {
     /// A failure this proxy or a believed peer named.
     pub fn mesh(reason: Reason) -> Self {
         Self::Mesh { reason, status: reason.http_status(), unprocessed: reason.provably_unprocessed() }
+    }
+
+    /// Whether it is a failure of any kind.
+    pub fn is_one(self) -> bool {
+        match self {
+            Self::Status(status) => status >= 400,
+            Self::Grpc(status) => status > 0,
+            Self::Mesh { .. } => true,
+        }
     }
 
     fn unprocessed(self) -> bool {
@@ -89,6 +101,8 @@ pub struct Attempt<'a> {
     pub replayable: bool,
     /// The request is itself a retry that a hop before us makes: see [`crate::trace_state::Carried`].
     pub marked: bool,
+    /// The failure is one of which a hop behind us says that it has made retries already: see [`Hops`].
+    pub behind: bool,
     /// What the failed answer says about trying again.
     pub pushback: Pushback,
     /// There is a place among the retries in flight (`limits.retries`).
@@ -118,7 +132,7 @@ pub enum Stop {
     NotRetriable,
     /// The method is not idempotent, and no rule is about it alone.
     Method,
-    /// A hop before us makes retries already.
+    /// A hop before us makes retries already, or one behind us has.
     Hop,
     /// The answer asks for none, or for a longer wait than anybody has.
     Pushback,
@@ -174,7 +188,7 @@ pub fn judge(
     if !unprocessed && !attempt.method.is_idempotent() && !attempt.method_named {
         return Verdict::Stop(Stop::Method);
     }
-    if !unprocessed && attempt.marked {
+    if !unprocessed && (attempt.marked || attempt.behind) {
         return Verdict::Stop(Stop::Hop);
     }
     let Some(asked) = attempt.pushback.wait() else {

@@ -20,6 +20,7 @@ fn attempt<'a>(method: &'a Method, retry: Option<&'a Retry>, now: Instant) -> At
         method_named: false,
         replayable: true,
         marked: false,
+        behind: false,
         pushback: Pushback::None,
         place: true,
         retries: 0,
@@ -71,6 +72,7 @@ fn body_attempts_and_deadline_each_stop_it_and_say_so() {
     assert_eq!(stop(&|a| a.retries = 3), Verdict::Stop(Stop::Attempts));
     assert_eq!(stop(&|a| a.place = false), Verdict::Stop(Stop::Limit));
     assert_eq!(stop(&|a| a.marked = true), Verdict::Stop(Stop::Hop));
+    assert_eq!(stop(&|a| a.behind = true), Verdict::Stop(Stop::Hop));
     assert_eq!(stop(&|a| a.pushback = Pushback::Never), Verdict::Stop(Stop::Pushback));
     assert_eq!(
         stop(&|a| a.deadline = Deadline::after(now, Some(Duration::from_millis(20)))),
@@ -184,59 +186,4 @@ fn many_threads_together_get_no_more_than_the_budget_holds() {
     });
     // One that counts itself and takes itself back can make another miss the last place, never take one too many.
     assert!((190..=200).contains(&granted), "{granted}");
-}
-
-/// A call through a chain of hops, each of which retries up to three times, to an application that always fails. Every
-/// application passes on what it was called with, so that each hop sees the mark. Tells who called whom, and counts.
-fn call(depth: usize, headers: &http::HeaderMap, marks: bool, told: &mut Vec<String>) -> usize {
-    use crate::trace_state::{Carried, Other, read, write};
-    let (now, clock) = (Instant::now(), std::time::SystemTime::UNIX_EPOCH);
-    if depth == 0 {
-        return 1;
-    }
-    let (rule, budget, plenty) = (retry(), RetryBudget::default(), Allowance { percent: 0, min_per_second: 100 });
-    let marked = marks && read(headers, Other::Application, clock).retried;
-    let mut calls = 0;
-    for retries in 0.. {
-        let mut request = headers.clone();
-        let retried = marked || retries > 0;
-        write(&mut request, Carried { remaining: None, retried }, Other::Peer, clock);
-        calls += call(depth - 1, &request, marks, told);
-        let attempt = Attempt { marked, retries, ..attempt(&Method::GET, Some(&rule), now) };
-        let verdict = judge(Failure::Status(503), &attempt, &budget, &plenty, now, &mut fastrand::Rng::with_seed(1));
-        match verdict {
-            Verdict::Again { .. } => told.push(format!("hop {depth} tries again")),
-            Verdict::Stop(stop) => {
-                told.push(format!("hop {depth} gives up: {}", stop.outcome().unwrap()));
-                break;
-            }
-        }
-    }
-    calls
-}
-
-#[test]
-fn a_chain_of_hops_adds_retries_up_and_does_not_multiply_them() {
-    let mut told = Vec::new();
-    assert_eq!(call(3, &http::HeaderMap::new(), false, &mut told), 64, "what happens without the mark");
-    told.clear();
-    let calls = call(3, &http::HeaderMap::new(), true, &mut told);
-    let story = told.join("\n");
-    assert_eq!(calls, 1 + 3 + 3 + 3, "{story}");
-    let expected = "\
-hop 1 tries again
-hop 1 tries again
-hop 1 tries again
-hop 1 gives up: exhausted
-hop 2 tries again
-hop 1 gives up: skipped_hop
-hop 2 tries again
-hop 1 gives up: skipped_hop
-hop 2 tries again
-hop 1 gives up: skipped_hop
-hop 2 gives up: exhausted
-hop 3 tries again
-hop 1 gives up: skipped_hop
-hop 2 gives up: skipped_hop";
-    assert!(story.starts_with(expected), "{story}");
 }
