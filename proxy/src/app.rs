@@ -240,6 +240,7 @@ impl Control {
             identity: identity.clone(),
             status: status.clone(),
             observe: observe.clone(),
+            joining: Default::default(),
         };
         tokio::select! {
             joined = keeper.first() => joined?,
@@ -262,8 +263,8 @@ impl Control {
             quotas: Arc::clone(&quotas),
             outsiders: Arc::new(Outsiders::new(settings.dns.clone(), doors.clone())),
             keys: keys(&settings, doors, &observe, &last_good),
-            drain: drain.clone(),
             hops: Arc::default(),
+            drain: drain.clone(),
             settings: Arc::clone(&settings),
         };
         let link = Link::new(settings.control_plane.clone(), identity.clone());

@@ -7,12 +7,14 @@ use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// What a pipe holds when its pages are whole, of which the system allows that much to anybody.
 const ROOM: usize = 256 * 1024;
+/// A pipe that holds less is not worth its calls: the system gives such to a user who has many (`pipe-user-pages-soft`).
+const LEAST: usize = 64 * 1024;
 /// Pipes that a thread has in use at once: the system counts their pages, and each is two file descriptors.
 const MOST: usize = 64;
 /// Empty pipes that a thread keeps.
@@ -145,10 +147,17 @@ impl Ends {
             let (reads, writes) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
             // Where that is too much it holds less.
             let _ = fcntl_setpipe_size(&writes, ROOM);
-            Some(Self { reads, writes, held: 0 })
+            let ends = Self { reads, writes, held: 0 };
+            ends.is_roomy().then_some(ends)
         })?;
         IN_USE.set(IN_USE.get() + 1);
         Some(ends)
+    }
+}
+
+impl Ends {
+    fn is_roomy(&self) -> bool {
+        fcntl_getpipe_size(&self.writes).is_ok_and(|size| size >= LEAST)
     }
 }
 
@@ -206,6 +215,18 @@ mod tests {
         assert_eq!(fill(&mut pipe, &from, 1000).await, Some(21), "the rest is where it was");
         poll_fn(|cx| pipe.poll_drain(&to, cx)).await.unwrap();
         assert_eq!(fill(&mut pipe, &from, 1000).await, Some(0), "no more will come");
+    }
+
+    #[test]
+    fn a_pipe_of_a_page_or_two_is_not_used() {
+        let ends = |room: usize| {
+            let (reads, writes) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            fcntl_setpipe_size(&writes, room).unwrap();
+            Ends { reads, writes, held: 0 }
+        };
+        assert!(!ends(4096).is_roomy() && !ends(LEAST / 2).is_roomy() && ends(LEAST).is_roomy());
+        assert!(Ends::take().is_some_and(|ends| ends.is_roomy()));
+        IN_USE.set(0);
     }
 
     #[tokio::test]

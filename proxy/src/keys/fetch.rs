@@ -23,7 +23,9 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::codec::in_words;
 use crate::config::AddressBlock;
@@ -35,6 +37,8 @@ const LARGEST: usize = 1 << 20;
 const LARGEST_HEAD: usize = 16 * 1024;
 /// Addresses of one name that are tried.
 const MOST_ADDRESSES: usize = 4;
+/// How long one of them may keep silent before the next is tried beside it (RFC 8305 section 5), where there is time.
+const SILENCE: Duration = Duration::from_millis(250);
 
 /// What a fetch brought.
 #[derive(Debug)]
@@ -84,14 +88,12 @@ impl Fetcher {
 
     async fn ask(&self, from: &KeySource) -> Result<Fetched, Failed> {
         let config = self.trusting(from)?;
-        let stream = self.connect(from).await?;
         let name = match from.url.host() {
             UrlHost::Name(name) => ServerName::try_from(name.to_string()),
             UrlHost::Address(address) => Ok(ServerName::from(*address)),
         };
         let name = name.map_err(|_| failed("tls", "its host is no name that a certificate could hold"))?;
-        let secured = TlsConnector::from(config).connect(name, stream).await;
-        let stream = secured.map_err(|error| failed("tls", error.to_string()))?;
+        let stream = self.connect(from, &TlsConnector::from(config), &name).await?;
         let builder = {
             let mut builder = http1::Builder::new();
             builder.max_headers(100).max_buf_size(LARGEST_HEAD);
@@ -107,8 +109,14 @@ impl Fetcher {
         fetched
     }
 
-    /// A connection to an address of the host that was judged.
-    async fn connect(&self, from: &KeySource) -> Result<TcpStream, Failed> {
+    /// A connection to an address of the host that was judged: to the first that speaks TLS, each tried beside those before
+    /// it as soon as they keep silent, so that one that nobody answers at does not use the whole time up.
+    async fn connect(
+        &self,
+        from: &KeySource,
+        tls: &TlsConnector,
+        name: &ServerName<'static>,
+    ) -> Result<TlsStream<TcpStream>, Failed> {
         let addresses = match from.url.host() {
             UrlHost::Address(address) => vec![*address],
             UrlHost::Name(name) => match self.asker.ask(name).await {
@@ -118,18 +126,30 @@ impl Fetcher {
             },
         };
         let mut last = failed("dns", "there is no address");
+        let mut allowed = Vec::new();
         for address in addresses.into_iter().take(MOST_ADDRESSES) {
             let address = SocketAddr::new(address, from.url.port());
-            if let Some(why) = self.blocked(address) {
-                last = failed("blocked", format!("{} is {why}; --jwks-allow may allow it", address.ip()));
-                continue;
-            }
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = failed("connect", format!("{address}: {error}")),
+            match self.blocked(address) {
+                Some(why) => last = failed("blocked", format!("{} is {why}; --jwks-allow may allow it", address.ip())),
+                None => allowed.push(address),
             }
         }
-        Err(last)
+        let silence = SILENCE.min(from.timeout / u32::try_from(2 * MOST_ADDRESSES).unwrap_or(u32::MAX));
+        let (mut allowed, mut trying) = (allowed.into_iter().peekable(), JoinSet::new());
+        loop {
+            if let Some(address) = allowed.next() {
+                trying.spawn(secure(address, tls.clone(), name.clone()));
+            }
+            tokio::select! {
+                Some(tried) = trying.join_next() => match tried {
+                    Ok(Ok(stream)) => return Ok(stream),
+                    Ok(Err(why)) => last = why,
+                    Err(ended) => last = failed("connect", ended.to_string()),
+                },
+                () = tokio::time::sleep(silence), if allowed.peek().is_some() => {}
+                else => return Err(last),
+            }
+        }
     }
 
     /// What is at an address where nobody is asked; `None`: it may be asked.
@@ -158,6 +178,16 @@ impl std::fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Fetcher").field("allowed", &self.allowed).finish_non_exhaustive()
     }
+}
+
+/// A connection to the very address that was judged, to whoever proves the name.
+async fn secure(
+    address: SocketAddr,
+    tls: TlsConnector,
+    name: ServerName<'static>,
+) -> Result<TlsStream<TcpStream>, Failed> {
+    let stream = TcpStream::connect(address).await.map_err(|error| failed("connect", format!("{address}: {error}")))?;
+    tls.connect(name, stream).await.map_err(|error| failed("tls", error.to_string()))
 }
 
 /// Ends a task that nobody waits for any more.

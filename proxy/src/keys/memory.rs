@@ -17,6 +17,8 @@ const BOUNDS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_se
 pub(super) const OLDEST: Duration = Duration::from_secs(24 * 3600);
 /// The first wait after a failure, and the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Between two looks at the clock, so that one set anew is noticed.
+const LOOK: Duration = Duration::from_secs(60);
 /// Unknown keys may be asked for so many times in a row ...
 const BURST: f64 = 5.0;
 /// ... and then once in this time.
@@ -39,6 +41,8 @@ pub(super) struct Memory {
     /// What went wrong last, since the last success.
     problem: Option<Arc<str>>,
     next: SystemTime,
+    /// When the clock was looked at last.
+    looked_at: SystemTime,
     /// Questions about unknown keys that may be asked now.
     questions: f64,
     counted_at: SystemTime,
@@ -49,7 +53,7 @@ impl Memory {
     pub(super) fn new(saved: Option<Held>, now: SystemTime) -> Self {
         // A clock that was set back makes no key younger than it is now.
         let held = saved.filter(|held| held.fetched_at <= now);
-        Self { held, failures: 0, problem: None, next: now, questions: BURST, counted_at: now }
+        Self { held, failures: 0, problem: None, next: now, looked_at: now, questions: BURST, counted_at: now }
     }
 
     /// The keys, while they may be believed.
@@ -72,15 +76,23 @@ impl Memory {
         self.next
     }
 
-    /// How long until something happens by itself: a question, or keys that become too old.
+    /// How long until something happens by itself: a question, keys that become too old, or a look at the clock.
     pub(super) fn rest(&self, now: SystemTime) -> Duration {
         let too_old = self.held(now).map(|held| OLDEST.saturating_sub(age(held, now)));
         let next = self.next.duration_since(now).unwrap_or_default();
-        too_old.map_or(next, |too_old| next.min(too_old))
+        too_old.map_or(next, |too_old| next.min(too_old)).min(LOOK)
     }
 
-    /// Whether the issuer is to be asked.
-    pub(super) fn is_due(&self, now: SystemTime) -> bool {
+    /// Whether the issuer is to be asked. Where the clock was set back, what was planned by the old one is planned anew, as
+    /// far ahead as it was, and no key is younger than now.
+    pub(super) fn is_due(&mut self, now: SystemTime) -> bool {
+        if now < self.looked_at {
+            self.next = now + self.next.duration_since(self.looked_at).unwrap_or_default();
+            if let Some(held) = &mut self.held {
+                held.fetched_at = held.fetched_at.min(now);
+            }
+        }
+        self.looked_at = now;
         self.next <= now
     }
 
@@ -185,8 +197,25 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_set_back_neither_stops_the_asking_nor_makes_keys_younger() {
+        let mut memory = Memory::new(None, at(1_000_000));
+        memory.fetched(held("a", 1_000_000), Some(Duration::from_secs(300)), 0.0);
+        assert!(
+            !memory.is_due(at(1_000_010)) && memory.rest(at(1_000_010)) == LOOK,
+            "the clock is looked at meanwhile"
+        );
+        assert!(!memory.is_due(at(0)), "the question comes when it would have come: after 215 seconds");
+        assert!(!memory.is_due(at(214)) && memory.is_due(at(216)), "{:?}", memory.next());
+        let day = OLDEST.as_secs();
+        assert!(
+            memory.held(at(day - 1)).is_some() && memory.held(at(day)).is_none(),
+            "keys from the future are of now"
+        );
+    }
+
+    #[test]
     fn what_was_saved_counts_as_old_as_it_is() {
-        let memory = Memory::new(Some(held("a", 0)), at(100));
+        let mut memory = Memory::new(Some(held("a", 0)), at(100));
         assert!(memory.held(at(100)).is_some() && memory.is_due(at(100)), "and is asked for at once");
         assert!(Memory::new(Some(held("a", 0)), at(OLDEST.as_secs())).held(at(OLDEST.as_secs())).is_none());
         assert!(Memory::new(Some(held("a", 5000)), at(0)).latest().is_none(), "from the future");

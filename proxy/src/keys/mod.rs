@@ -19,12 +19,13 @@ use equerry_policies::compile::keys::{Key, read_published};
 use equerry_policies::compile::{FetchedKeys, KeySource};
 use equerry_traffic::Refusal;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::live::last_good::{LastGood, SavedKeys};
 use crate::observe::Observer;
 
 pub use fetch::Fetcher;
-use memory::{Held, Memory};
+use memory::{Held, Memory, OLDEST};
 
 /// How long a request waits for an answer about a key that is not known, whatever the issuer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MOST_WAITING: usize = 256;
 /// When those who could not be answered may come back.
 const COME_BACK: Duration = Duration::from_secs(1);
+/// How long an issuer that only requests asked for is kept: by then its policy is in force, or was taken away.
+const AHEAD: Duration = Duration::from_secs(60);
 
 /// Every issuer whose keys are fetched. Clones share it; any thread may ask.
 #[derive(Debug, Clone)]
@@ -41,7 +44,8 @@ pub struct Keys(Arc<Inner>);
 struct Inner {
     fetcher: Fetcher,
     entries: RwLock<HashMap<Arc<KeySource>, Arc<Entry>>>,
-    /// What was saved by the process before, until its issuer is wanted again.
+    /// What was fetched last, by this process or the one before, whether or not its issuer is wanted now: a rule that is
+    /// edited, or taken away and brought back, begins with it.
     saved: Mutex<HashMap<String, SavedKeys>>,
     last_good: Option<Arc<Mutex<LastGood>>>,
     /// Told when some issuer's keys changed.
@@ -56,8 +60,12 @@ struct Inner {
 struct Entry {
     from: Arc<KeySource>,
     memory: Mutex<Memory>,
-    /// A policy names it.
+    /// Its task runs.
     wanted: AtomicBool,
+    /// A policy in force names it. Before that, a request may be ahead of us.
+    named: AtomicBool,
+    /// When a request asked for it last.
+    used: Mutex<Instant>,
     /// A token names a key that is not known.
     asked: AtomicBool,
     waiting: AtomicUsize,
@@ -140,8 +148,8 @@ impl Keys {
                 self.0.let_go(gone);
             }
             before.clone_from(&sources);
-            let keys = sources.iter().filter_map(|from| Some((Arc::clone(from), self.0.entry(from).keys()?)));
-            let keys: FetchedKeys = keys.collect();
+            let named = sources.iter().map(|from| (from, self.0.named(from)));
+            let keys: FetchedKeys = named.filter_map(|(from, entry)| Some((Arc::clone(from), entry.keys()?))).collect();
             told.send_if_modified(|before| {
                 let news = *before != keys;
                 if news {
@@ -154,6 +162,12 @@ impl Keys {
                 _ = changed.changed() => {}
             }
         }
+    }
+
+    /// The keys of an issuer that came last, whether or not they are in force yet; `None`: nothing is known of it.
+    pub(crate) fn newest(&self, from: &KeySource) -> Option<Arc<[Key]>> {
+        let entry = self.0.entries.read().unwrap_or_else(PoisonError::into_inner).get(from).cloned();
+        entry?.keys()
     }
 
     /// The keys of an issuer after a token that those known do not explain: waits for an answer to a question that was
@@ -209,9 +223,27 @@ impl Inner {
         }
     }
 
-    /// The issuer, whose task begins when it was not known.
+    /// Lets an issuer go that only a request asked for, some time ago. Whoever asks meanwhile uses it under the same lock.
+    fn let_go_unnamed(&self, entry: &Entry) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let used = *entry.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if !entry.named.load(Ordering::Relaxed) && used.elapsed() >= AHEAD {
+            entries.remove(&entry.from);
+            entry.wanted.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// The issuer, which a policy in force names.
+    fn named(self: &Arc<Self>, from: &Arc<KeySource>) -> Arc<Entry> {
+        let entry = self.entry(from);
+        entry.named.store(true, Ordering::Relaxed);
+        entry
+    }
+
+    /// The issuer, whose task begins when it was not known. It stays known for as long as anybody may wait for it.
     fn entry(self: &Arc<Self>, from: &Arc<KeySource>) -> Arc<Entry> {
         if let Some(entry) = self.entries.read().unwrap_or_else(PoisonError::into_inner).get(from) {
+            *entry.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             return Arc::clone(entry);
         }
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
@@ -222,6 +254,8 @@ impl Inner {
                 from: Arc::clone(from),
                 memory: Mutex::new(Memory::new(saved, SystemTime::now())),
                 wanted: AtomicBool::new(true),
+                named: AtomicBool::new(false),
+                used: Mutex::new(Instant::now()),
                 asked: AtomicBool::new(false),
                 waiting: AtomicUsize::new(0),
                 wake: Notify::new(),
@@ -253,11 +287,14 @@ impl Inner {
                 }
                 Err(wait) => tokio::time::sleep(wait).await,
             }
+            if !entry.named.load(Ordering::Relaxed) {
+                self.let_go_unnamed(&entry);
+            }
         }
     }
 
     /// Asks an issuer once.
-    async fn fetch(&self, entry: &Entry) {
+    async fn fetch(self: &Arc<Self>, entry: &Entry) {
         entry.asked.store(false, Ordering::Relaxed);
         entry.tries.send_modify(|tries| tries.begun += 1);
         let outcome = self.fetcher.fetch(&entry.from).await;
@@ -268,6 +305,7 @@ impl Inner {
                     tracing::debug!(issuer = &*entry.from.issuer, key = %bad, "a key of an issuer cannot be used");
                 }
                 let held = Held { keys: fetched.keys.into(), text: fetched.text.into(), fetched_at: now };
+                self.remember(&entry.from, &held, now);
                 entry.memory().fetched(held, fetched.new_for, chance);
                 ("ok", true)
             }
@@ -291,23 +329,30 @@ impl Inner {
         entry.tries.send_modify(|tries| (tries.ended, tries.good) = (tries.begun, good));
     }
 
+    /// Keeps what was fetched for whoever names the issuer next. What is too old to be believed is forgotten.
+    fn remember(&self, from: &KeySource, held: &Held, now: SystemTime) {
+        let (source, fetched_at) = (identity(from), crate::live::unix_ms(held.fetched_at));
+        let oldest = crate::live::unix_ms(now.checked_sub(OLDEST).unwrap_or(SystemTime::UNIX_EPOCH));
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        saved.retain(|_, keys| keys.fetched_at > oldest);
+        saved.insert(source.clone(), SavedKeys { source, text: held.text.to_string(), fetched_at });
+    }
+
     /// Saves what is known, off this thread.
-    async fn save(&self) {
-        let Some(last_good) = self.last_good.clone() else { return };
-        let entries: Vec<_> = self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        let saved = |entry: &Arc<Entry>| {
-            let memory = entry.memory();
-            let held = memory.latest()?;
-            let source = identity(&entry.from);
-            Some(SavedKeys { source, text: held.text.to_string(), fetched_at: crate::live::unix_ms(held.fetched_at) })
-        };
-        let all: Vec<SavedKeys> = entries.iter().filter_map(saved).collect();
-        let saving = tokio::task::spawn_blocking(move || {
-            last_good.lock().unwrap_or_else(PoisonError::into_inner).save_keys(&all)
-        });
+    async fn save(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        let saving = tokio::task::spawn_blocking(move || this.save_now());
         if let Ok(Err(error)) = saving.await {
             tracing::error!(%error, "the keys of issuers cannot be saved: a restart while an issuer is away would know none");
         }
+    }
+
+    /// What is saved is gathered by whoever has the turn to write: nobody writes something older after it.
+    fn save_now(&self) -> std::io::Result<()> {
+        let Some(last_good) = &self.last_good else { return Ok(()) };
+        let mut last_good = last_good.lock().unwrap_or_else(PoisonError::into_inner);
+        let saved: Vec<_> = self.saved.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        last_good.save_keys(&saved)
     }
 }
 

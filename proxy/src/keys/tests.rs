@@ -33,22 +33,54 @@ fn ids(keys: &[Key]) -> Vec<&str> {
     keys.iter().filter_map(|key| key.id.as_deref()).collect()
 }
 
-/// Follows these issuers; what is told of them.
-fn follow(
-    keys: &Keys,
-    sources: &[&Arc<KeySource>],
-) -> (watch::Sender<BTreeSet<Arc<KeySource>>>, watch::Receiver<FetchedKeys>) {
-    let (want, wanted) = watch::channel(sources.iter().map(|from| Arc::clone(from)).collect());
-    let (tell, told) = watch::channel(FetchedKeys::new());
-    tokio::spawn(keys.clone().follow(wanted, tell));
-    (want, told)
+/// Keys that are followed, and what is told of them.
+struct Followed {
+    keys: Keys,
+    want: watch::Sender<BTreeSet<Arc<KeySource>>>,
+    told: watch::Receiver<FetchedKeys>,
 }
 
-/// Waits until what is told of an issuer has these ids.
-async fn told(told: &mut watch::Receiver<FetchedKeys>, from: &Arc<KeySource>, wanted: &[&str]) {
-    let is = |all: &FetchedKeys| all.get(from).is_some_and(|keys| ids(keys) == wanted);
-    let waited = tokio::time::timeout(Duration::from_secs(10), told.wait_for(is)).await;
-    assert!(matches!(waited, Ok(Ok(_))), "never told: {wanted:?}");
+impl Followed {
+    fn begin(keys: Keys, sources: &[&Arc<KeySource>]) -> Self {
+        let (want, wanted) = watch::channel(sources.iter().map(|from| Arc::clone(from)).collect());
+        let (tell, told) = watch::channel(FetchedKeys::new());
+        tokio::spawn(keys.clone().follow(wanted, tell));
+        Self { keys, want, told }
+    }
+
+    /// Follows one issuer, whose one key is `a`; and that key.
+    async fn of(issuer: &Issuer) -> (Self, Arc<KeySource>, Arc<[Key]>) {
+        let from = issuer.source();
+        let mut followed = Self::begin(keys(local()), &[&from]);
+        let known = followed.hears(&from, &["a"]).await;
+        (followed, from, known)
+    }
+
+    /// Waits until what is told of an issuer has these ids.
+    async fn hears(&mut self, from: &Arc<KeySource>, wanted: &[&str]) -> Arc<[Key]> {
+        let is = |all: &FetchedKeys| all.get(from).is_some_and(|keys| ids(keys) == wanted);
+        let waited = tokio::time::timeout(Duration::from_secs(20), self.told.wait_for(is)).await;
+        let all = waited.unwrap_or_else(|_| panic!("never told: {wanted:?}")).unwrap();
+        Arc::clone(&all[from])
+    }
+
+    /// Asks an issuer now, as a token with an unknown key would have it asked.
+    async fn ask(&self, from: &Arc<KeySource>) -> Arc<Entry> {
+        let entry = self.keys.0.entry(from);
+        self.keys.0.fetch(&entry).await;
+        entry
+    }
+
+    /// So many requests meet a key that is not `known`; what each learns.
+    async fn flood(&self, from: &Arc<KeySource>, known: &Arc<[Key]>, count: usize, wanted: &[&str]) {
+        let learn = |_| {
+            let (keys, from, known) = (self.keys.clone(), Arc::clone(from), Arc::clone(known));
+            tokio::spawn(async move { keys.learn(&from, Some(&known)).await })
+        };
+        for one in (0..count).map(learn).collect::<Vec<_>>() {
+            assert_eq!(ids(&one.await.unwrap().unwrap()), wanted);
+        }
+    }
 }
 
 fn raw(head: &str, body: &str) -> Says {
@@ -118,23 +150,18 @@ async fn no_answer_that_is_no_key_set_is_taken_for_one_or_repeated() {
 #[tokio::test]
 async fn an_issuer_that_lies_hangs_redirects_or_vanishes_changes_no_key() {
     let issuer = Issuer::start(Says::Body(set(&["a"]))).await;
-    let (from, keys) = (issuer.source(), keys(local()));
-    let (_want, mut all) = follow(&keys, &[&from]);
-    told(&mut all, &from, &["a"]).await;
-    let known = all.borrow()[&from].clone();
+    let (mut followed, from, known) = Followed::of(&issuer).await;
     for (what, says, word) in lies() {
         issuer.say(says);
-        // One question after the other, as tokens with unknown keys would ask them.
-        let entry = keys.0.entry(&from);
-        keys.0.fetch(&entry).await;
+        let entry = followed.ask(&from).await;
         assert_eq!(entry.memory().problem().map(|why| &**why), Some(word), "{what}");
         assert!(entry.keys().is_some_and(|keys| Arc::ptr_eq(&keys, &known)), "{what}: other keys are believed");
-        assert!(Arc::ptr_eq(&all.borrow()[&from], &known), "{what}");
+        assert!(Arc::ptr_eq(&followed.told.borrow()[&from], &known), "{what}");
     }
-    assert_eq!(keys.shown()[0]["state"], "stale");
+    assert_eq!(followed.keys.shown()[0]["state"], "stale");
     issuer.say(Says::Body(set(&["b"])));
-    keys.0.fetch(&keys.0.entry(&from)).await;
-    told(&mut all, &from, &["b"]).await;
+    followed.ask(&from).await;
+    followed.hears(&from, &["b"]).await;
 }
 
 #[tokio::test]
@@ -199,50 +226,49 @@ async fn an_issuer_must_prove_its_name_by_its_own_authority() {
 }
 
 #[tokio::test]
+async fn an_address_that_keeps_silent_does_not_use_up_the_time_of_the_others() {
+    let (dns, issuer) = (Server::start().await, Issuer::start(Says::Body(set(&["a"]))).await);
+    let from = Arc::new(KeySource { timeout: Duration::from_secs(20), ..(*issuer.source_at("login.test")).clone() });
+    // Somebody is at the first address, and says nothing.
+    let silent: Vec<_> =
+        ["127.0.0.2", "127.0.0.3"].map(|ip| std::net::TcpListener::bind((ip, issuer.address.port())).unwrap()).into();
+    let all = ["127.0.0.2", "127.0.0.3", "127.0.0.1"].map(|ip| ip.parse().unwrap());
+    dns.say("login.test", Dns::Addresses(all.into(), 60));
+    let fetcher = fetcher(vec![dns.address], &["127.0.0.0/8"]);
+    let began = std::time::Instant::now();
+    assert_eq!(ids(&fetcher.fetch(&from).await.unwrap().keys), ["a"]);
+    assert!(began.elapsed() < from.timeout / 2, "{:?}", began.elapsed());
+    // Where nobody is at all, the next is tried at once; and what went wrong last is told.
+    drop(silent);
+    assert_eq!(ids(&fetcher.fetch(&from).await.unwrap().keys), ["a"]);
+    let elsewhere = issuer.source_at("nobody.test");
+    dns.say("nobody.test", Dns::Addresses(vec!["127.0.0.2".parse().unwrap(), "127.0.0.3".parse().unwrap()], 60));
+    assert_eq!(fetcher.fetch(&elsewhere).await.unwrap_err().word, "connect");
+}
+
+#[tokio::test]
 async fn all_who_meet_an_unknown_key_share_one_question() {
     let issuer = Issuer::start(Says::Body(set(&["a"]))).await;
-    let (from, keys) = (issuer.source(), keys(local()));
-    let (_want, mut all) = follow(&keys, &[&from]);
-    told(&mut all, &from, &["a"]).await;
-    let known = all.borrow()[&from].clone();
+    let (followed, from, known) = Followed::of(&issuer).await;
     let before = issuer.asked();
     issuer.say(Says::Body(set(&["a", "b"])));
-    let waiting: Vec<_> = (0..100)
-        .map(|_| {
-            let (keys, from, known) = (keys.clone(), Arc::clone(&from), Arc::clone(&known));
-            tokio::spawn(async move { keys.learn(&from, Some(&known)).await })
-        })
-        .collect();
-    for one in waiting {
-        assert_eq!(ids(&one.await.unwrap().unwrap()), ["a", "b"]);
-    }
+    followed.flood(&from, &known, 100, &["a", "b"]).await;
     assert_eq!(issuer.asked() - before, 1);
-    let newer = keys.learn(&from, Some(&known)).await.unwrap();
-    assert_eq!((ids(&newer), issuer.asked() - before), (vec!["a", "b"], 1), "what is new already is told at once");
+    followed.flood(&from, &known, 1, &["a", "b"]).await;
+    assert_eq!(issuer.asked() - before, 1, "what is new already is told at once");
 }
 
 #[tokio::test]
 async fn a_flood_of_unknown_keys_asks_a_few_times_and_still_finds_the_key_that_was_added() {
     let issuer = Issuer::start(Says::Body(set(&["a"]))).await;
-    let (from, keys) = (issuer.source(), keys(local()));
-    let (_want, mut all) = follow(&keys, &[&from]);
-    told(&mut all, &from, &["a"]).await;
-    let known = all.borrow()[&from].clone();
+    let (followed, from, known) = Followed::of(&issuer).await;
     let before = issuer.asked();
     for _ in 0..5 {
-        assert_eq!(ids(&keys.learn(&from, Some(&known)).await.unwrap()), ["a"], "nothing new");
+        followed.flood(&from, &known, 1, &["a"]).await;
     }
     // The questions are used up; a key that appears now is found with the next one, within two seconds.
     issuer.say(Says::Body(set(&["b"])));
-    let flood: Vec<_> = (0..50)
-        .map(|_| {
-            let (keys, from, known) = (keys.clone(), Arc::clone(&from), Arc::clone(&known));
-            tokio::spawn(async move { keys.learn(&from, Some(&known)).await })
-        })
-        .collect();
-    for one in flood {
-        assert_eq!(ids(&one.await.unwrap().unwrap()), ["b"]);
-    }
+    followed.flood(&from, &known, 50, &["b"]).await;
     assert_eq!(issuer.asked() - before, 6);
 }
 
@@ -255,78 +281,142 @@ async fn what_was_never_fetched_is_unavailable_with_the_reason_and_only_the_firs
     assert_eq!((refusal.status().as_u16(), refusal.reason().as_str()), (503, "keys_unavailable"));
     assert!(refusal.to_string().ends_with("are not known: timeout"), "{refusal}");
     assert!(began.elapsed() >= from.timeout, "the first answer is waited for");
-    let again = tokio::time::timeout(Duration::from_millis(100), keys.learn(&from, None)).await;
-    assert!(again.is_ok_and(|refused| refused.is_err()), "nobody waits for the next");
+    // Nobody waits for the next: it is told before anything else can happen.
+    let again = futures_util::FutureExt::now_or_never(keys.learn(&from, None));
+    assert!(again.is_some_and(|refused| refused.is_err()));
     issuer.say(Says::Body(set(&["a"])));
-    let (_want, mut all) = follow(&keys, &[&from]);
-    told(&mut all, &from, &["a"]).await;
+    let mut followed = Followed::begin(keys.clone(), &[&from]);
+    followed.hears(&from, &["a"]).await;
     assert!(keys.learn(&from, None).await.is_ok());
 }
 
 #[tokio::test]
 async fn one_bad_issuer_never_delays_another() {
     let (bad, good) = (Issuer::start(Says::NoHandshake).await, Issuer::start(Says::Body(set(&["a"]))).await);
-    let slow = Arc::new(KeySource { timeout: Duration::from_secs(30), ..(*bad.source()).clone() });
+    let slow = Arc::new(KeySource { timeout: Duration::from_secs(600), ..(*bad.source()).clone() });
     let (from, keys) = (good.source(), keys(local()));
-    let (_want, mut all) = follow(&keys, &[&slow, &from]);
+    let mut followed = Followed::begin(keys.clone(), &[&slow, &from]);
     let waits = tokio::spawn({
         let (keys, slow) = (keys.clone(), Arc::clone(&slow));
-        async move { keys.learn(&slow, None).await }
+        async move { keys.0.fetch(&keys.0.entry(&slow)).await }
     });
-    told(&mut all, &from, &["a"]).await;
+    let known = followed.hears(&from, &["a"]).await;
     good.say(Says::Body(set(&["b"])));
-    let known = all.borrow()[&from].clone();
-    let learned = tokio::time::timeout(Duration::from_secs(2), keys.learn(&from, Some(&known))).await;
-    assert_eq!(ids(&learned.unwrap().unwrap()), ["b"]);
+    followed.flood(&from, &known, 1, &["b"]).await;
     assert!(!waits.is_finished(), "the bad one is still waited for");
     waits.abort();
+}
+
+/// Keys whose last good ones are kept in a directory.
+fn kept(dir: &Path) -> Keys {
+    let last_good = LastGood::open(&StateDir::open(dir).unwrap()).unwrap();
+    Keys::new(local(), observer(), Some(Arc::new(Mutex::new(last_good))))
+}
+
+/// What a restart would read.
+fn on_disk(keys: &Keys) -> Vec<SavedKeys> {
+    keys.0.last_good.as_ref().unwrap().lock().unwrap().keys().unwrap().unwrap_or_default()
 }
 
 #[tokio::test]
 async fn the_last_good_keys_are_known_again_after_a_restart_while_their_issuer_is_away() {
     let dir = tempfile::tempdir().unwrap();
-    let open = |dir: &Path| {
-        let last_good = LastGood::open(&StateDir::open(dir).unwrap()).unwrap();
-        Keys::new(local(), observer(), Some(Arc::new(Mutex::new(last_good))))
-    };
     let issuer = Issuer::start(Says::Body(set(&["a"]))).await;
     let from = issuer.source();
     {
-        let keys = open(dir.path());
-        let (_want, mut all) = follow(&keys, &[&from]);
-        told(&mut all, &from, &["a"]).await;
-        let saved = || keys.0.last_good.as_ref().unwrap().lock().unwrap().keys().unwrap().is_some();
-        crate::exchange::harness::until("the keys are saved", saved).await;
+        let mut followed = Followed::begin(kept(dir.path()), &[&from]);
+        followed.hears(&from, &["a"]).await;
+        crate::exchange::harness::until("the keys are saved", || !on_disk(&followed.keys).is_empty()).await;
     }
     issuer.say(Says::Closed);
-    let keys = open(dir.path());
-    let (_want, mut all) = follow(&keys, &[&from]);
-    told(&mut all, &from, &["a"]).await;
+    let mut followed = Followed::begin(kept(dir.path()), &[&from]);
+    followed.hears(&from, &["a"]).await;
     let other = KeySource { ca: None, ..(*from).clone() };
-    assert!(keys.0.entry(&Arc::new(other)).keys().is_none(), "by another authority's word");
+    assert!(followed.keys.0.entry(&Arc::new(other)).keys().is_none(), "by another authority's word");
+}
+
+#[tokio::test]
+async fn a_rule_that_is_edited_or_brought_back_begins_with_the_keys_of_now_and_not_of_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let issuer = Issuer::start(Says::Body(set(&["a"]))).await;
+    let from = issuer.source();
+    {
+        let mut followed = Followed::begin(kept(dir.path()), &[&from]);
+        followed.hears(&from, &["a"]).await;
+        crate::exchange::harness::until("the keys are saved", || !on_disk(&followed.keys).is_empty()).await;
+    }
+    issuer.say(Says::Body(set(&["b"])));
+    let mut followed = Followed::begin(kept(dir.path()), &[&from]);
+    followed.hears(&from, &["b"]).await;
+    issuer.say(Says::Closed);
+    let edited = Arc::new(KeySource { timeout: Duration::from_millis(700), ..(*from).clone() });
+    followed.want.send_replace(BTreeSet::from([Arc::clone(&edited)]));
+    followed.hears(&edited, &["b"]).await;
+    followed.want.send_replace(BTreeSet::new());
+    followed.told.wait_for(FetchedKeys::is_empty).await.unwrap();
+    followed.want.send_replace(BTreeSet::from([Arc::clone(&from)]));
+    followed.hears(&from, &["b"]).await;
+}
+
+#[tokio::test]
+async fn of_two_who_save_at_once_nobody_writes_what_is_older_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let issuer = Issuer::start(Says::Closed).await;
+    let (from, keys, now) = (issuer.source(), kept(dir.path()), SystemTime::now());
+    let held = |id: &str| {
+        let text = set(&[id]);
+        Held { keys: read_published(&text).unwrap().0.into(), text: text.into(), fetched_at: now }
+    };
+    // The first is on its way to the disk, on which somebody else writes; meanwhile newer keys come.
+    let writing = keys.0.last_good.as_ref().unwrap().lock().unwrap();
+    keys.0.remember(&from, &held("a"), now);
+    let first = std::thread::spawn({
+        let keys = keys.clone();
+        move || keys.0.save_now()
+    });
+    keys.0.remember(&from, &held("b"), now);
+    drop(writing);
+    first.join().unwrap().unwrap();
+    assert_eq!(on_disk(&keys)[0].text, set(&["b"]), "whoever has the turn writes what is known then");
 }
 
 #[tokio::test]
 async fn an_issuer_that_no_policy_names_any_more_is_not_asked_again() {
     let issuer = Issuer::start(Says::Body(set(&["a"]))).await;
-    let (from, keys) = (issuer.source(), keys(local()));
-    let (want, mut all) = follow(&keys, &[&from]);
-    told(&mut all, &from, &["a"]).await;
-    want.send_replace(BTreeSet::new());
-    all.wait_for(FetchedKeys::is_empty).await.unwrap();
-    assert!(keys.0.entries.read().unwrap().is_empty() && keys.shown().as_array().unwrap().is_empty());
+    let (mut followed, _, _) = Followed::of(&issuer).await;
+    followed.want.send_replace(BTreeSet::new());
+    followed.told.wait_for(FetchedKeys::is_empty).await.unwrap();
+    assert!(followed.keys.0.entries.read().unwrap().is_empty() && followed.keys.shown().as_array().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_request_of_before_that_asks_for_an_issuer_let_go_does_not_bring_it_back_for_good() {
+    let issuer = Issuer::start(Says::Body(set(&["a"]))).await;
+    let (mut followed, from, _) = Followed::of(&issuer).await;
+    followed.want.send_replace(BTreeSet::new());
+    followed.told.wait_for(FetchedKeys::is_empty).await.unwrap();
+    assert_eq!(ids(&followed.keys.learn(&from, None).await.unwrap()), ["a"], "it is answered all the same");
+    let left = || !followed.keys.0.entries.read().unwrap().is_empty();
+    assert!(left());
+    tokio::time::pause();
+    // Time passes whenever nobody has anything to do.
+    let gone = async {
+        while left() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), gone).await.expect("it is let go");
 }
 
 #[tokio::test]
 async fn metrics_and_config_show_how_the_keys_stand() {
     let issuer = Issuer::start(Says::Body(set(&["a"]))).await;
     let (from, observe) = (issuer.source(), observer());
-    let keys = Keys::new(local(), observe.clone(), None);
-    let (_want, mut all) = follow(&keys, &[&from]);
-    told(&mut all, &from, &["a"]).await;
+    let mut followed = Followed::begin(Keys::new(local(), observe.clone(), None), &[&from]);
+    followed.hears(&from, &["a"]).await;
     issuer.say(Says::Closed);
-    keys.0.fetch(&keys.0.entry(&from)).await;
-    observe.keys_age(&keys.ages());
+    followed.ask(&from).await;
+    observe.keys_age(&followed.keys.ages());
     let text = observe.render();
     for line in [
         format!("equerry_jwks_age_seconds{{issuer=\"{}\"}} 0", from.issuer),
@@ -335,6 +425,6 @@ async fn metrics_and_config_show_how_the_keys_stand() {
     ] {
         assert!(text.contains(&line), "{line}\n{text}");
     }
-    let shown = &keys.shown()[0];
+    let shown = &followed.keys.shown()[0];
     assert_eq!((&shown["state"], &shown["problem"], &shown["keys"][0]), (&"stale".into(), &"tls".into(), &"a".into()));
 }

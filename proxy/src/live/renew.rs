@@ -72,6 +72,35 @@ pub(crate) struct Keeper {
     pub(crate) identity: IdentityHandle,
     pub(crate) status: Status,
     pub(crate) observe: Observer,
+    pub(crate) joining: Joining,
+}
+
+/// The key with which a join token was shown, until that token brought an identity: an answer that got lost on its way is asked
+/// for again with the same key, and with no other.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Joining(Arc<Mutex<Option<(String, Arc<Request>)>>>);
+
+impl Joining {
+    fn request(&self, token: &JoinToken) -> Result<Arc<Request>, tonic::Status> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some((id, request)) if id == token.id() => Ok(Arc::clone(request)),
+            _ => {
+                let request = Arc::new(made()?);
+                *kept = Some((token.id().to_owned(), Arc::clone(&request)));
+                Ok(request)
+            }
+        }
+    }
+
+    fn done(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// A new key.
+fn made() -> Result<Request, tonic::Status> {
+    Request::new().map_err(|error| tonic::Status::internal(error.to_string()))
 }
 
 /// An identity as it was signed.
@@ -80,6 +109,14 @@ struct Signed {
     bundle: TrustBundle,
     /// Pin of the root that its certificate leads to.
     root: String,
+}
+
+/// A certificate that the control plane wants us to ask for.
+struct Asked {
+    /// Pin of the root that signs now.
+    root: String,
+    /// When.
+    at: SystemTime,
 }
 
 /// Why one try failed.
@@ -141,11 +178,11 @@ impl Keeper {
     /// Keeps the identity fresh for as long as the process runs, and believes whom the control plane says.
     pub(crate) async fn keep(self, link: Link, mut told: UnboundedReceiver<proto::Trust>) {
         let mut refused_token = None;
-        let mut asked = None;
+        let mut asked: Option<Asked> = None;
         loop {
             let Some(current) = self.identity.latest() else { return };
             let due = renewal(&current.identity);
-            let due = asked.map_or(due, |asked| due.min(asked));
+            let due = asked.as_ref().map_or(due, |asked| due.min(asked.at));
             tokio::select! {
                 () = wait_until(due) => {}
                 () = self.identity.renewal_asked() => {}
@@ -158,23 +195,26 @@ impl Keeper {
         }
     }
 
-    /// Asks for a new certificate until there is one. Returns when the control plane wants yet another.
+    /// Asks for a new certificate until there is one. Returns what the control plane said meanwhile that it does not meet.
     async fn renew_until_done(
         &self,
         link: &Link,
         refused_token: &mut Option<String>,
         told: &mut UnboundedReceiver<proto::Trust>,
-    ) -> Option<SystemTime> {
+    ) -> Option<Asked> {
         let mut backoff = Backoff::default();
+        let mut asked = None;
         loop {
             let current = self.identity.latest()?;
             let expired = SystemTime::now() >= current.not_after;
-            let tried = if expired { self.anew(&current, refused_token).await } else { self.renew(link).await };
+            let trying =
+                async { if expired { self.anew(&current, refused_token).await } else { self.renew(link).await } };
+            let tried = self.believing_meanwhile(told, &mut asked, trying).await;
             let Err(error) = tried else {
                 self.status.identity(None);
                 link.renew();
                 tracing::info!(until = %self.identity.latest().map_or_else(String::new, |new| rfc3339(new.not_after)), "the certificate was renewed");
-                return None;
+                return asked.filter(|asked| self.identity.latest().is_none_or(|new| new.root != asked.root));
             };
             if backoff.is_fresh() {
                 tracing::warn!(%error, until = %rfc3339(current.not_after), "the certificate cannot be renewed; trying again until it can");
@@ -185,16 +225,31 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(backoff.next()) => {}
                 () = self.identity.renewal_asked() => {}
-                Some(trust) = told.recv() => {
-                    self.believe(trust).await;
-                }
+                Some(trust) = told.recv() => asked = self.believe(trust).await.or(asked),
+            }
+        }
+    }
+
+    /// Does `work`, and believes what is told meanwhile: a revocation waits for nobody's answer.
+    async fn believing_meanwhile<T>(
+        &self,
+        told: &mut UnboundedReceiver<proto::Trust>,
+        asked: &mut Option<Asked>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                Some(trust) = told.recv() => *asked = self.believe(trust).await.or(asked.take()),
+                done = &mut work => return done,
             }
         }
     }
 
     /// Believes whom the control plane believes. Returns when to ask for a certificate of the root that signs now, if ours
     /// leads to another.
-    async fn believe(&self, told: proto::Trust) -> Option<SystemTime> {
+    async fn believe(&self, told: proto::Trust) -> Option<Asked> {
         let current = self.identity.latest()?;
         let heard = match trust::heard(told, &current.id.trust_domain) {
             Ok(heard) => heard,
@@ -203,6 +258,11 @@ impl Keeper {
                 return None;
             }
         };
+        if is_older(&heard.bundle, &current.bundle) {
+            let (told, known) = (heard.bundle.generation(), current.bundle.generation());
+            tracing::debug!(told, known, "what was said of trust is older than what is known, and is passed over");
+            return None;
+        }
         if heard.bundle != current.bundle {
             let (roots, revoked) = (heard.bundle.roots().len(), heard.bundle.revoked().len());
             let generation = heard.bundle.generation();
@@ -213,12 +273,13 @@ impl Keeper {
             }
         }
         let wait = heard.renew_within.mul_f64(fastrand::f64());
-        (heard.signing != current.root).then(|| SystemTime::now() + wait)
+        (heard.signing != current.root).then(|| Asked { root: heard.signing, at: SystemTime::now() + wait })
     }
 
     /// Asks for a new certificate under the present one.
     async fn renew(&self, link: &Link) -> Result<(), String> {
-        match self.sign(link.channel(), String::new()).await {
+        let request = made().map_err(|status| status.message().to_owned())?;
+        match self.sign(link.channel(), &request, String::new()).await {
             Ok(signed) => self.accept(signed).await.map_err(|error| error.to_string()),
             Err(status) => Err(status.message().to_owned()),
         }
@@ -271,8 +332,10 @@ impl Keeper {
             let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
             async move { stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionReset)) }
         });
-        match self.sign(channel, token.credential().to_string()).await {
+        let request = self.joining.request(token).map_err(|status| Failure::Later(status.message().to_owned()))?;
+        match self.sign(channel, &request, token.credential().to_string()).await {
             Ok(signed) if signed.bundle.holds(token.pin()) && signed.bundle.trust_domain() == pinned.trust_domain() => {
+                self.joining.done();
                 self.accept(signed).await.map_err(|error| never(&error))
             }
             Ok(_) => Err(never(&"its answer does not hold the root that the token names")),
@@ -283,9 +346,8 @@ impl Keeper {
         }
     }
 
-    /// Makes a key, and has it certified.
-    async fn sign(&self, channel: Channel, join_token: String) -> Result<Signed, tonic::Status> {
-        let request = Request::new().map_err(|error| tonic::Status::internal(error.to_string()))?;
+    /// Has a key certified.
+    async fn sign(&self, channel: Channel, request: &Request, join_token: String) -> Result<Signed, tonic::Status> {
         let asked = proto::SignRequest {
             csr_der: request.csr_der.clone(),
             join_token,
@@ -298,21 +360,23 @@ impl Keeper {
             tonic::Status::internal(format!("the control plane's answer cannot be used: {error}"))
         };
         let chain = answer.chain_der.into_iter().map(CertificateDer::from).collect();
-        let identity = Identity::new(request.key, chain).map_err(|error| unusable(&error))?;
+        let identity = Identity::new(request.key.clone(), chain).map_err(|error| unusable(&error))?;
         let roots = answer.roots_der.into_iter().map(CertificateDer::from).collect();
         let bundle = TrustBundle::new(identity.id().trust_domain.clone(), roots).map_err(|error| unusable(&error))?;
         let bundle = bundle.of_generation(answer.trust_generation, trust::revoked(&answer.revoked));
         Ok(Signed { identity, bundle, root: answer.root })
     }
 
-    /// Puts a new identity in force and saves it.
+    /// Puts a new identity in force and saves what is in force when it is its turn to write: of two that come together
+    /// nobody writes what is older last.
     async fn accept(&self, signed: Signed) -> Result<(), tls::TlsFault> {
-        let Signed { identity, bundle, root } = signed;
-        self.put(Signed { identity: identity.clone(), bundle: bundle.clone(), root: root.clone() })?;
-        let last_good = Arc::clone(&self.last_good);
-        let saved = SavedIdentity { identity, bundle, root };
+        self.put(signed)?;
+        let (last_good, identity) = (Arc::clone(&self.last_good), self.identity.clone());
         let saving = tokio::task::spawn_blocking(move || {
-            last_good.lock().unwrap_or_else(PoisonError::into_inner).save_identity(&saved)
+            let mut last_good = last_good.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(now) = identity.latest() else { return Ok(()) };
+            let (identity, bundle, root) = (now.identity.clone(), now.bundle.clone(), now.root.clone());
+            last_good.save_identity(&SavedIdentity { identity, bundle, root })
         });
         if let Ok(Err(error)) = saving.await {
             tracing::error!(%error, "the identity cannot be saved: a restart would need a new join token");
@@ -320,10 +384,13 @@ impl Keeper {
         Ok(())
     }
 
+    /// What is believed never goes back: an answer that was long under way may tell of less than was told since.
     fn put(&self, signed: Signed) -> Result<(), tls::TlsFault> {
         let Signed { identity, bundle, root } = signed;
-        let generation = self.identity.latest().map_or(1, |before| before.generation + 1);
-        let ready = TlsIdentity::new(identity, bundle, root, generation)?;
+        let before = self.identity.latest();
+        let generation = before.as_ref().map_or(1, |before| before.generation + 1);
+        let newest = before.map(|before| before.bundle.clone()).filter(|known| is_older(&bundle, known));
+        let ready = TlsIdentity::new(identity, newest.unwrap_or(bundle), root, generation)?;
         self.tell_ends(&ready);
         self.identity.put(ready);
         Ok(())
@@ -341,6 +408,12 @@ impl Keeper {
             self.observe.certificate("root", end);
         }
     }
+}
+
+/// Whether what is told of trust is older than what is known of the same mesh. Generations of a mesh that shares no root with it
+/// are another count.
+fn is_older(told: &TrustBundle, known: &TrustBundle) -> bool {
+    told.generation() < known.generation() && told.pins().iter().any(|pin| known.holds(pin))
 }
 
 /// Two thirds of life, less up to a tenth of it, so that sidecars started together do not renew together.

@@ -1,5 +1,6 @@
 //! Joining and renewing against an authority over real TLS.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,8 +27,22 @@ struct Signer {
     authority: Arc<Mutex<Authority>>,
     credential: String,
     asked: Arc<AtomicUsize>,
-    used: Arc<Mutex<bool>>,
+    /// The key that the token was used with.
+    used: Arc<Mutex<Option<Vec<u8>>>>,
+    /// What becomes of the next answers.
+    answers: Arc<Mutex<VecDeque<Fate>>>,
     lifetime: Duration,
+}
+
+/// What becomes of an answer, where it does not simply arrive.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// Signed, and lost on its way.
+    Lost,
+    /// Never given.
+    Hangs,
+    /// Of this generation of trust.
+    Generation(u64),
 }
 
 /// Whether the peer of a connection showed a certificate.
@@ -44,9 +59,15 @@ impl Identities for Signer {
             if asked.join_token != self.credential {
                 return Err(Refused::permission_denied("there is no such join token"));
             }
-            if std::mem::replace(&mut *self.used.lock().unwrap(), true) {
+            if self.used.lock().unwrap().get_or_insert_with(|| asked.csr_der.clone()) != &asked.csr_der {
                 return Err(Refused::permission_denied("this join token was used already; make a new one"));
             }
+        }
+        let fate = self.answers.lock().unwrap().pop_front();
+        match fate {
+            Some(Fate::Lost) => return Err(Refused::unavailable("the connection broke")),
+            Some(Fate::Hangs) => return std::future::pending().await,
+            _ => {}
         }
         let authority = self.authority.lock().unwrap();
         let issued = authority.sign(&asked.csr_der, &workload(), self.lifetime, SystemTime::now()).unwrap();
@@ -54,6 +75,7 @@ impl Identities for Signer {
             chain_der: issued.chain.iter().map(|c| c.to_vec()).collect(),
             roots_der: authority.roots().unwrap().roots().iter().map(|c| c.to_vec()).collect(),
             spiffe_id: issued.id.to_string(),
+            trust_generation: if let Some(Fate::Generation(generation)) = fate { generation } else { 0 },
             ..Default::default()
         }))
     }
@@ -71,6 +93,7 @@ struct World {
     address: SocketAddr,
     token: JoinToken,
     asked: Arc<AtomicUsize>,
+    answers: Arc<Mutex<VecDeque<Fate>>>,
     dir: tempfile::TempDir,
 }
 
@@ -87,11 +110,13 @@ impl World {
         let identity = Identity::new(request.key, issued.chain).unwrap();
         let config = tls::server_config(&identity, &bundle, ClientAuth::Optional, &[tls::ALPN_GRPC]).unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
+        let answers = Arc::default();
         let signer = Signer {
             authority: Arc::new(Mutex::new(authority)),
             credential: token.credential().to_string(),
             asked: Arc::clone(&asked),
             used: Arc::default(),
+            answers: Arc::clone(&answers),
             lifetime: Duration::from_secs(3600),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -109,7 +134,7 @@ impl World {
                 tokio::spawn(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
             }
         });
-        Self { address, token, asked, dir: tempfile::tempdir().unwrap() }
+        Self { address, token, asked, answers, dir: tempfile::tempdir().unwrap() }
     }
 
     fn keeper(&self, token: Option<&JoinToken>) -> Keeper {
@@ -125,6 +150,7 @@ fn keeper(dir: &Path, address: SocketAddr, token: Option<&JoinToken>) -> Keeper 
         identity: IdentityHandle::default(),
         status: Status::default(),
         observe: Observer::new(ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP }).unwrap(),
+        joining: Joining::default(),
     }
 }
 
@@ -228,6 +254,16 @@ fn keeper_with(keeper: &Keeper, token: &JoinToken) -> Keeper {
     Keeper { token: Some(JoinTokenFrom::Text(token.reveal().to_string())), ..keeper.clone() }
 }
 
+#[tokio::test]
+async fn an_answer_that_was_lost_is_asked_for_again_with_the_same_key_and_the_token_is_still_good() {
+    let world = World::begin().await;
+    world.answers.lock().unwrap().extend([Fate::Lost, Fate::Lost]);
+    let keeper = world.keeper(Some(&world.token));
+    keeper.first().await.unwrap();
+    assert_eq!((keeper.identity.current().unwrap().id.clone(), world.asked.load(Ordering::SeqCst)), (workload(), 3));
+    assert!(keeper.joining.0.lock().unwrap().is_none(), "the key is the identity's alone");
+}
+
 /// What the control plane would say of trust: its root, and these revoked.
 fn trust(world: &TrustBundle, generation: u64, revoked: &[&str], signing: &str) -> proto::Trust {
     proto::Trust {
@@ -240,7 +276,7 @@ fn trust(world: &TrustBundle, generation: u64, revoked: &[&str], signing: &str) 
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(std::time::Instant::now() < deadline, "never happened: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -296,4 +332,68 @@ async fn a_certificate_of_a_root_that_signs_no_more_is_renewed_and_so_is_one_tha
     let second = serial(&identity);
     identity.ask_renewal();
     until("yet another", || serial(&identity) != second).await;
+}
+
+#[tokio::test]
+async fn a_revocation_waits_for_no_certificate_that_is_asked_for() {
+    const WEB: &str = "spiffe://equerry.local/ns/shop/sa/web";
+    let world = World::begin().await;
+    let keeper = world.keeper(Some(&world.token));
+    keeper.first().await.unwrap();
+    let before = keeper.identity.latest().unwrap();
+    let link = Link::new(world.address.to_string(), keeper.identity.clone());
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    // It is there when the work begins, which ends when it is in force.
+    tell.send(trust(&before.bundle, 5, &[WEB], "another root")).unwrap();
+    let (web, identity) = (SpiffeId::parse(WEB).unwrap(), keeper.identity.clone());
+    let mut asked = None;
+    let revoked = until("the revocation to be in force", || identity.latest().unwrap().bundle.revokes(&web));
+    keeper.believing_meanwhile(&mut told, &mut asked, revoked).await;
+    assert_eq!(
+        asked.map(|asked| asked.root).as_deref(),
+        Some("another root"),
+        "and what it asked for is not forgotten"
+    );
+    // So it is while the control plane lets us wait for a signature.
+    world.answers.lock().unwrap().push_back(Fate::Hangs);
+    let asked_before = world.asked.load(Ordering::SeqCst);
+    identity.ask_renewal();
+    tokio::spawn(keeper.keep(link, told));
+    until("it to be asked", || world.asked.load(Ordering::SeqCst) > asked_before).await;
+    let began = std::time::Instant::now();
+    tell.send(trust(&before.bundle, 6, &[], "")).unwrap();
+    until("the next generation", || identity.latest().unwrap().bundle.generation() == 6).await;
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert_eq!(
+        identity.latest().unwrap().identity.serial(),
+        before.identity.serial(),
+        "the answer is still waited for"
+    );
+}
+
+#[tokio::test]
+async fn whom_this_sidecar_believes_never_goes_back_a_generation() {
+    const WEB: &str = "spiffe://equerry.local/ns/shop/sa/web";
+    let world = World::begin().await;
+    let keeper = world.keeper(Some(&world.token));
+    keeper.first().await.unwrap();
+    let before = keeper.identity.latest().unwrap();
+    let (web, link) = (SpiffeId::parse(WEB).unwrap(), Link::new(world.address.to_string(), keeper.identity.clone()));
+    keeper.believe(trust(&before.bundle, 5, &[WEB], "")).await;
+    let of = || keeper.identity.latest().unwrap().bundle.clone();
+    keeper.believe(trust(&before.bundle, 4, &[], "")).await;
+    assert!(of().generation() == 5 && of().revokes(&web), "an older word");
+    for (answered, known) in [(4, 5), (6, 6)] {
+        world.answers.lock().unwrap().push_back(Fate::Generation(answered));
+        let serial = keeper.identity.latest().unwrap().identity.serial().to_owned();
+        keeper.renew(&link).await.unwrap();
+        assert_ne!(keeper.identity.latest().unwrap().identity.serial(), serial, "the certificate is the new one");
+        assert_eq!((of().generation(), of().revokes(&web)), (known, known == 5), "answered as of {answered}");
+        let saved = keeper.last_good.lock().unwrap().identity().unwrap().unwrap();
+        assert_eq!(saved.bundle.generation(), known);
+    }
+    // Another mesh counts for itself.
+    let other = authority().roots().unwrap();
+    keeper.believe(trust(&other, 1, &[], "")).await;
+    assert_eq!(of().generation(), 1);
 }
