@@ -1,7 +1,7 @@
 //! `equerry status`: is the mesh well? Proxies and what they have, services and who stands behind them.
 
 use equerry_control_plane::serve::admin::shapes::{
-    ProxyList, ProxyReply, ProxyState, ServiceList, ServiceReply, VersionReply,
+    AuditProofReply, ProxyList, ProxyReply, ProxyState, ServiceList, ServiceReply, VersionReply,
 };
 use serde_json::json;
 
@@ -39,7 +39,8 @@ pub(crate) async fn run(output: Output, client: &mut Client) -> Result<(), Failu
     } else {
         out::data(format_args!("\n{}", services_table(&services.items, false)));
     }
-    let amiss = amiss(&proxies.items, &services.items);
+    let mut amiss = amiss(&proxies.items, &services.items);
+    amiss.extend(version.audit.as_ref().and_then(of_audit));
     if !amiss.is_empty() {
         out::data(format_args!("\n{}\n{}", out::styled(out::HEAD, "Amiss"), amiss.join("\n")));
     }
@@ -65,6 +66,12 @@ fn amiss(proxies: &[ProxyReply], services: &[ServiceReply]) -> Vec<String> {
         }
     }
     lines
+}
+
+/// An audit log that does not prove itself.
+fn of_audit(proof: &AuditProofReply) -> Option<String> {
+    let found = proof.found.as_ref()?;
+    Some(format!("audit log: {found}; compare it with an exported copy: `equerry audit verify -f FILE`"))
 }
 
 /// The control plane's version, after this program's own.
@@ -100,5 +107,18 @@ mod tests {
                 "shop/empty: nobody stands behind it; `equerry describe service` says why",
             ]
         );
+    }
+
+    #[test]
+    fn an_audit_log_that_does_not_prove_itself_is_amiss() {
+        let proof = |found: Option<&str>| AuditProofReply {
+            verified: found.is_none(),
+            up_to: 7,
+            at_unix: Some(1),
+            found: found.map(str::to_owned),
+        };
+        assert_eq!(of_audit(&proof(None)), None);
+        let told = of_audit(&proof(Some("entry 4 does not follow from entry 3"))).unwrap();
+        assert!(told.starts_with("audit log: entry 4 does not follow from entry 3; compare"), "{told}");
     }
 }
