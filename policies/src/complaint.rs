@@ -1,4 +1,5 @@
-//! A mistake, for the person who made it: where it is, what was found, what is expected, the nearest spelling.
+//! A mistake, for the person who made it: where it is, what was found, what is expected, the nearest spelling. What is no
+//! mistake, but hardly meant, is told in the same form, as a warning.
 //!
 //! Every part of this crate that refuses input refuses it with these, all of them at once. They travel through the
 //! admin API unchanged, so their serde form is part of that contract.
@@ -44,6 +45,9 @@ pub struct Complaint {
     /// The document, such as `HTTPRoute shop/inventory`, where it could be read so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document: Option<String>,
+    /// It may be meant, and nothing is refused for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warning: bool,
 }
 
 impl Complaint {
@@ -78,6 +82,12 @@ impl Complaint {
         (&self.file, &self.key) == (&other.file, &other.key)
     }
 
+    /// Whether both say the same of the same document, wherever each read it.
+    pub fn says_what(&self, other: &Self) -> bool {
+        let of = |one: &Self| (one.document.clone(), one.key.clone(), one.found.clone(), one.expected.clone());
+        of(self) == of(other)
+    }
+
     /// Whether the thing found is known, and only not built yet.
     pub fn is_unsupported(&self) -> bool {
         self.expected.starts_with(NOT_SUPPORTED)
@@ -85,7 +95,13 @@ impl Complaint {
 
     /// The complaint in one line, without the snippet.
     pub fn line(&self) -> String {
-        let mut text = self.place();
+        let warning = if self.warning { "warning: " } else { "" };
+        format!("{}{warning}{}", self.place(), self.sentence())
+    }
+
+    /// The same without the place: key, found and expected.
+    pub fn sentence(&self) -> String {
+        let mut text = String::new();
         if !self.key.is_empty() {
             text.push_str(&self.key);
             text.push_str(": ");
@@ -154,8 +170,10 @@ mod tests {
             expected: "a Service of namespace shop".into(),
             nearest: Some("inventory".into()),
             snippet: snippet("  name: inventry", 2, 9, 8),
-            document: None,
+            ..Complaint::default()
         };
+        let warning = Complaint { warning: true, ..complaint.clone() };
+        assert!(warning.to_string().starts_with("shop.yaml:2:9: warning: spec.a: found "), "{warning}");
         assert_eq!(
             complaint.to_string(),
             "shop.yaml:2:9: spec.a: found \"inventry\", expected a Service of namespace shop; did you mean inventory?\n  \

@@ -38,6 +38,9 @@ pub(crate) async fn run(args: &ApplyArgs, client: &mut Client) -> Result<(), Fai
         return Err(answer.failure());
     }
     let reply: ApplyReply = answer.read()?;
+    if matches!(output, Output::Table | Output::Wide) {
+        complaints::warn(&reply.warnings);
+    }
     if !args.wait {
         tell(&reply, output);
         return Ok(());
@@ -48,7 +51,7 @@ pub(crate) async fn run(args: &ApplyArgs, client: &mut Client) -> Result<(), Fai
     let proof = wait(client, reply.epoch, started, args.timeout).await?;
     let took = started.elapsed();
     if matches!(output, Output::Json | Output::Yaml) {
-        let both = json!({"epoch": reply.epoch, "changes": reply.changes, "complete": proof.complete, "milliseconds": took.as_millis() as u64, "proxies": proof.proxies});
+        let both = json!({"epoch": reply.epoch, "changes": reply.changes, "warnings": reply.warnings, "complete": proof.complete, "milliseconds": took.as_millis() as u64, "proxies": proof.proxies});
         out::data(if output == Output::Json { out::json(&both) } else { out::yaml(&both) });
     }
     let live = verdict(&proof, took, args.timeout)?;

@@ -232,6 +232,14 @@ impl Answer {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// What is hardly meant in what was asked for: the texts of `Warning` headers.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let all = self.headers.get_all(http::header::WARNING).iter().filter_map(|value| value.to_str().ok());
+        let text =
+            |value: &str| Some(value.split_once('"')?.1.strip_suffix('"')?.replace("\\\"", "\"").replace("\\\\", "\\"));
+        all.filter_map(text).collect()
+    }
+
     /// The body as JSON of the expected shape.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.body).map_err(|error| {

@@ -43,13 +43,21 @@ pub(crate) fn show(complaints: &[Complaint], after: &str, output: Output) -> Fai
     Failure::silent(Code::Refused)
 }
 
+/// Shows what is hardly meant, to people: nothing was refused for it.
+pub(crate) fn warn(warnings: &[Complaint]) {
+    for warning in warnings {
+        out::say(render(warning));
+    }
+}
+
 /// `4 mistakes in 2 files`.
 pub(crate) fn count(complaints: &[Complaint]) -> String {
-    let mut files: Vec<&str> = complaints.iter().map(|complaint| complaint.file.as_str()).collect();
+    let mistakes = || complaints.iter().filter(|complaint| !complaint.warning);
+    let mut files: Vec<&str> = mistakes().map(|complaint| complaint.file.as_str()).collect();
     files.sort_unstable();
     files.dedup();
     let number = |count: usize, one: &str| if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") };
-    format!("{} in {}", number(complaints.len(), "mistake"), number(files.len(), "file"))
+    format!("{} in {}", number(mistakes().count(), "mistake"), number(files.len(), "file"))
 }
 
 /// The complaint with its caret coloured.

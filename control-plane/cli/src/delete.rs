@@ -38,6 +38,7 @@ pub(crate) async fn run(args: &DeleteArgs, client: &mut Client) -> Result<(), Fa
         return Err(answer.failure());
     }
     let reply: ApplyReply = answer.read()?;
+    complaints::warn(&reply.warnings);
     for change in &reply.changes {
         out::data(format_args!(
             "{} {}",
@@ -52,7 +53,7 @@ pub(crate) async fn run(args: &DeleteArgs, client: &mut Client) -> Result<(), Fa
 /// Who names what was to be deleted.
 fn still_needed(problem: &Problem) -> Failure {
     let mut message = "what was to be deleted is still needed, so nothing was deleted:".to_owned();
-    for complaint in &problem.complaints {
+    for complaint in problem.complaints.iter().filter(|complaint| !complaint.warning) {
         let document = complaint.document.as_deref().unwrap_or("a document");
         message.push_str(&format!("\n  {document} names {} at {}", complaint.found, complaint.key));
     }

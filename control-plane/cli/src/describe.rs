@@ -62,6 +62,7 @@ async fn document(args: &DescribeArgs, kind: Kind, client: &mut Client) -> Resul
     let document: Value = answer.read()?;
     let (version, epoch) = (answer.header("etag"), answer.header("equerry-epoch"));
     let (version, epoch) = (version.unwrap_or("-").trim_matches('"'), epoch.unwrap_or("-"));
+    let warnings = answer.warnings();
     match args.output.output {
         Output::Table | Output::Wide => {
             let mut text = String::new();
@@ -70,11 +71,17 @@ async fn document(args: &DescribeArgs, kind: Kind, client: &mut Client) -> Resul
             line(&mut text, "Namespace", namespace.unwrap_or("-"));
             line(&mut text, "Version", version);
             line(&mut text, "Since epoch", epoch);
+            for warning in &warnings {
+                line(&mut text, "Warning", out::styled(out::BAD, warning));
+            }
             out::data(format_args!("{text}\n{}", out::yaml(&document)));
         }
         Output::Name => out::data(crate::apply::name_of(kind.as_str(), namespace, &args.name)),
         output => {
-            plain(output, &json!({"version": version, "epoch": epoch.parse::<u64>().ok(), "document": document}));
+            plain(
+                output,
+                &json!({"version": version, "epoch": epoch.parse::<u64>().ok(), "warnings": warnings, "document": document}),
+            );
         }
     }
     Ok(())

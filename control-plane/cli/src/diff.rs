@@ -49,6 +49,7 @@ pub(crate) async fn run(args: &DiffArgs, client: &mut Client) -> Result<(), Fail
 async fn find(args: &DiffArgs, client: &mut Client) -> Result<Vec<Differing>, Failure> {
     let files = files::collect(&args.files.files)?;
     let judged = judge(&files, client).await?;
+    complaints::warn(&judged.warnings);
     let mut reading = Reading::default();
     for file in &files {
         reading.add(&file.name, &file.text, &default_namespace());

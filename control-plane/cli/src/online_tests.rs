@@ -105,6 +105,28 @@ async fn documents_are_applied_shown_and_deleted_over_tls() {
 }
 
 #[tokio::test]
+async fn a_route_may_come_before_the_service_it_sends_to_and_outlive_it() {
+    let mesh = Mesh::new().await;
+    let next = "---\napiVersion: v1\nkind: Service\nmetadata: {name: next, namespace: shop}\nspec: {selector: {app: next}, ports: [{port: 80}]}\n";
+    let routed = SHOP.replace("backendRefs: [{name: orders, port: 80}]", "backendRefs: [{name: next, port: 80}]");
+    let (route, next) = (mesh.file("route.yaml", &routed), mesh.file("next.yaml", next));
+    mesh.run(&["apply", "-f", &route]).await.unwrap();
+    let mut client = Client::new(mesh.connection.clone()).unwrap();
+    let mut warned = async || {
+        let path = "/api/v1/namespaces/shop/httproutes/orders";
+        client.ask(http::Method::GET, path, None::<&()>).await.unwrap().warnings()
+    };
+    let said = "spec.rules[0].backendRefs[0].name: found \"next\", expected the name of a Service that exists in namespace shop: \
+                until there is one, requests of its share are answered 500";
+    assert_eq!(warned().await, [said]);
+    mesh.run(&["describe", "httproute", "orders", "-n", "shop"]).await.unwrap();
+    mesh.run(&["apply", "-f", &next]).await.unwrap();
+    assert_eq!(warned().await, [""; 0]);
+    mesh.run(&["delete", "svc", "next", "-n", "shop"]).await.unwrap();
+    assert_eq!((warned().await.len(), mesh.control.epoch()), (1, 3));
+}
+
+#[tokio::test]
 async fn what_is_wrong_missing_or_still_needed_ends_with_1_and_changes_nothing() {
     let mesh = Mesh::new().await;
     let (shop, wrong) = (mesh.file("shop.yaml", SHOP), mesh.file("wrong.yaml", "kind: Servce\n"));

@@ -16,17 +16,20 @@ use crate::out;
 pub(crate) fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let output = args.output.output;
     let files = files::collect(&args.files.files)?;
-    let checked =
-        complaints::read_all(&files).and_then(|(documents, meaning)| compile_all(&meaning).map(|()| documents));
-    let documents = match checked {
-        Ok(documents) => documents,
+    let checked = complaints::read_all(&files).and_then(|(documents, meaning)| {
+        compile_all(&meaning)?;
+        Ok((documents, meaning.warnings))
+    });
+    let (documents, warnings) = match checked {
+        Ok(checked) => checked,
         Err(mistakes) => return Err(complaints::show(&mistakes, "", output)),
     };
     match output {
-        Output::Json => out::data(out::json(&Vec::<Complaint>::new())),
-        Output::Yaml => out::data(out::yaml(&Vec::<Complaint>::new())),
+        Output::Json => out::data(out::json(&warnings)),
+        Output::Yaml => out::data(out::yaml(&warnings)),
         Output::Name => documents.iter().for_each(|document| out::data(document.key())),
         Output::Table | Output::Wide => {
+            complaints::warn(&warnings);
             out::data(format_args!("{}: {}", out::styled(out::GOOD, "valid"), contents(&documents, files.len())));
         }
     }

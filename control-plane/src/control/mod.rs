@@ -111,6 +111,8 @@ pub struct Applied {
     pub changes: Vec<Change>,
 }
 
+    /// What is hardly meant in these documents, and in others since this change.
+    pub warnings: Vec<Complaint>,
 /// Which documents are asked for; `None`: all.
 #[derive(Debug, Clone, Default)]
 pub struct DocumentFilter {
@@ -327,7 +329,7 @@ impl ControlPlane {
                 // Nothing to change is an apply too: whoever waits for it means the proxies that are connected now.
                 self.count_audience(truth.epoch);
             }
-            return Ok(Applied { epoch: truth.epoch, changes: plan.changes });
+            return Ok(Applied { epoch: truth.epoch, changes: plan.changes, warnings: plan.warnings });
         };
         let about = plan.changes.iter().filter(|change| change.action != Action::Unchanged);
         let about = about.map(|change| format!("{} {}", change.key, change.action.as_str())).collect();
@@ -338,7 +340,7 @@ impl ControlPlane {
         self.publish(next);
         let (by, token, changed) = (options.by.name.as_str(), options.by.token.as_str(), in_short(&plan.changes));
         tracing::info!(epoch, by, token, changed, "documents changed");
-        Ok(Applied { epoch, changes: plan.changes })
+        Ok(Applied { epoch, changes: plan.changes, warnings: plan.warnings })
     }
 
     /// The proxies that an apply of this epoch counts: those connected now, and those registered but away.

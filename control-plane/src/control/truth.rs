@@ -100,7 +100,7 @@ pub enum Precondition {
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The documents are wrong; every mistake is listed.
-    #[error("{} found; nothing was changed", mistakes(.0.len()))]
+    #[error("{} found; nothing was changed", mistakes(.0))]
     Invalid(Vec<Complaint>),
     /// A document is not what the caller believed.
     #[error("{key} was changed meanwhile: found version {}, expected {expected}; read it again and repeat the change", found.as_deref().unwrap_or("none (it does not exist)"))]
@@ -132,7 +132,8 @@ impl From<StoreError> for ApplyError {
     }
 }
 
-fn mistakes(count: usize) -> String {
+fn mistakes(complaints: &[Complaint]) -> String {
+    let count = complaints.iter().filter(|complaint| !complaint.warning).count();
     if count == 1 { "1 mistake".to_owned() } else { format!("{count} mistakes") }
 }
 
@@ -145,6 +146,8 @@ fn names(keys: &[DocumentKey]) -> String {
 pub struct Plan {
     /// What becomes of each document named, in the order given.
     pub changes: Vec<Change>,
+    /// What is hardly meant in these documents, and in others since this change.
+    pub warnings: Vec<Complaint>,
     /// What to write, and the truth afterwards; `None` when nothing changes.
     pub next: Option<(EpochRows, Truth)>,
 }
@@ -196,18 +199,33 @@ impl Truth {
             return Err(ApplyError::NotFound(missing));
         }
         // First as they were written, so that mistakes are told with file and line.
-        judge(&self.with(&edits), trust_domain).map_err(ApplyError::Invalid)?;
+        let meaning = judge(&self.with(&edits), trust_domain).map_err(ApplyError::Invalid)?;
+        let warnings = self.concerning(&edits, meaning.warnings);
 
         let mut next = Self { epoch: self.epoch + 1, ..self.clone() };
         let mut rows = EpochRows { epoch: next.epoch, ..EpochRows::default() };
         let changes = edits.into_iter().map(|edit| next.make(edit, &mut rows)).collect::<Result<Vec<_>, _>>()?;
         if rows.written.is_empty() && rows.deleted.is_empty() {
-            return Ok(Plan { changes, next: None });
+            return Ok(Plan { changes, warnings, next: None });
         }
         // Then as they are kept, so that a restart finds the same meaning, and proxies the same bytes.
         let kept: Vec<Document> = next.documents.values().map(|stored| stored.document.clone()).collect();
         next.meaning = Arc::new(judge(&kept, trust_domain).map_err(ApplyError::Invalid)?);
-        Ok(Plan { changes, next: Some((rows, next)) })
+        Ok(Plan { changes, warnings, next: Some((rows, next)) })
+    }
+
+    /// Those warnings that whoever makes `edits` should hear: about the documents themselves, and what was not so before.
+    fn concerning(&self, edits: &[Edit], warnings: Vec<Complaint>) -> Vec<Complaint> {
+        let written: BTreeSet<String> = edits
+            .iter()
+            .filter_map(|edit| match edit {
+                Edit::Put(document) => Some(document.key().to_string()),
+                Edit::Delete(_) => None,
+            })
+            .collect();
+        let is_new = |warning: &Complaint| !self.meaning.warnings.iter().any(|known| known.says_what(warning));
+        let concerns = |warning: &Complaint| warning.document.as_ref().is_some_and(|of| written.contains(of));
+        warnings.into_iter().filter(|warning| concerns(warning) || is_new(warning)).collect()
     }
 
     fn check(&self, key: &DocumentKey, precondition: &Precondition) -> Result<(), ApplyError> {
@@ -416,17 +434,49 @@ spec:
     fn a_mistake_is_told_with_its_line_and_nothing_is_planned() {
         let (_, truth) = shop();
         let error = truth
-            .plan(put(&SHOP.replace("{name: orders, port: 80}]}]", "{name: ordrs, port: 80}]}]")), None, &domain())
+            .plan(put(&SHOP.replace("kind: Service, name: orders}]", "kind: Service, name: ordrs}]")), None, &domain())
             .unwrap_err();
         let ApplyError::Invalid(complaints) = error else { panic!("{error}") };
         assert_eq!(
             (complaints[0].file.as_str(), complaints[0].line, complaints[0].nearest.as_deref()),
-            ("test.yaml", 12, Some("orders"))
+            ("test.yaml", 11, Some("orders"))
         );
     }
 
     #[test]
     fn what_something_else_still_names_cannot_be_deleted() {
+    #[test]
+    fn whoever_makes_a_change_hears_what_is_hardly_meant_in_it_or_since_it_and_nothing_else() {
+        const STOCK: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: stock, namespace: shop}
+spec: {ports: [{port: 80}]}
+";
+        let (_, truth) = shop();
+        let routed = SHOP.replace(
+            "rules: [{backendRefs: [{name: orders, port: 80}]}]",
+            "rules: [{backendRefs: [{name: stock, port: 80}]}]",
+        );
+        let told = |truth: &Truth, edits: Vec<Edit>| {
+            let plan = truth.plan(edits, None, &domain()).unwrap();
+            let places = plan.warnings.iter().map(|one| (one.line, one.document.clone().unwrap())).collect::<Vec<_>>();
+            assert!(plan.warnings.iter().all(|one| one.warning && one.found == "\"stock\""), "{:?}", plan.warnings);
+            (places, plan.next.map_or_else(|| truth.clone(), |(_, next)| next))
+        };
+        let route = "HTTPRoute shop/orders".to_owned();
+        let (warned, truth) = told(&truth, put(&routed));
+        assert_eq!(warned, [(12, route.clone())], "what is written now, with its line");
+        let (warned, truth) = told(&truth, put(&STOCK.replace("name: stock", "name: other")));
+        assert_eq!(warned, [], "what was so before, and is not touched");
+        assert_eq!(told(&truth, put(&routed)).0, [(12, route.clone())], "written again, it is said again");
+        let (warned, truth) = told(&truth, put(STOCK));
+        assert_eq!((warned, truth.meaning.warnings.len()), (vec![], 0), "it came");
+        let (warned, truth) = told(&truth, vec![Edit::Delete(key(Kind::Service, "stock"))]);
+        assert_eq!(warned, [(0, route)], "and is gone: of a document that is kept, no line is known");
+        assert_eq!(truth.meaning.warnings.len(), 1);
+    }
+
         let (_, truth) = shop();
         let delete = |keys: Vec<DocumentKey>| truth.plan(keys.into_iter().map(Edit::Delete).collect(), None, &domain());
         assert!(matches!(delete(vec![key(Kind::Service, "orders")]), Err(ApplyError::Invalid(_))));

@@ -13,8 +13,8 @@ use super::text::HeaderPattern;
 use crate::complaint::Complaint;
 use crate::names::{AccountName, PolicyName, ServiceName};
 use crate::policy::{
-    self, AppProtocol, GrpcMethod, HttpRoute, Origin, PathMatch, Retry, RouteKind, ServicePort, TcpRoute, TextMatch,
-    TrafficPolicy,
+    self, AppProtocol, GrpcMethod, HttpRoute, Nowhere, Origin, PathMatch, Retry, RouteKind, ServicePort, TcpRoute,
+    TextMatch, TrafficPolicy,
 };
 use crate::view::DestinationView;
 
@@ -61,7 +61,9 @@ pub struct RouteRule {
     pub filters: Vec<Filter>,
     /// Where requests go, by weight; backends of weight 0 are kept for explaining.
     pub backends: Vec<Backend>,
-    /// The sum of the weights; 0: there is nowhere to go.
+    /// Those that lead to nothing.
+    pub nowhere: Vec<Nowhere>,
+    /// The sum of the weights of both; 0: there is nowhere to go.
     pub total_weight: u64,
     /// Time for the whole exchange, retries included.
     pub request_timeout: Option<Duration>,
@@ -196,6 +198,7 @@ fn about(complaint: Complaint, kind: RouteKind, route: &PolicyName) -> Complaint
 
 fn rule(route: &Arc<str>, number: usize, from: &policy::RouteRule, wrong: &mut Vec<Complaint>) -> RouteRule {
     let place = format!("spec.rules[{number}]");
+    let is_here = |index: &usize| from.nowhere.iter().all(|gone| gone.index != *index);
     let backend = |(index, to): (usize, &policy::Backend)| Backend {
         service: to.service.clone(),
         port: to.port,
@@ -208,14 +211,15 @@ fn rule(route: &Arc<str>, number: usize, from: &policy::RouteRule, wrong: &mut V
             wrong,
         ),
     };
-    let backends = from.backends.iter().enumerate().map(backend).collect();
+    let backends = (0..).filter(is_here).zip(&from.backends).map(backend).collect();
     RouteRule {
         route: Arc::clone(route),
         number,
         name: from.name.as_deref().map(Into::into),
         filters: filters(&from.filters, &from.matches, &from.origin, &format!("{place}.filters"), wrong),
         backends,
-        total_weight: from.backends.iter().map(|backend| u64::from(backend.weight)).sum(),
+        nowhere: from.nowhere.clone(),
+        total_weight: total_weight(&from.backends, &from.nowhere),
         request_timeout: from.request_timeout.filter(|timeout| !timeout.is_zero()),
         try_timeout: from.try_timeout.filter(|timeout| !timeout.is_zero()),
         retry: from.retry.clone(),
@@ -223,6 +227,10 @@ fn rule(route: &Arc<str>, number: usize, from: &policy::RouteRule, wrong: &mut V
         matches: from.matches.clone(),
         origin: from.origin.clone(),
     }
+}
+
+fn total_weight(backends: &[policy::Backend], nowhere: &[Nowhere]) -> u64 {
+    backends.iter().map(|to| to.weight).chain(nowhere.iter().map(|to| to.weight)).map(u64::from).sum()
 }
 
 /// A `TCPRoute` as a rule without matches: connections have nothing that could be matched.
@@ -239,7 +247,8 @@ fn tcp_rule(from: &TcpRoute) -> RouteRule {
         name: from.rule.as_deref().map(Into::into),
         filters: Vec::new(),
         backends: from.backends.iter().map(backend).collect(),
-        total_weight: from.backends.iter().map(|backend| u64::from(backend.weight)).sum(),
+        nowhere: from.nowhere.clone(),
+        total_weight: total_weight(&from.backends, &from.nowhere),
         request_timeout: None,
         try_timeout: None,
         retry: None,

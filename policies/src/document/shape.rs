@@ -108,12 +108,14 @@ pub(crate) const fn ignored(name: &'static str) -> Field {
 pub(crate) struct Notes<'d> {
     pub(crate) document: &'d Document,
     pub(crate) list: Vec<Complaint>,
+    /// What is no mistake, but hardly meant.
+    pub(crate) warnings: Vec<Complaint>,
     rest: Complaint,
 }
 
 impl<'d> Notes<'d> {
     pub(crate) fn new(document: &'d Document) -> Self {
-        Self { document, list: Vec::new(), rest: Complaint::default() }
+        Self { document, list: Vec::new(), warnings: Vec::new(), rest: Complaint::default() }
     }
 
     pub(crate) fn complain(
@@ -138,6 +140,21 @@ impl<'d> Notes<'d> {
         self.list.push(self.document.complaint(mark, path.to_owned(), found.into(), expected.into()));
         let last = self.list.len() - 1;
         &mut self.list[last]
+    }
+
+    /// Tells of what is no mistake, but hardly meant.
+    pub(crate) fn warn(
+        &mut self,
+        mark: Mark,
+        path: &str,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+        nearest: Option<&str>,
+    ) {
+        if self.warnings.len() < MAX_COMPLAINTS {
+            let told = self.document.complaint(mark, path.to_owned(), found.into(), expected.into());
+            self.warnings.push(Complaint { warning: true, ..told.with_nearest(nearest) });
+        }
     }
 
     /// Complains about a known thing that is not built.

@@ -38,6 +38,7 @@ impl Source {
             nearest: None,
             snippet: self.line(mark.line).and_then(|line| snippet(line, mark.line, mark.column, mark.length)),
             document: None,
+            warning: false,
         }
     }
 

@@ -109,6 +109,10 @@ impl<'d> At<'d> {
         notes.complain(self.node.mark, &self.path, self.node.in_words(), expected).nearest = nearest.map(str::to_owned);
     }
 
+    pub(super) fn warn_near(&self, notes: &mut Notes<'_>, expected: impl Into<String>, nearest: Option<&str>) {
+        notes.warn(self.node.mark, &self.path, self.node.in_words(), expected, nearest);
+    }
+
     pub(super) fn unsupported(&self, notes: &mut Notes<'_>, instead: &str) {
         notes.unsupported(self.node.mark, &self.path, self.node.in_words(), instead);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::World;
 use super::at::At;
-use super::route::{not_normal, service_port};
+use super::route::{not_normal, referent};
 use crate::document::shape::Notes;
 use crate::names::PolicyName;
 use crate::policy::{
@@ -153,7 +153,9 @@ fn mirror(how: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>
     if let Some(numerator) = fraction.as_ref().and_then(|f| f.get("numerator")).filter(|_| share > out_of) {
         numerator.complain(notes, format!("a number not larger than the denominator, {out_of}"));
     }
-    let (service, port) = service_port(&how.get("backendRef")?, route, world, notes, true)?;
+    let to = referent(&how.get("backendRef")?, route, world, notes, "nothing is copied")?;
+    // Copies that lead nowhere are not made (Gateway API).
+    let (service, port) = to.ok()?;
     Some(RequestMirror { service, port, share, out_of })
 }
 

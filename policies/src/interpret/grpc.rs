@@ -3,7 +3,7 @@
 use super::World;
 use super::at::At;
 use super::filter::filters;
-use super::route::{self, backend, header_matches, regex};
+use super::route::{self, backends, header_matches, regex};
 use crate::document::shape::Notes;
 use crate::names::PolicyName;
 use crate::policy::{GrpcMethod, HttpRoute, PathMatch, RouteKind, RouteMatch, RouteRule, TextMatch};
@@ -36,12 +36,13 @@ fn rule(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -
             method: None,
         });
     }
-    let backends = at.list("backendRefs").iter().filter_map(|b| backend(b, &matches, route, world, notes)).collect();
+    let (backends, nowhere) = backends(at, &matches, route, world, notes);
     RouteRule {
         name: at.text_of("name").map(str::to_owned),
         filters: filters(at, &matches, route, world, notes),
         matches,
         backends,
+        nowhere,
         request_timeout: None,
         try_timeout: None,
         retry: None,

@@ -35,12 +35,19 @@ use crate::policy::{AppProtocol, Meaning, Service, ServicePort};
 /// Reads what all documents mean together.
 ///
 /// # Errors
-/// With every mistake in any document, and between documents, in the order of files and lines.
+/// With every mistake in any document, and between documents, in the order of files and lines; and with the warnings beside
+/// them.
 pub fn interpret(documents: &[Document]) -> Result<Meaning, Vec<Complaint>> {
     let mut work = Work { world: World { services: Some(BTreeMap::new()), ..World::default() }, ..Work::default() };
     work.refuse_duplicates(documents);
     work.read(documents);
     work.complaints.sort();
+    work.meaning.warnings.sort();
+    if work.complaints.is_empty() {
+        return Ok(work.meaning);
+    }
+    // Whoever has to look at it again hears of everything at once.
+    work.complaints.append(&mut work.meaning.warnings);
     work.complaints.dedup();
     if work.complaints.is_empty() { Ok(work.meaning) } else { Err(work.complaints) }
 }
@@ -82,20 +89,20 @@ impl World {
         let Some(services) = &self.services else { return Some(None) };
         let found = services.get(name);
         if found.is_none() {
-            let same: Vec<_> = services.keys().filter(|s| s.namespace == name.namespace).collect();
-            let elsewhere = services.keys().find(|s| s.name == name.name).map(ToString::to_string);
-            let near =
-                nearest(name.name.as_str(), same.iter().map(|s| s.name.as_str())).map(str::to_owned).or(elsewhere);
-            at.complain_near(
-                notes,
-                format!("the name of a Service that exists in namespace {}", name.namespace),
-                near.as_deref(),
-            );
+            at.complain_near(notes, existing(name), self.nearest_service(name).as_deref());
         }
         found.map(Option::as_ref)
     }
 
     /// Looks up a Service at whose instances something is enforced, and complains where it has no instance with a
+    /// The Service that may be meant by a name that none has.
+    fn nearest_service(&self, name: &ServiceName) -> Option<String> {
+        let services = self.services.as_ref()?;
+        let same = services.keys().filter(|s| s.namespace == name.namespace).map(|s| s.name.as_str());
+        let elsewhere = || services.keys().find(|s| s.name == name.name).map(ToString::to_string);
+        nearest(name.name.as_str(), same).map(str::to_owned).or_else(elsewhere)
+    }
+
     /// sidecar: nobody would enforce it.
     fn enforcing(&self, at: &At<'_>, name: &ServiceName, notes: &mut Notes<'_>) -> Option<()> {
         let found = self.service(at, name, notes)?;
@@ -163,6 +170,11 @@ impl World {
 }
 
 /// A document, and where it was written.
+/// What is expected where a Service is named.
+fn existing(name: &ServiceName) -> String {
+    format!("the name of a Service that exists in namespace {}", name.namespace)
+}
+
 fn described(document: &Document) -> String {
     let origin = document.origin();
     match origin.file {
@@ -216,6 +228,7 @@ impl Work {
     }
 
     /// Reads one document into the meaning of all; `None` where something it needs is missing or wrong.
+        self.meaning.warnings.append(&mut notes.warnings);
     fn understand(&mut self, document: &Document, root: &At<'_>, notes: &mut Notes<'_>) -> Option<()> {
         let world = &mut self.world;
         let meaning = &mut self.meaning;

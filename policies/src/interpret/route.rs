@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::World;
 use super::at::At;
 use super::filter::filters;
+use super::{World, existing};
+use crate::document::Kind;
 use crate::document::shape::Notes;
 use crate::names::{PolicyName, ServiceName, nearest};
 use crate::policy::{
-    Backend, HeaderMatch, HttpRoute, PathMatch, QueryMatch, Retry, RouteFilter, RouteKind, RouteMatch, RouteRule,
-    Service, TcpRoute, TextMatch, whole_match,
+    Backend, HeaderMatch, HttpRoute, Nowhere, PathMatch, QueryMatch, Retry, RouteFilter, RouteKind, RouteMatch,
+    RouteRule, Service, TcpRoute, TextMatch, whole_match,
 };
 
 /// Matches in all rules of a route together (Gateway API).
@@ -46,13 +47,13 @@ pub(super) fn tcp_route(
     let parents = parents(&spec, name, world, notes);
     let rules = spec.list("rules");
     let rule = rules.first()?;
-    let backends: Vec<Backend> =
-        rule.list("backendRefs").iter().filter_map(|b| backend(b, &[], name, world, notes)).collect();
-    (!parents.is_empty() && !backends.is_empty()).then(|| TcpRoute {
+    let (backends, nowhere) = backends(rule, &[], name, world, notes);
+    (!parents.is_empty() && !(backends.is_empty() && nowhere.is_empty())).then(|| TcpRoute {
         name: name.clone(),
         parents,
         rule: rule.text_of("name").map(str::to_owned),
         backends,
+        nowhere,
         origin: root.origin(notes),
     })
 }
@@ -68,7 +69,7 @@ pub(super) fn parents(
 ) -> Vec<(ServiceName, Option<u16>)> {
     let mut parents: Vec<(ServiceName, Option<u16>)> = Vec::new();
     for at in spec.list("parentRefs") {
-        let Some((service, port)) = service_port(&at, route, world, notes, false) else { continue };
+        let Some((service, port)) = parent(&at, route, world, notes) else { continue };
         let port = by_section(&at, &service, port, world, notes);
         let parent = (service, port);
         if parents.contains(&parent) {
@@ -127,36 +128,78 @@ pub(super) fn rules<'d>(spec: &At<'d>, notes: &mut Notes<'_>) -> Vec<At<'d>> {
     rules
 }
 
-/// Reads the Service of a parent or backend, and its port. A backend of a Service with several ports must name one.
-pub(super) fn service_port(
+/// Reads the Service of a parent, and its port; its group and kind are written out.
+fn parent(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -> Option<(ServiceName, Option<u16>)> {
+    // What is neither left out nor right has been complained about.
+    if at.text_of("kind") != Some("Service") || !matches!(at.text_of("group"), Some("" | "core")) {
+        return None;
+    }
+    let (service, port) = named(at, route)?;
+    let known = world.service(&at.get("name")?, &service, notes)?;
+    if let Some((number, expected, near)) = known.and_then(|known| wrong_port(at, known)) {
+        number.complain_near(notes, expected, near.as_deref());
+    }
+    Some((service, port))
+}
+
+/// The Service and port that a parent or backend names.
+fn named(at: &At<'_>, route: &PolicyName) -> Option<(ServiceName, Option<u16>)> {
+    let namespace = at.parse("namespace").unwrap_or_else(|| route.namespace.clone());
+    Some((ServiceName::new(namespace, at.parse("name")?), at.whole::<u16>("port")))
+}
+
+/// A port that its Service does not have: where it is written, what is expected, and the nearest.
+fn wrong_port<'d>(at: &At<'d>, known: &Service) -> Option<(At<'d>, String, Option<String>)> {
+    let port = at.whole::<u16>("port")?;
+    if known.ports.iter().any(|p| p.port == port) {
+        return None;
+    }
+    let ports: Vec<String> = known.ports.iter().map(|p| p.port.to_string()).collect();
+    let near = nearest(&port.to_string(), ports.iter().map(String::as_str)).map(str::to_owned);
+    Some((at.get("port")?, format!("a port of Service {}: {}", known.name, ports.join(", ")), near))
+}
+
+/// What a backend leads to: a Service and its port, or why to nothing.
+pub(super) type Referent = Result<(ServiceName, Option<u16>), String>;
+
+/// Reads what a backend leads to. What leads to nothing is no mistake (Gateway API), because it may come; the writer is warned
+/// of it and told what happens `meanwhile`. A backend of a Service with several ports must name one.
+pub(super) fn referent(
     at: &At<'_>,
     route: &PolicyName,
     world: &World,
     notes: &mut Notes<'_>,
-    backend: bool,
-) -> Option<(ServiceName, Option<u16>)> {
-    // A parent's group and kind are written out; what is neither left out nor right has been complained about.
-    let is = |key: &str, words: &[&str]| at.text_of(key).map_or(backend, |word| words.contains(&word));
-    if !is("kind", &["Service"]) || !is("group", &["", "core"]) {
-        return None;
+    meanwhile: &str,
+) -> Option<Referent> {
+    let (group, kind) = (at.text_of("group").unwrap_or_default(), at.text_of("kind").unwrap_or("Service"));
+    let (service, port) = named(at, route)?;
+    if kind != "Service" || !matches!(group, "" | "core") {
+        let written = at.get(if kind == "Service" { "group" } else { "kind" })?;
+        let expected = format!("Service of the core group, \"\": this version sends to nothing else, and {meanwhile}");
+        written.warn_near(notes, expected, if kind == "Service" { None } else { nearest(kind, ["Service"]) });
+        let group = if group.is_empty() { String::new() } else { format!(" of {group}") };
+        return Some(Err(format!("{kind}{group} {service} is no Service")));
     }
-    let namespace = at.parse("namespace").unwrap_or_else(|| route.namespace.clone());
-    let service = ServiceName::new(namespace, at.parse("name")?);
-    let port = at.whole::<u16>("port");
-    let known: Option<&Service> = world.service(&at.get("name")?, &service, notes)?;
-    if let Some(known) = known {
+    let known = match &world.services {
+        None => return Some(Ok((service, port))),
+        Some(services) => services.get(&service),
+    };
+    let Some(known) = known else {
+        let expected = format!("{}: until there is one, {meanwhile}", existing(&service));
+        at.get("name")?.warn_near(notes, expected, world.nearest_service(&service).as_deref());
+        return Some(Err(format!("Service {service} does not exist")));
+    };
+    let Some(known) = known else { return Some(Ok((service, port))) };
+    if let Some((number, expected, near)) = wrong_port(at, known) {
+        number.warn_near(notes, format!("{expected}; until it has this one, {meanwhile}"), near.as_deref());
+        return Some(Err(format!("Service {service} has no port {}", port.unwrap_or_default())));
+    }
+    if port.is_none() && known.ports.len() > 1 {
         let ports: Vec<String> = known.ports.iter().map(|p| p.port.to_string()).collect();
-        let wrong = port.is_some_and(|port| known.ports.iter().all(|p| p.port != port));
-        if let Some(number) = at.get("port").filter(|_| wrong) {
-            let written = port.map(|p| p.to_string()).unwrap_or_default();
-            let near = nearest(&written, ports.iter().map(String::as_str));
-            number.complain_near(notes, format!("a port of Service {service}: {}", ports.join(", ")), near);
-        } else if backend && port.is_none() && ports.len() > 1 {
-            let found = format!("no port for Service {service}, which has several");
-            at.complain_of(notes, found, format!("one of its ports: {}", ports.join(", ")));
-        }
+        let found = format!("no port for Service {service}, which has several");
+        at.complain_of(notes, found, format!("one of its ports: {}", ports.join(", ")));
     }
-    Some((service, port))
+    Some(Ok((service, port)))
 }
 
 fn rule(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -> RouteRule {
@@ -179,7 +222,7 @@ fn rule(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -
         at.complain(notes, "a duration not longer than timeouts.request, which holds for all tries together");
     }
     let filters = filters(at, &matches, route, world, notes);
-    let backends = at.list("backendRefs").iter().filter_map(|b| backend(b, &matches, route, world, notes)).collect();
+    let (backends, nowhere) = backends(at, &matches, route, world, notes);
     if filters.iter().any(|filter| matches!(filter, RouteFilter::Redirect(_)))
         && let Some(at) = at.get("backendRefs")
     {
@@ -190,6 +233,7 @@ fn rule(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -
         filters,
         matches,
         backends,
+        nowhere,
         request_timeout,
         try_timeout,
         retry: at.get("retry").and_then(|r| retry(&r, notes)),
@@ -197,17 +241,31 @@ fn rule(at: &At<'_>, route: &PolicyName, world: &World, notes: &mut Notes<'_>) -
     }
 }
 
-/// Reads one of `backendRefs` of a rule with these matches.
-pub(super) fn backend(
-    at: &At<'_>,
+/// Reads `backendRefs` of a rule with these matches: those that lead somewhere, and those that do not.
+pub(super) fn backends(
+    rule: &At<'_>,
     matches: &[RouteMatch],
     route: &PolicyName,
     world: &World,
     notes: &mut Notes<'_>,
-) -> Option<Backend> {
-    let filters = filters(at, matches, route, world, notes);
-    let (service, port) = service_port(at, route, world, notes, true)?;
-    Some(Backend { service, port, weight: at.whole("weight").unwrap_or(1), filters })
+) -> (Vec<Backend>, Vec<Nowhere>) {
+    let meanwhile = match notes.document.kind() {
+        Kind::TcpRoute => "connections of its share are refused",
+        Kind::GrpcRoute => "calls of its share are answered UNAVAILABLE",
+        _ => "requests of its share are answered 500",
+    };
+    let (mut backends, mut nowhere) = (Vec::new(), Vec::new());
+    for (index, at) in rule.list("backendRefs").iter().enumerate() {
+        let filters = filters(at, matches, route, world, notes);
+        let weight = at.whole("weight").unwrap_or(1);
+        match referent(at, route, world, notes, meanwhile) {
+            Some(Ok((service, port))) => backends.push(Backend { service, port, weight, filters }),
+            Some(Err(why)) => nowhere.push(Nowhere { index, weight, why }),
+            // What cannot be read has been complained about.
+            None => {}
+        }
+    }
+    (backends, nowhere)
 }
 
 /// `None` where 0 attempts are written: nothing is tried again.

@@ -37,7 +37,7 @@ pub use key_url::{KeyUrl, UrlHost};
 pub use mesh::{ErrorDetail, Http10, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Verdict};
 pub use policy_test::{Expectation, PolicyTest, PolicyTestCase};
 pub use route::{
-    Backend, GrpcMethod, HeaderMatch, HttpRoute, PathMatch, QueryMatch, Retry, RouteKind, RouteMatch, RouteRule,
+    Backend, GrpcMethod, HeaderMatch, HttpRoute, Nowhere, PathMatch, QueryMatch, Retry, RouteKind, RouteMatch, RouteRule,
     TcpRoute, TextMatch,
 };
 pub use service::{AppProtocol, Service, ServicePort, StaticEndpoints};
@@ -54,6 +54,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{PolicyName, ServiceName};
 
+use crate::complaint::Complaint;
 /// Labels of an instance, or the labels a selector asks for.
 pub type Labels = BTreeMap<String, String>;
 
@@ -114,3 +115,5 @@ pub struct Meaning {
     /// Tenants and their quotas, by name.
     pub tenants: BTreeMap<crate::names::TenantName, Tenant>,
 }
+    /// What is hardly meant as it is written, though nothing is refused for it; in the order of files and lines.
+    pub warnings: Vec<Complaint>,

@@ -64,6 +64,10 @@ pub struct RouteRule {
     /// Where matched requests go, by weight. Empty, or all weights 0: they are answered with 500, unless a filter
     /// answers them.
     pub backends: Vec<Backend>,
+    /// Those of its `backendRefs` that lead to nothing: their share is answered with 500. An older proxy, which does not know
+    /// them, shares all out among the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nowhere: Vec<Nowhere>,
     /// Time for the whole exchange, retries included; `None` or zero: no limit.
     pub request_timeout: Option<Duration>,
     /// Time for each try; `None` or zero: no limit.
@@ -158,6 +162,18 @@ pub struct Backend {
     pub filters: Vec<RouteFilter>,
 }
 
+/// A backend that does not exist, or is nothing that requests can be sent to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nowhere {
+    /// Its place among the `backendRefs` of its rule, counted from 0.
+    pub index: usize,
+    /// Its share among the rule's backends.
+    pub weight: u32,
+    /// What is wrong with it, in words.
+    pub why: String,
+}
+
 /// When a try that failed is made again (GEP-1731). Connection errors are always worth a retry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -182,6 +198,9 @@ pub struct TcpRoute {
     pub rule: Option<String>,
     /// Where connections go, by weight; all weights 0: they are refused.
     pub backends: Vec<Backend>,
+    /// Those of its `backendRefs` that lead to nothing: their share is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nowhere: Vec<Nowhere>,
     /// Where it was written.
     pub origin: Origin,
 }

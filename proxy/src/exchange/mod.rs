@@ -40,6 +40,8 @@ mod limits_tests;
 #[cfg(test)]
 mod load_tests;
 #[cfg(test)]
+mod nowhere_tests;
+#[cfg(test)]
 mod outside_tests;
 #[cfg(test)]
 mod slow_tests;

@@ -188,6 +188,7 @@ fn route(to: &[&str], path: PathMatch) -> HttpRoute {
             filters: vec![],
             backends: to
                 .iter()
+            nowhere: Vec::new(),
                 .map(|name| equerry_policies::policy::Backend {
                     service: service(name),
                     port: Some(80),

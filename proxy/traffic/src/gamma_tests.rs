@@ -28,6 +28,7 @@ routes!(
     "grpc-request-header-modifier",
     "grpc-request-mirror",
     "grpc-weight",
+    "invalid-backends",
     "matching",
     "named-rule",
     "ports",
@@ -166,6 +167,10 @@ fn a_request_ends_at_the_backend_or_status_that_the_specification_expects() {
         ("named-rule", "/named", none, "echo-v1:80 200"),
         ("named-rule", "/unnamed", none, "echo-v2:80 200"),
         ("all-backends-weight-zero", "/", none, " 500"),
+        ("invalid-backends", "/nonexistent", none, " 500"),
+        ("invalid-backends", "/unknown-kind", none, " 500"),
+        ("invalid-backends", "/unknown-port", none, " 500"),
+        ("invalid-backends", "/weightless", none, "echo-v2:80 200"),
     ] {
         let played = get(route, "mesh", &format!("echo:80{path}"), headers);
         assert_eq!(format!("{} {}", played.backend, played.status), wanted, "{route} {path} {headers:?}");
@@ -352,6 +357,13 @@ fn weights_are_kept() {
         let first = counts["echo-v1"];
         assert!(counts.len() == 2 && (300..400).contains(&first), "{route} {counts:?}");
     }
+}
+
+#[test]
+fn the_share_of_an_invalid_backend_is_answered_with_500() {
+    let answers = (0..500).map(|seed| play("invalid-backends", "mesh", "GET echo:80/shared", &[], seed).status);
+    let refused = answers.filter(|status| *status == 500).count();
+    assert!((300..400).contains(&refused), "70 of 100: {refused} of 500");
 }
 
 #[test]

@@ -112,6 +112,8 @@ reasons! {
     NoService: "no_service", 502, 12, "NR", "destination_not_found", false;
     /// No rule of the destination's routes matches.
     NoRoute: "no_route", 404, 12, "NR", "destination_not_found", false;
+    /// The backend of a route does not exist, or is nothing that requests can be sent to.
+    InvalidBackend: "invalid_backend", 500, 14, "NR", "destination_not_found", false;
     /// The Service or the instance has no such port.
     NoSuchPort: "no_such_port", 404, 12, "NR", "destination_not_found", false;
     /// The destination has no healthy endpoint.
@@ -260,6 +262,14 @@ pub enum Refusal {
         route: String,
         /// Its rule.
         rule: usize,
+    },
+    /// The share of a backend that leads to nothing was drawn (Gateway API: answered with 500).
+    #[error("{place} leads to nothing: {why}")]
+    InvalidBackend {
+        /// The route, its rule, and the place of the backend there.
+        place: Box<str>,
+        /// What is wrong with it.
+        why: Box<str>,
     },
     /// The Service or the instance has no such port.
     #[error("{of} has no port {port}; it has {}", list(ports))]
@@ -490,6 +500,7 @@ impl Refusal {
             Self::ResponseTooLarge { .. } => Reason::ResponseTooLarge,
             Self::BreakerOpen { .. } => Reason::BreakerOpen,
             Self::UpstreamReset { .. } => Reason::UpstreamReset,
+            Self::InvalidBackend { .. } => Reason::InvalidBackend,
             Self::ClientGone => Reason::ClientGone,
             Self::BadRequest { .. } | Self::OldVersion => Reason::BadRequest,
             Self::BodyTooLarge { .. } | Self::HeadTooLarge { .. } => Reason::TooLarge,
@@ -551,6 +562,7 @@ impl Refusal {
             _ => Fault::Client,
         }
     }
+            | Reason::InvalidBackend
 
     /// The policy and rule that refused, in the words that log, body and `explain` share; `None` when no policy did.
     pub fn cause(&self) -> Option<&str> {
@@ -581,6 +593,7 @@ impl Refusal {
         | Self::RequestTimeout(expired)
         | Self::TooLate(expired)
         | Self::ConnectTimeout(expired)
+            Self::InvalidBackend { place, .. } => Some(place),
         | Self::StreamIdle(expired)
         | Self::Unread(expired)
         | Self::BodyTimeout(expired) = &mut self

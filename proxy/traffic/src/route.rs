@@ -138,8 +138,7 @@ impl Choice {
 
     /// A backend of `rule`, drawn by weight.
     fn by(rule: &Arc<RouteRule>, leave: &MayLeave, rng: &mut fastrand::Rng) -> Result<Self, Refusal> {
-        let number = weighted(rule, rng)
-            .ok_or_else(|| Refusal::NoBackend { route: rule.route.to_string(), rule: rule.number })?;
+        let number = weighted(rule, rng)?;
         let to = &rule.backends[number];
         let same = to.service == leave.service;
         Ok(Self {
@@ -156,7 +155,7 @@ impl Choice {
 ///
 /// # Errors
 /// [`Refusal::NoRoute`] when there are routes and none matches, [`Refusal::NoBackend`] when the rule sends nowhere,
-/// [`Refusal::BadRequest`] where no HTTP is spoken.
+/// [`Refusal::InvalidBackend`] when the share of one that leads to nothing is drawn, [`Refusal::BadRequest`] where no HTTP is spoken.
 pub fn decide(
     leave: &MayLeave,
     destination: &CompiledDestination,
@@ -192,7 +191,7 @@ pub fn decide(
 ///
 /// # Errors
 /// [`Refusal::BadRequest`] where HTTP or gRPC is spoken, or rules about them hold: what is neither would pass them by.
-/// [`Refusal::NoBackend`] when the `TCPRoute` sends nowhere.
+/// [`Refusal::NoBackend`] when the `TCPRoute` sends nowhere, [`Refusal::InvalidBackend`] when that share is drawn.
 pub fn connect(
     leave: &MayLeave,
     destination: &CompiledDestination,
@@ -277,21 +276,27 @@ pub(crate) fn decoded(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// The place of a backend, drawn by weight; `None` when all weights are 0.
-fn weighted(rule: &RouteRule, rng: &mut fastrand::Rng) -> Option<usize> {
-    if let [only] = rule.backends.as_slice() {
-        return (only.weight > 0).then_some(0);
-    }
+/// The place of a backend, drawn by weight: also of those that lead to nothing, whose share is refused.
+fn weighted(rule: &RouteRule, rng: &mut fastrand::Rng) -> Result<usize, Refusal> {
     if rule.total_weight == 0 {
-        return None;
+        return Err(Refusal::NoBackend { route: rule.route.to_string(), rule: rule.number });
+    }
+    if rule.backends.len() == 1 && rule.nowhere.is_empty() {
+        return Ok(0);
     }
     let mut drawn = rng.u64(..rule.total_weight);
-    rule.backends.iter().position(|backend| {
-        let weight = u64::from(backend.weight);
-        let found = drawn < weight;
-        drawn = drawn.saturating_sub(weight);
+    let mut is_drawn = |weight: u32| {
+        let found = drawn < u64::from(weight);
+        drawn = drawn.saturating_sub(u64::from(weight));
         found
-    })
+    };
+    if let Some(number) = rule.backends.iter().position(|to| is_drawn(to.weight)) {
+        return Ok(number);
+    }
+    let gone = rule.nowhere.iter().find(|to| is_drawn(to.weight));
+    let (index, why) = gone.map_or((0, ""), |gone| (gone.index, gone.why.as_str()));
+    let place = format!("{} rules[{}].backendRefs[{index}]", rule.route, rule.number);
+    Err(Refusal::InvalidBackend { place: place.into(), why: why.into() })
 }
 
 #[cfg(test)]

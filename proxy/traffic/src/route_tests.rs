@@ -42,6 +42,7 @@ fn rule(to: &str, matches: Vec<RouteMatch>) -> policy::RouteRule {
             weight: 1,
             filters: vec![],
         }],
+        nowhere: vec![],
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -223,6 +224,7 @@ fn tcp_route(name: &str, weights: &[u32]) -> TcpRoute {
         parents: vec![(service("shop/orders"), Some(80))],
         rule: None,
         backends: weights.iter().enumerate().map(backend).collect(),
+        nowhere: vec![],
         origin: Origin::default(),
     }
 }
@@ -306,6 +308,31 @@ fn a_rule_that_sends_nowhere_is_answered_with_500() {
         let refused = route(&leave(&to), &to, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(1)).unwrap_err();
         assert_eq!(refused.status(), 500);
     }
+}
+
+#[test]
+fn the_share_of_a_backend_that_leads_to_nothing_is_answered_with_500_which_says_so() {
+    let gone = |weight| policy::Nowhere { index: 1, weight, why: "Service shop/b does not exist".to_owned() };
+    let answers = |backends: Vec<policy::Backend>, weight, seeds: u64| {
+        let all = vec![on(PathMatch::Prefix("/".to_owned()))];
+        let rule = policy::RouteRule { backends, nowhere: vec![gone(weight)], ..rule("a", all) };
+        let to = destination(vec![http_route("shop/a", vec![rule])], vec![port(80)]);
+        let one = |seed| route(&leave(&to), &to, &request("GET", "/", &[]), &mut fastrand::Rng::with_seed(seed));
+        (0..seeds).map(one).collect::<Vec<_>>()
+    };
+    let here = || rule("a", vec![]).backends;
+    let drawn = answers(here(), 3, 4000);
+    let refused: Vec<&Refusal> = drawn.iter().filter_map(|one| one.as_ref().err()).collect();
+    assert!((2900..3100).contains(&refused.len()), "three of four: {}", refused.len());
+    let told = "shop/a rules[0].backendRefs[1] leads to nothing: Service shop/b does not exist";
+    for refusal in refused {
+        assert_eq!((refusal.status().as_u16(), refusal.grpc_status(), refusal.to_string().as_str()), (500, 14, told));
+        assert_eq!(refusal.reason().as_str(), "invalid_backend");
+    }
+    assert!(answers(here(), 0, 100).iter().all(Result::is_ok), "a weight of 0 is no share");
+    assert!(answers(vec![], 1, 10).iter().all(|one| one.as_ref().is_err_and(|refusal| refusal.status() == 500)));
+    let zero = answers(vec![], 0, 1).remove(0).unwrap_err();
+    assert!(matches!(zero, Refusal::NoBackend { .. }) && zero.status() == 500, "{zero}");
 }
 
 #[test]

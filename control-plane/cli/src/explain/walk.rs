@@ -257,7 +257,7 @@ fn targets<'m>(
             .collect(),
         None => vec![(choice.backend.clone(), choice.port, 1, Filters::NONE)],
     };
-    let total: u64 = backends.iter().map(|(_, _, weight, _)| u64::from(*weight)).sum();
+    let total = choice.rule.as_ref().map_or(1, |rule| rule.total_weight);
     let mut targets = Vec::new();
     for (name, port, weight, filters) in backends {
         let service =

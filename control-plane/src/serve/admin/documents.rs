@@ -9,7 +9,7 @@ use bytes::Bytes;
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey, Kind, Reading, default_namespace};
 use equerry_policies::names::{Namespace, ResourceName, TenantName, nearest};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
@@ -94,7 +94,7 @@ fn reply(applied: Applied, dry_run: bool) -> ApplyReply {
         action: change.action.as_str().to_owned(),
         version: change.version,
     });
-    ApplyReply { epoch: applied.epoch, dry_run, changes: changes.collect() }
+    ApplyReply { epoch: applied.epoch, dry_run, changes: changes.collect(), warnings: applied.warnings }
 }
 
 /// Read one document.
@@ -131,7 +131,22 @@ fn get(control: &ControlPlane, actor: &Actor, key: &DocumentKey, headers: &Heade
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
     let told = [(header::ETAG, tag), (EPOCH, stored.epoch.into())];
-    Ok((told, Json(stored.document.to_json())).into_response())
+    let mut response = (told, Json(stored.document.to_json())).into_response();
+    warn(control, key, response.headers_mut());
+    Ok(response)
+}
+
+/// Tells what is hardly meant in a document, as a Kubernetes API server does: a `Warning` each, of code 299.
+fn warn(control: &ControlPlane, key: &DocumentKey, headers: &mut HeaderMap) {
+    let document = key.to_string();
+    let truth = control.truth();
+    let about = truth.meaning.warnings.iter().filter(|warning| warning.document.as_ref() == Some(&document));
+    for warning in about {
+        let text = warning.sentence().replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::try_from(format!("299 equerry \"{text}\"")) {
+            headers.append(header::WARNING, value);
+        }
+    }
 }
 
 fn stored(control: &ControlPlane, key: &DocumentKey) -> Result<StoredDocument, Problem> {

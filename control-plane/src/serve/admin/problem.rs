@@ -31,17 +31,18 @@ impl Problem {
         }
     }
 
-    /// Documents with mistakes.
+    /// Documents with mistakes; what is only hardly meant in them is told among the complaints.
     pub fn invalid(complaints: Vec<Complaint>) -> Self {
-        let count = complaints.len();
+        let mistakes = || complaints.iter().filter(|complaint| !complaint.warning);
+        let count = mistakes().count();
         let plural = if count == 1 { "" } else { "s" };
-        let first = complaints.first().map(Complaint::line).unwrap_or_default();
+        let first = mistakes().next().map(Complaint::line).unwrap_or_default();
         let mut problem = Self::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "invalid",
             format_args!("{count} mistake{plural}, nothing was changed; the first: {first}"),
         );
-        problem.errors = complaints.iter().map(FieldError::of).collect();
+        problem.errors = mistakes().map(FieldError::of).collect();
         problem.complaints = complaints.into();
         problem
     }

@@ -83,6 +83,10 @@ pub struct ApplyReply {
     pub changes: Vec<ChangeReply>,
 }
 
+    /// What is hardly meant as it is written, though nothing is refused for it: as complaints, each with `warning`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>)]
+    pub warnings: Vec<Complaint>,
 /// What became of one document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -206,8 +206,10 @@ pub(super) static HEADER_MATCH: Shape = Shape {
     ],
 };
 
-const GROUP: Field = may("group", Form::Choice(&CORE), "The API group: empty.");
-const SERVICE_KIND: Field = may("kind", Form::Choice(&BACKEND_KIND), "The kind of thing: Service.");
+const GROUP: Field =
+    may("group", Form::Text(&ANY_GROUP), "The API group: empty. Anything of another leads to nothing.");
+const SERVICE_KIND: Field =
+    may("kind", Form::Text(&ANY_KIND), "The kind of thing: Service. Anything else leads to nothing.");
 const NAME: Field = must("name", Form::Text(&SERVICE_LABEL), "The Service's name.");
 const ITS_NAMESPACE: Field =
     may("namespace", Form::Text(&NAMESPACE), "The Service's namespace; the route's own when nothing is written.");
@@ -300,8 +302,27 @@ static METHOD: Choice = Choice {
 static PATH_TYPE: Choice =
     Choice { built: &["Exact", "PathPrefix", "RegularExpression"], unbuilt: &[], default: Some("PathPrefix") };
 static HEADER_TYPE: Choice = Choice { built: &["Exact", "RegularExpression"], unbuilt: &[], default: Some("Exact") };
-static BACKEND_KIND: Choice =
-    Choice { built: &["Service"], unbuilt: &["ServiceImport", "XBackend", "Backend"], default: Some("Service") };
+static ANY_KIND: Text = Text {
+    expected: "a kind: letters, digits and dashes, such as Service",
+    pattern: Some("^[a-zA-Z]([-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?$"),
+    check: |t| {
+        t.len() <= 63
+            && t.starts_with(|c: char| c.is_ascii_alphabetic())
+            && t.ends_with(|c: char| c.is_ascii_alphanumeric())
+            && t.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+    },
+};
+static ANY_GROUP: Text = Text {
+    expected: "an API group: empty, or a DNS name",
+    pattern: Some("^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"),
+    check: |t| {
+        let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        t.len() <= 253
+            && t.bytes().next().is_none_or(inner)
+            && t.bytes().last().is_none_or(inner)
+            && t.bytes().all(|c| inner(c) || matches!(c, b'-' | b'.'))
+    },
+};
 static PATH_VALUE: Text = Text {
     expected: "a path, or a regular expression, of 1 to 1024 characters",
     pattern: None,

@@ -215,6 +215,7 @@ fn destination(rules: usize) -> CompiledDestination {
         backends: vec![policy::Backend { service: service(), port: Some(80), weight: 1, filters: vec![] }],
         request_timeout: None,
         try_timeout: None,
+        nowhere: vec![],
         retry: None,
         origin: Origin::default(),
     };

@@ -13,6 +13,9 @@ use crate::filter::Answer;
 use crate::refusal::Refusal;
 use crate::route::{self, Decision, MayLeave};
 
+/// So often chance is asked again where it drew a backend that leads to nothing.
+const REDRAWN: usize = 1000;
+
 /// The route's decision: each rule in the order of route names, then the faults made for callers of the Service.
 pub fn route(
     leave: &MayLeave,
@@ -20,7 +23,14 @@ pub fn route(
     parts: &Parts,
     rng: &mut fastrand::Rng,
 ) -> (Vec<Step>, Result<Decision, Refusal>) {
-    let outcome = route::decide(leave, destination, parts, rng);
+    let mut outcome = route::decide(leave, destination, parts, rng);
+    // What is sent somewhere has more to be explained than the share that is not, which is told beside it.
+    for _ in 0..REDRAWN {
+        if !matches!(outcome, Err(Refusal::InvalidBackend { .. })) {
+            break;
+        }
+        outcome = route::decide(leave, destination, parts, rng);
+    }
     if let (true, Err(refusal)) = (destination.is_tcp(leave.port()), &outcome) {
         let step = Step::new(leave.service().to_string(), Outcome::Decided, refusal.to_string(), &destination.origin);
         return (vec![step], outcome);
@@ -109,6 +119,8 @@ fn destinations(rule: &RouteRule) -> String {
             format!("{}{port} weight {}{filters}{close}", backend.service, backend.weight)
         })
         .collect();
+    let nowhere = rule.nowhere.iter().map(|to| format!("500, because {} weight {}", to.why, to.weight));
+    let parts: Vec<String> = parts.into_iter().chain(nowhere).collect();
     if parts.is_empty() { ", and sends nowhere".to_owned() } else { format!(": {}", parts.join(", ")) }
 }
 

@@ -9,17 +9,17 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: inventory, namespace: shop}
 spec:
-  parentRefs: [{group: \"\", kind: Service, name: inventory}]
+  parentRefs: [{group: \"\", kind: Service, name: inventry}]
   rules:
   - matchs: [{path: {type: PathPrefix, value: /}}]
     backendRefs:
-    - {name: inventry-v1, port: 80}
+    - {name: inventory-v1, port: 80}
     - {name: inventory-v2, port: 80, weight: heavy}
     timeouts: {request: ten seconds}
 ";
 /// Line and column of each, and a word its complaint must contain.
 const WHERE: [(&str, &str); 4] =
-    [(":7:", "matchs"), (":9:", "inventry-v1"), (":10:", "heavy"), (":11:", "ten seconds")];
+    [(":5:", "inventry"), (":7:", "matchs"), (":10:", "heavy"), (":11:", "ten seconds")];
 
 pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let said = story.apply("even-split.yaml").await?;
