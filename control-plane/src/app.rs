@@ -96,6 +96,7 @@ fn print_or_serve(given: Given, sources: Sources, written: &[OsString]) -> Resul
 fn serve_until_stopped(settings: &Settings, written: &[OsString]) -> Result<()> {
     let levels = Levels::start(&settings.log);
     let _lock = lock_state_dir(&settings.state_dir)?;
+    let _store = lock_store(&settings.store)?;
     if settings.exit_with_stdin {
         end_with_stdin()?;
     }
@@ -109,32 +110,52 @@ fn lock_state_dir(dir: &Path) -> Result<File> {
         format!("the state directory {} cannot be used (--state-dir); it must be writable by this user", dir.display())
     };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(said)?;
-    let path = dir.join("lock");
-    let mut lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .with_context(said)?;
+    let locked = lock(&dir.join("lock")).with_context(said)?;
+    locked.map_err(|holder| {
+        let dir = dir.display();
+        anyhow::anyhow!(
+            "the state directory {dir} is in use by another control plane (process {holder}): stop it, or choose another --state-dir"
+        )
+    })
+}
+
+/// Locks the store, which may be elsewhere: two state directories are two authorities.
+fn lock_store(store: &Path) -> Result<File> {
+    let said = || format!("the store {} cannot be used (--store)", store.display());
+    let (dir, name) = (store.parent().unwrap_or(Path::new("")), store.file_name().unwrap_or_default());
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    // By whatever way somebody comes to the same file.
+    let real = match store.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => dir.canonicalize().with_context(said)?.join(name),
+        found => found.with_context(said)?,
+    };
+    let mut beside = real.into_os_string();
+    beside.push(".lock");
+    let locked = lock(Path::new(&beside)).with_context(said)?;
+    locked.map_err(|holder| {
+        let store = store.display();
+        anyhow::anyhow!(
+            "the store {store} is in use by another control plane (process {holder}): stop it, or choose another --store"
+        )
+    })
+}
+
+/// Locks a file, which says by whom; `Err`: by that process.
+fn lock(path: &Path) -> io::Result<Result<File, String>> {
+    let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            lock.read_to_string(&mut holder).with_context(said)?;
+            lock.read_to_string(&mut holder)?;
             let holder = holder.trim();
-            anyhow::bail!(
-                "the state directory {} is in use by another control plane (process {}): stop it, or choose another --state-dir",
-                dir.display(),
-                if holder.is_empty() { "unknown" } else { holder }
-            );
+            return Ok(Err(if holder.is_empty() { "unknown" } else { holder }.to_owned()));
         }
-        Err(TryLockError::Error(error)) => return Err(error).with_context(said),
+        Err(TryLockError::Error(error)) => return Err(error),
     }
-    lock.set_len(0).with_context(said)?;
-    write!(lock, "{}", std::process::id()).with_context(said)?;
-    Ok(lock)
+    lock.set_len(0)?;
+    write!(lock, "{}", std::process::id())?;
+    Ok(Ok(lock))
 }
 
 /// Ends this process, as by SIGTERM's ordinary way out, when standard input closes.
@@ -158,9 +179,10 @@ async fn start_and_serve(settings: &Settings, (levels, written): (Levels, &[OsSt
     let admin = serve::listen("--admin", settings.admin).await?;
     let store = Store::open(&settings.store, &StoreOptions { max_pages: settings.max_pages })?;
     let (dir, trust_domain) = (&settings.state_dir, &settings.trust_domain);
-    Authority::complete(dir, &trust::read(&store).await?, trust_domain)?;
+    let kept = trust::read(&store).await?;
+    Authority::complete(dir, &kept, trust_domain)?;
     let (lifetime, brought) = (settings.certificate_lifetime, settings.brought.as_ref());
-    let authority = Authority::open_brought(dir, trust_domain, lifetime, brought, SystemTime::now())?;
+    let authority = Authority::open_brought(dir, trust_domain, lifetime, brought, &kept, SystemTime::now())?;
     let control = ControlPlane::restore(store, Arc::new(authority)).await?;
     control.tell_settings(settings.told());
     let (face, renew_at) = Face::new(control.authority(), &settings.advertise, SystemTime::now())?;
@@ -345,6 +367,22 @@ mod tests {
         assert!(error.contains(&format!("process {}", std::process::id())) && error.contains("--state-dir"), "{error}");
         drop(held);
         lock_state_dir(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn one_store_under_two_state_directories_is_refused_by_whatever_name_it_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("equerry.db");
+        let _held = lock_store(&store).unwrap();
+        fs::write(&store, "").unwrap();
+        let other = dir.path().join("other.db");
+        std::os::unix::fs::symlink(&store, &other).unwrap();
+        for name in [&store, &other] {
+            let error = format!("{:#}", lock_store(name).unwrap_err());
+            let own = std::process::id().to_string();
+            assert!(error.contains("--store") && error.contains(&own), "{error}");
+        }
+        lock_store(&dir.path().join("third.db")).unwrap();
     }
 
     #[test]

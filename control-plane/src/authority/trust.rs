@@ -11,7 +11,8 @@ use std::time::SystemTime;
 use equerry_certs::{Pin, TrustBundle};
 use equerry_policies::names::{SpiffeId, TrustDomain};
 
-use super::{Authority, AuthorityError, Signers, keep, keep_ca};
+use super::files::{keep, keep_ca};
+use super::{Authority, AuthorityError, Signers};
 use crate::store::trust::{Kept, KeptPhase, KeptRotation, Revocation};
 
 /// How far a rotation of the root is.
@@ -129,6 +130,17 @@ impl Trust {
     }
 }
 
+impl Kept {
+    /// Whether a root was this mesh's before, or comes in.
+    pub(super) fn knows(&self, root: &Pin, trust_domain: &TrustDomain) -> Result<bool, AuthorityError> {
+        let coming = self.rotation.as_ref().map(|rotation| {
+            let texts = TrustBundle::from_pem(trust_domain.clone(), &rotation.next.root)?;
+            texts.pin()
+        });
+        Ok(self.past_roots.iter().any(|past| past == root.as_str()) || coming.transpose()?.as_ref() == Some(root))
+    }
+}
+
 impl Authority {
     /// Takes up what was kept about trust. Tells whether a rotation was found that only has to be forgotten: the old root is
     /// gone.
@@ -150,7 +162,7 @@ impl Authority {
             }
         }
         let revoked = kept.revocations.iter().map(|one| (one.id.clone(), one.clone())).collect();
-        self.publish(&signers, kept.generation, Arc::new(revoked), false)?;
+        self.publish(&signers, kept.generation, Arc::new(revoked))?;
         Ok(is_over)
     }
 
@@ -163,10 +175,7 @@ impl Authority {
         let Some(rotation) = kept.rotation.as_ref().filter(|rotation| rotation.phase == KeptPhase::Dropping) else {
             return Ok(());
         };
-        let mut next = equerry_certs::Authority::from_pem(&rotation.next, trust_domain)
-            .map_err(|fault| AuthorityError::Broken { dir: dir.to_owned(), fault })?;
-        next.stand_alone();
-        keep(dir, &next.to_pem(), &next.roots()?)
+        put_in_place(dir, &rotation.next, trust_domain).map(drop)
     }
 
     /// A rotation begins, goes on or, with `None`, is given up.
@@ -176,7 +185,7 @@ impl Authority {
     pub fn rotate(&self, rotation: Option<Rotation>, generation: u64) -> Result<(), AuthorityError> {
         let mut signers = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         signers.rotation = rotation;
-        self.publish(&signers, generation, Arc::clone(&self.trust().revoked), false)
+        self.publish(&signers, generation, Arc::clone(&self.trust().revoked))
     }
 
     /// The new root signs from now on.
@@ -188,19 +197,20 @@ impl Authority {
         if let Some(rotation) = &mut signers.rotation {
             rotation.phase = Phase::Issuing;
         }
-        self.publish(&signers, generation, Arc::clone(&self.trust().revoked), false)
+        self.publish(&signers, generation, Arc::clone(&self.trust().revoked))
     }
 
-    /// The old root is believed no more; the files hold the new one when this returns. Blocks on the disk.
+    /// The old root is believed no more, once the files hold the new one. Blocks on the disk.
     ///
     /// # Errors
-    /// As [`Authority::rotate`].
+    /// When files cannot be written; what is believed is then what it was, and this may be called again.
     pub fn forget_old(&self, generation: u64) -> Result<(), AuthorityError> {
         let mut signers = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(rotation) = signers.rotation.take() {
-            drop_old(&mut signers, rotation);
+        if let Some(rotation) = &signers.rotation {
+            signers.current = put_in_place(&self.dir, &rotation.next.to_pem(), &self.trust_domain)?;
+            signers.rotation = None;
         }
-        self.publish(&signers, generation, Arc::clone(&self.trust().revoked), true)
+        self.publish(&signers, generation, Arc::clone(&self.trust().revoked))
     }
 
     /// Other identities are revoked from now on.
@@ -208,7 +218,7 @@ impl Authority {
     /// # Errors
     /// Never: the roots were read before.
     pub fn revoke(&self, revoked: BTreeMap<SpiffeId, Revocation>, generation: u64) -> Result<(), AuthorityError> {
-        self.publish(&self.signers(), generation, Arc::new(revoked), false)
+        self.publish(&self.signers(), generation, Arc::new(revoked))
     }
 
     /// The rotation under way as it is to be kept, in another phase.
@@ -238,25 +248,25 @@ impl Authority {
         signers: &Signers,
         generation: u64,
         revoked: Arc<BTreeMap<SpiffeId, Revocation>>,
-        is_new: bool,
     ) -> Result<(), AuthorityError> {
         let trust = Trust::of(&signers.current, signers.rotation.as_ref(), generation, revoked)?;
         let roots = trust.roots.clone();
         let changed = roots.roots() != self.trust.load().roots.roots();
         self.trust.store(Arc::new(trust));
         self.changes.send_modify(|count| *count += 1);
-        if is_new {
-            keep(&self.dir, &signers.current.to_pem(), &roots)
-        } else if changed {
-            keep_ca(&self.dir, &roots)
-        } else {
-            Ok(())
-        }
+        if changed { keep_ca(&self.dir, &roots) } else { Ok(()) }
     }
 }
 
-fn drop_old(signers: &mut Signers, rotation: Rotation) {
-    signers.current = rotation.next;
-    signers.current.stand_alone();
-    signers.rotation = None;
+/// Writes the files of a root that takes the place of the one before; what they hold then.
+fn put_in_place(
+    dir: &Path,
+    next: &equerry_certs::AuthorityPem,
+    trust_domain: &TrustDomain,
+) -> Result<equerry_certs::Authority, AuthorityError> {
+    let mut next = equerry_certs::Authority::from_pem(next, trust_domain)
+        .map_err(|fault| AuthorityError::Broken { dir: dir.to_owned(), fault })?;
+    next.stand_alone();
+    keep(dir, &next.to_pem(), &next.roots()?)?;
+    Ok(next)
 }

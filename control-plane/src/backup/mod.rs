@@ -27,7 +27,7 @@ const ABOUT: &str = "about";
 const SHORTEST: usize = 12;
 /// Longest name of a file in a backup.
 const LONGEST_NAME: usize = 64;
-/// After a restore the epoch goes on from here: proxies may have seen epochs that came after the backup.
+/// After a restore epochs and generations of trust go on from here: proxies may have seen some that came after the backup.
 const EPOCHS_AHEAD: u64 = 1_000_000;
 
 /// Writes a backup of the control plane in `dir`, whose store is `store`, to a new file.
@@ -51,6 +51,9 @@ fn write(dir: &Path, store: &Path, copy: &Path, to: &Path, passphrase: &str, say
     let _ = fs::remove_file(copy);
     say("copying the store as it stands");
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // SQLite fills a file that is empty, and leaves its mode as it is.
+    let empty = OpenOptions::new().write(true).create_new(true).mode(0o600).open(copy);
+    drop(empty.with_context(|| format!("writing {}", copy.display()))?);
     let connection =
         Connection::open_with_flags(store, flags).with_context(|| format!("opening {}", store.display()))?;
     connection.busy_timeout(Duration::from_secs(10))?;
@@ -175,6 +178,10 @@ fn prove(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<()> {
         "INSERT INTO epochs (epoch, at_unix_ms) SELECT max(epoch) + ?1, max(at_unix_ms) FROM epochs HAVING max(epoch) IS NOT NULL",
         (EPOCHS_AHEAD,),
     )?;
+    // So does what is believed: proxies pass over what is older than what they have heard.
+    connection.execute("UPDATE trust SET generation = generation + ?1", (EPOCHS_AHEAD,))?;
+    connection
+        .execute("INSERT INTO trust (one, generation) VALUES (1, 1 + ?1) ON CONFLICT DO NOTHING", (EPOCHS_AHEAD,))?;
     connection.close().map_err(|(_, error)| error)?;
     Authority::probe(dir, SystemTime::now())?;
     Ok(())

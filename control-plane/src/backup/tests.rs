@@ -32,7 +32,15 @@ async fn backed_up() -> (tempfile::TempDir, ControlPlane, String, PathBuf) {
     control.apply(reading.documents, crate::control::ApplyOptions::default()).await.unwrap();
     let token = control.create_admin_token("ada", Role::Operator, Limits::default(), By::name("test")).await.unwrap();
     let file = folder.path().join("mesh.backup");
-    back_up(&dir, &dir.join(STORE), &file, WORDS, &mut quiet).unwrap();
+    let (copy, mut looked) = (dir.join(".backup.db"), false);
+    let mut look = |_: &str| {
+        if let Ok(found) = fs::metadata(&copy) {
+            assert_eq!(found.permissions().mode() & 0o777, 0o600, "nobody else can read the copy on its way");
+            looked |= found.len() > 0;
+        }
+    };
+    back_up(&dir, &dir.join(STORE), &file, WORDS, &mut look).unwrap();
+    assert!(looked && !copy.exists());
     (folder, control, token, file)
 }
 
@@ -53,6 +61,8 @@ async fn a_backup_of_a_running_control_plane_brings_back_all_of_it() {
     assert_eq!(back.documents(&crate::control::DocumentFilter::default()).len(), 1);
     assert_eq!(back.bearer(&token).map(|actor| actor.role), Some(Role::Operator));
     assert!(back.epoch() > running.epoch() + 1000, "proxies may have seen what came after the backup");
+    let (before, after) = (running.authority().trust().generation, back.authority().trust().generation);
+    assert!(after > before + 1000, "and revocations: {after}");
     let key = back.authority().audit_key().verifying_key();
     assert_eq!(key, running.authority().audit_key().verifying_key());
     assert_eq!(back.audit_lines(0, 10).await.unwrap(), running.audit_lines(0, 10).await.unwrap());

@@ -31,10 +31,16 @@ const MOST_EDGES: usize = 50_000;
 const MOST_WAYS: usize = 4_096;
 /// Different ends of one pair.
 const MOST_ENDS: usize = 128;
+/// Different ends of all pairs of one sidecar: what is held of one must not depend on what it invents.
+const MOST_ENDS_OF_ONE: usize = 16_384;
+/// The reason of what is beyond these.
+const OVERFLOW: &str = "__overflow__";
+/// Sidecars that are known of one namespace.
+const MOST_REPORTERS: usize = 10_000;
 /// Longest word of a report.
 const LONGEST: usize = 600;
 /// What sidecars say of whom they do not know, and of what is beyond their cap.
-const WORDS: [&str; 2] = ["unknown", "__overflow__"];
+const WORDS: [&str; 2] = ["unknown", OVERFLOW];
 
 /// Which side of a call saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,6 +113,8 @@ struct Reporter {
     heard: Instant,
     told: Instant,
     totals: HashMap<(Side, Pair), Numbers>,
+    /// How many ends those hold.
+    ends: usize,
 }
 
 /// What one side saw, slot by slot.
@@ -137,12 +145,17 @@ impl Calls {
             known.started_unix_ms == report.started_unix_ms && now.saturating_duration_since(known.told) <= SILENCE
         });
         if !goes_on {
+            let of_namespace = || self.reporters.keys().filter(|key| key.namespace == speaker.key.namespace).count();
+            if known.is_none() && of_namespace() >= MOST_REPORTERS {
+                return report.counts.len();
+            }
             let begun = Reporter {
                 started_unix_ms: report.started_unix_ms,
                 young: Duration::from_millis(report.age_ms) <= SILENCE,
                 heard: now,
                 told: now,
                 totals: HashMap::new(),
+                ends: 0,
             };
             self.reporters.insert(speaker.key.clone(), begun);
         }
@@ -157,11 +170,22 @@ impl Calls {
                 left_out += 1;
                 continue;
             };
+            let key = (side, pair.clone());
+            let held = reporter.totals.get(&key).map_or(0, |before| before.ends.len());
+            let ends = reporter.ends - held + numbers.ends.len();
+            if ends > MOST_ENDS_OF_ONE {
+                left_out += 1;
+                continue;
+            }
             let room = reporter.totals.len() < MOST_WAYS;
-            let before = match reporter.totals.get_mut(&(side, pair.clone())) {
-                Some(before) => std::mem::replace(before, numbers.clone()),
+            let before = match reporter.totals.get_mut(&key) {
+                Some(before) => {
+                    reporter.ends = ends;
+                    std::mem::replace(before, numbers.clone())
+                }
                 None if room => {
-                    reporter.totals.insert((side, pair.clone()), numbers.clone());
+                    reporter.ends = ends;
+                    reporter.totals.insert(key, numbers.clone());
                     if news_count { Numbers::default() } else { numbers.clone() }
                 }
                 None => {
@@ -236,7 +260,10 @@ impl Ring {
 impl Numbers {
     fn add(&mut self, other: &Self) {
         for (end, count) in &other.ends {
-            *self.ends.entry(end.clone()).or_default() += count;
+            let known = self.ends.len() < MOST_ENDS || self.ends.contains_key(end);
+            let end = if known { end.clone() } else { End { status: 0, reason: OVERFLOW.into(), ..end.clone() } };
+            let counted = self.ends.entry(end).or_default();
+            *counted = counted.saturating_add(*count);
         }
         if self.took.is_empty() {
             self.took.clone_from(&other.took);

@@ -151,3 +151,33 @@ fn quantiles_are_those_of_prometheus() {
     numbers.took[14] = 800;
     assert_eq!(numbers.quantile(0.95), Some(10_000.0), "longer than the longest bound");
 }
+
+#[test]
+fn one_sidecar_that_invents_ends_without_end_fills_no_memory_and_loses_no_count() {
+    let mut house = House::new();
+    house.report("frontend-1", Vec::new(), 0);
+    let invented = |round: u64, ends: u64| {
+        let mut count = count(true, "shop/frontend", "shop/orders", 0, 0);
+        count.ends = (0..ends)
+            .map(|end| proto::CallEnd {
+                status: 500,
+                reason: format!("r{round}e{end}"),
+                count: 1,
+                ..Default::default()
+            })
+            .collect();
+        count
+    };
+    for round in 0..50 {
+        assert_eq!(house.report("frontend-1", vec![invented(round, 100)], 0), 0);
+    }
+    let seen = house.caller("shop/orders").unwrap().numbers;
+    assert!(seen.ends.len() <= MOST_ENDS + 8, "{}", seen.ends.len());
+    assert_eq!(seen.count(|_| true), 5_000, "they are counted, whatever they are called");
+    // Nor does it help to have many to call.
+    let many: Vec<_> =
+        (0..200).map(|n| proto::CallCount { destination: format!("shop/s{n}"), ..invented(99, 128) }).collect();
+    let left_out = house.report("frontend-1", many, 0);
+    assert_eq!(left_out, 200 - (MOST_ENDS_OF_ONE - 100) / 128, "{left_out}");
+    assert!(house.calls.reporters.values().all(|one| one.ends <= MOST_ENDS_OF_ONE));
+}

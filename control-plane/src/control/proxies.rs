@@ -36,7 +36,8 @@ pub struct ProxyStatus {
     pub nack: Option<NackStatus>,
     /// The version of its program.
     pub version: String,
-    /// When the certificate ends that its stream stands on; `None` while it has none.
+    /// When the certificate ends that its stream stands on, or, of one that is away, the last that it was seen with; `None` while none is
+    /// known.
     pub certificate_not_after: Option<SystemTime>,
     /// What it says of its certificate, and of whom it believes; `None`: an older program, or not connected yet.
     pub standing: Option<Standing>,
@@ -53,6 +54,15 @@ pub struct Standing {
     pub root: String,
     /// Until when its certificate holds.
     pub until: SystemTime,
+    /// Why what it says of its certificate is not believed.
+    pub doubt: Option<String>,
+}
+
+impl Standing {
+    /// The serial number of the certificate that it shows, if that is believed.
+    pub(super) fn shown(self) -> Option<String> {
+        if self.doubt.is_none() { Some(self.serial) } else { None }
+    }
 }
 
 /// A refusal.
@@ -146,6 +156,13 @@ struct Proxy {
 }
 
 impl Proxy {
+    /// When the certificate of its stream ends; without a stream, the latest that it showed or told of.
+    fn last_certificate(&self) -> Option<SystemTime> {
+        let believed = self.standing.as_ref().filter(|standing| standing.doubt.is_none());
+        let told = believed.map(|standing| standing.until);
+        if self.connection.is_some() { self.certificate_not_after } else { self.certificate_not_after.max(told) }
+    }
+
     fn nack_of(&self, epoch: u64) -> Option<&Nack> {
         self.nacks.iter().rev().find(|nack| nack.from <= epoch && epoch <= nack.to)
     }
@@ -300,9 +317,7 @@ impl Proxies {
                 .and_then(|proxy| proxy.nacks.back().filter(|nack| nack.to >= proxy.acked))
                 .map(|nack| NackStatus { epoch: nack.to, complaints: nack.complaints.clone() }),
             version: proxy.map(|proxy| proxy.version.clone()).unwrap_or_default(),
-            certificate_not_after: proxy
-                .filter(|proxy| proxy.connection.is_some())
-                .and_then(|proxy| proxy.certificate_not_after),
+            certificate_not_after: proxy.and_then(Proxy::last_certificate),
             standing: proxy.and_then(|proxy| proxy.standing.clone()),
         }
     }

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use equerry_certs::{Issued, rfc3339};
 use equerry_policies::names::SpiffeId;
 
-use super::{ControlPlane, ProxyStatus, locked};
+use super::ledger::Claim;
+use super::{ControlPlane, ProxyStatus, Standing, locked};
 use crate::audit::{By, Note};
 use crate::authority::AuthorityError;
 use crate::authority::trust::{Phase, Trust};
@@ -105,8 +106,9 @@ impl ControlPlane {
         let about = vec![format!("root {} comes in and is believed", pin(&rotation.next)?)];
         let note = Note::done(by, "trust.rotate", about);
         let generation = trust::put_rotation(&self.0.store, Some(kept), Some(note), now).await?;
-        self.0.authority.rotate(Some(rotation), generation)?;
+        let done = self.0.authority.rotate(Some(rotation), generation);
         self.tell();
+        done?;
         Ok(self.rotation())
     }
 
@@ -139,22 +141,25 @@ impl ControlPlane {
                 let kept = self.0.authority.rotation_in(KeptPhase::Issuing);
                 let note = Note::done(by, "trust.rotate", about);
                 let generation = trust::put_rotation(&self.0.store, kept, Some(note), now).await?;
-                self.0.authority.issue_from_new(generation)?;
+                let done = self.0.authority.issue_from_new(generation);
+                self.tell();
+                done?;
             }
             Phase::Issuing => {
                 let about = std::iter::once(format!("only root {coming} is believed")).chain(left).collect();
                 let kept = self.0.authority.rotation_in(KeptPhase::Dropping);
                 let note = Note::done(by, "trust.rotate", about);
-                trust::put_rotation(&self.0.store, kept, Some(note), now).await?;
-                let generation = trust.generation + 1;
+                let old = trust.anchors.iter().find(|anchor| !anchor.coming).map(|anchor| anchor.pin.to_string());
+                let generation = trust::move_on(&self.0.store, kept, old.unwrap_or_default(), note, now).await?;
                 let authority = Arc::clone(&self.0.authority);
                 let forgetting = tokio::task::spawn_blocking(move || authority.forget_old(generation));
                 forgetting.await.map_err(|_| StoreError::Closed)??;
+                self.tell();
                 let generation = trust::put_rotation(&self.0.store, None, None, now).await?;
                 self.0.authority.rotate(None, generation)?;
+                self.tell();
             }
         }
-        self.tell();
         Ok(self.rotation())
     }
 
@@ -175,8 +180,9 @@ impl ControlPlane {
         }
         let note = Note::done(by, "trust.rotate", vec!["the rotation is given up".to_owned()]);
         let generation = trust::put_rotation(&self.0.store, None, Some(note), SystemTime::now()).await?;
-        self.0.authority.rotate(None, generation)?;
+        let done = self.0.authority.rotate(None, generation);
         self.tell();
+        done?;
         Ok(self.rotation())
     }
 
@@ -189,7 +195,7 @@ impl ControlPlane {
         let mut shown = BTreeSet::new();
         let mut waiting = Vec::new();
         for proxy in proxies.iter().filter(|proxy| proxy.connected) {
-            shown.extend(proxy.standing.as_ref().map(|standing| standing.serial.clone()));
+            shown.extend(proxy.standing.clone().and_then(Standing::shown));
             if let Some(why) = lacks(proxy, trust) {
                 waiting.push(Waiting { who: proxy.instance.to_string(), why });
             }
@@ -222,24 +228,44 @@ impl ControlPlane {
 
     // Certificates that are about.
 
-    /// A certificate was signed, for whoever showed `before`.
-    pub(crate) fn note_issued(&self, issued: &Issued, root: &str, before: Option<String>) {
+    /// The line of renewals that a certificate is of.
+    pub(crate) fn line_of(&self, serial: &str) -> Arc<str> {
+        locked(&self.0.ledger).line_of(serial)
+    }
+
+    /// Takes one of the certificates that a line of renewals may ask for.
+    ///
+    /// # Errors
+    /// When there is the next one.
+    pub(crate) fn take_turn(&self, line: &Arc<str>, now: SystemTime) -> Result<(), Duration> {
+        locked(&self.0.ledger).take_turn(line, self.0.authority.lifetime(), now)
+    }
+
+    /// A certificate was signed for a line of renewals, for whoever showed `before`.
+    pub(crate) fn note_issued(&self, issued: &Issued, root: &str, line: Arc<str>, before: Option<String>) {
         let (serial, id) = (issued.serial.clone(), issued.id.clone());
-        let row = LeafRow { serial, id, root: root.to_owned(), until: issued.not_after };
-        locked(&self.0.ledger).issued(row.clone(), before);
+        self.leaf_issued(LeafRow { serial, id, root: root.to_owned(), until: issued.not_after }, line, before);
+    }
+
+    pub(crate) fn leaf_issued(&self, row: LeafRow, line: Arc<str>, before: Option<String>) {
+        locked(&self.0.ledger).issued(row.clone(), line, before);
         self.keep_leaves(vec![row], Vec::new());
     }
 
-    /// A proxy shows this certificate.
-    pub(crate) fn note_shown(&self, row: LeafRow) {
+    /// A proxy says that it shows this certificate; `proved` is the one that it showed when it connected. Returns what is wrong with
+    /// that, in which case nothing is noted.
+    pub(crate) fn note_shown(&self, row: LeafRow, proved: &str) -> Option<String> {
         let mut ledger = locked(&self.0.ledger);
-        ledger.forget_old(SystemTime::now());
+        if let Some(doubt) = ledger.doubt(Claim { said: &row, proved }) {
+            return Some(doubt);
+        }
         let was_known = ledger.root_of(&row.serial).is_some();
         let gone = ledger.shown(row.clone());
         drop(ledger);
         if !was_known || !gone.is_empty() {
             self.keep_leaves(vec![row], gone);
         }
+        None
     }
 
     /// The root that a certificate leads to, as far as it is known here.
@@ -250,7 +276,7 @@ impl ControlPlane {
     /// Certificates that still hold and that no proxy that is connected shows.
     pub fn leaves_at_large(&self, now: SystemTime) -> Vec<LeafRow> {
         let shown = self.proxies().into_iter().filter(|proxy| proxy.connected);
-        let shown = shown.filter_map(|proxy| proxy.standing.map(|standing| standing.serial)).collect();
+        let shown = shown.filter_map(|proxy| proxy.standing.and_then(Standing::shown)).collect();
         locked(&self.0.ledger).at_large(&shown, now).cloned().collect()
     }
 
@@ -347,6 +373,9 @@ fn lacks(proxy: &ProxyStatus, trust: &Trust) -> Option<String> {
             if proxy.version.is_empty() { "unknown" } else { &proxy.version }
         ));
     };
+    if let Some(doubt) = &standing.doubt {
+        return Some(format!("{doubt}: restart it, and if that says the same, revoke its identity"));
+    }
     if standing.generation < trust.generation {
         return Some(format!(
             "it has generation {} of the trust bundle, not yet {}",
@@ -364,6 +393,6 @@ fn pin(authority: &equerry_certs::Authority) -> Result<equerry_certs::Pin, Trust
 }
 
 /// Enough of a serial number to tell it from others.
-fn short(serial: &str) -> &str {
+pub(super) fn short(serial: &str) -> &str {
     serial.get(..12).unwrap_or(serial)
 }

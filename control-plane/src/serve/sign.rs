@@ -3,9 +3,10 @@
 //! The authority decides the identity: the token's account for a newcomer, the certificate's for a renewal. A token is
 //! used up last, when nothing else stands in the way, so that a mistake in a request does not cost it.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use equerry_certs::{Issued, SignFault, Skew, rfc3339, skew};
+use equerry_certs::{Issued, JoinToken, Pin, SignFault, Skew, rfc3339, skew};
 use equerry_policies::names::{SpiffeId, control_plane_id};
 use equerry_wire::limits::MAX_CSR;
 use equerry_wire::proto::identity_server::{Identity, IdentityServer};
@@ -47,13 +48,14 @@ impl Identity for Signer {
         let known = peer.as_ref().and_then(|peer| peer.id.clone());
         let shown = peer.as_ref().and_then(|peer| peer.serial.clone());
         let from = peer.map_or_else(|| "?".to_owned(), |peer| peer.address.to_string());
-        let done =
-            sign(self.control.store(), self.control.authority(), known.as_ref(), request.get_ref(), SystemTime::now())
-                .await;
+        let (store, authority, now) = (self.control.store(), self.control.authority(), SystemTime::now());
+        let line = self.line(shown.as_deref(), request.get_ref());
+        let turn = || self.control.take_turn(&line, now);
+        let done = sign(store, authority, known.as_ref(), request.get_ref(), turn, now).await;
         match done {
             Ok(signed) => {
                 self.control.metrics().signed(signed.how);
-                self.control.note_issued(&signed.issued, &signed.answer.root, shown);
+                self.control.note_issued(&signed.issued, &signed.answer.root, line, shown);
                 tracing::info!(spiffe_id = %signed.id, %from, how = signed.how, not_after = signed.answer.not_after_unix, "certificate issued");
                 Ok(Response::new(signed.answer))
             }
@@ -66,6 +68,17 @@ impl Identity for Signer {
                 self.control.refused(note).await;
                 Err(refusal.into())
             }
+        }
+    }
+}
+
+impl Signer {
+    /// The line of renewals that somebody asks for: it begins with a join token.
+    fn line(&self, shown: Option<&str>, request: &SignRequest) -> Arc<str> {
+        match (JoinToken::read_credential(&request.join_token), shown) {
+            (Ok((id, _)), _) => format!("join token {id}").into(),
+            (Err(_), Some(shown)) => self.control.line_of(shown),
+            (Err(_), None) => "nobody".into(),
         }
     }
 }
@@ -85,6 +98,7 @@ async fn sign(
     authority: &Authority,
     known: Option<&SpiffeId>,
     request: &SignRequest,
+    turn: impl FnOnce() -> Result<(), Duration>,
     now: SystemTime,
 ) -> Result<Signed, SignRefusal> {
     skew::check(told(request.now_unix_ms), now)?;
@@ -104,9 +118,11 @@ async fn sign(
     if let Some(revocation) = trust.revoked.get(&id) {
         return Err(SignRefusal::Revoked { id, at: revocation.at });
     }
+    turn().map_err(|wait| SignRefusal::TooMany { id: id.clone(), wait })?;
     let issued = authority.sign(&request.csr_der, &id, now)?;
     if how == "issued" {
-        tokens::spend_join(store, &request.join_token, now).await?;
+        let key = issued.chain.first().map(Pin::of).transpose().map_err(|_| SignRefusal::NoKey)?;
+        tokens::spend_join(store, &request.join_token, &key.ok_or(SignRefusal::NoKey)?, now).await?;
     }
     Ok(Signed { answer: answer(&issued, &trust), issued, id, how })
 }
@@ -146,6 +162,10 @@ enum SignRefusal {
         rfc3339(*.at)
     )]
     Revoked { id: SpiffeId, at: SystemTime },
+    #[error("{id} asks for certificates again and again: the next one in {} s; what is wrong stands in its sidecar's log", .wait.as_secs() + 1)]
+    TooMany { id: SpiffeId, wait: Duration },
+    #[error("the certificate that was made holds no key")]
+    NoKey,
     #[error(transparent)]
     Clock(#[from] Skew),
     #[error(transparent)]
@@ -162,7 +182,9 @@ impl From<SignRefusal> for Status {
             SignRefusal::Clock(_) | SignRefusal::Request(SignFault::AuthorityExpired { .. }) => {
                 Self::failed_precondition(text)
             }
-            SignRefusal::Token(JoinRefusal::Store(StoreError::Full)) => Self::resource_exhausted(text),
+            SignRefusal::TooMany { .. } | SignRefusal::Token(JoinRefusal::Store(StoreError::Full)) => {
+                Self::resource_exhausted(text)
+            }
             SignRefusal::Token(JoinRefusal::Store(_)) => Self::unavailable(text),
             SignRefusal::Token(_) => Self::unauthenticated(text),
             SignRefusal::ControlPlane { .. }
@@ -170,7 +192,7 @@ impl From<SignRefusal> for Status {
             | SignRefusal::Request(SignFault::OtherIdentity { .. } | SignFault::OtherTrustDomain { .. }) => {
                 Self::permission_denied(text)
             }
-            SignRefusal::Request(SignFault::Failed { .. }) => Self::internal(text),
+            SignRefusal::NoKey | SignRefusal::Request(SignFault::Failed { .. }) => Self::internal(text),
             SignRefusal::Request(_) => Self::invalid_argument(text),
         }
     }
@@ -178,7 +200,7 @@ impl From<SignRefusal> for Status {
 
 #[cfg(test)]
 mod tests {
-    use equerry_certs::{CertificateDer, Identity as Held, JoinToken, Leaf, TrustBundle};
+    use equerry_certs::{CertificateDer, Identity as Held, Leaf, TrustBundle};
     use equerry_policies::names::{AccountName, TrustDomain};
     use tonic::Code;
 
@@ -224,7 +246,7 @@ mod tests {
             let known = known.map(|id| SpiffeId::parse(id).unwrap());
             let clock = u64::try_from(clock.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap();
             let request = SignRequest { csr_der, join_token: join_token.to_owned(), now_unix_ms: clock };
-            sign(&self.store, &self.authority, known.as_ref(), &request, now()).await.map_err(Status::from)
+            sign(&self.store, &self.authority, known.as_ref(), &request, || Ok(()), now()).await.map_err(Status::from)
         }
     }
 
@@ -244,6 +266,9 @@ mod tests {
         assert_eq!((held.id().to_string().as_str(), held.not_after()), (ORDERS, now() + TTL));
         let roots = signed.answer.roots_der.into_iter().map(CertificateDer::from).collect();
         assert!(TrustBundle::new(held.id().trust_domain.clone(), roots).unwrap().holds(&house.authority.pin()));
+        let lost = house.ask(None, &token, request.csr_der, now()).await.unwrap();
+        assert_eq!(lost.answer.spiffe_id, ORDERS, "an answer that was lost is given again for the same key");
+        assert_ne!(lost.issued.serial, signed.issued.serial);
         let again = house.ask(None, &token, csr(), now()).await.unwrap_err();
         assert_eq!(again.code(), Code::Unauthenticated);
         assert!(again.message().contains("was used at 2027-01-15T08:00:00Z"), "{again}");

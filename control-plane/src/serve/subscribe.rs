@@ -58,11 +58,11 @@ impl Config for Subscriptions {
         request: Request<Streaming<proto::FromProxy>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let id = workload_of(&self.control, request.extensions())?;
-        let not_after = request.extensions().get::<Peer>().and_then(|peer| peer.not_after);
+        let peer = request.extensions().get::<Peer>().cloned();
         let (answers, stream) = mpsc::channel(1);
         let (control, messages) = (self.control.clone(), request.into_inner());
         tokio::spawn(async move {
-            if let Err(status) = attend(control, id, not_after, messages, &answers).await {
+            if let Err(status) = attend(control, id, peer, messages, &answers).await {
                 let _ = answers.send(Err(status)).await;
             }
         });
@@ -74,7 +74,7 @@ impl Config for Subscriptions {
 async fn attend(
     control: ControlPlane,
     id: SpiffeId,
-    not_after: Option<SystemTime>,
+    peer: Option<Peer>,
     mut messages: Streaming<proto::FromProxy>,
     answers: &Answers,
 ) -> Result<(), Status> {
@@ -84,7 +84,8 @@ async fn attend(
         return Err(Status::invalid_argument("found no Hello, expected it first on the stream"));
     };
     let mut session = Session::open(control, id, hello)?;
-    if let Some(not_after) = not_after {
+    session.proved = peer.as_ref().and_then(|peer| peer.serial.clone()).unwrap_or_default();
+    if let Some(not_after) = peer.and_then(|peer| peer.not_after) {
         session.control.listeners().certified(&session.key, session.connection, not_after);
     }
     tracing::info!(proxy = %session.key, version = session.version, "proxy connected");
@@ -98,6 +99,8 @@ struct Session {
     control: ControlPlane,
     id: SpiffeId,
     key: InstanceKey,
+    /// The serial number of the certificate that the connection was made with.
+    proved: String,
     version: String,
     connection: ConnectionId,
     interests: BTreeSet<ResourceKey>,
@@ -133,7 +136,21 @@ impl Session {
         let version: String = hello.version.chars().take(64).collect();
         let connection = control.listeners().connected(key.clone(), id.clone(), version.clone(), SystemTime::now());
         let (interests, unknown) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { control, id, key, version, connection, interests, held, unknown, nonce: 0, epoch: None, trust: None })
+        let proved = String::new();
+        Ok(Self {
+            control,
+            id,
+            key,
+            proved,
+            version,
+            connection,
+            interests,
+            held,
+            unknown,
+            nonce: 0,
+            epoch: None,
+            trust: None,
+        })
     }
 
     async fn run(&mut self, messages: &mut Streaming<proto::FromProxy>, answers: &Answers) -> Result<(), Status> {
@@ -195,7 +212,8 @@ impl Session {
         }
     }
 
-    /// Notes what the proxy believes and shows. A root that it was not told, by an older control plane, is looked up.
+    /// Notes what the proxy believes and shows, as far as that agrees with what was issued to it. A root that it was not told, by
+    /// an older control plane, is looked up.
     fn take_standing(&self, standing: proto::Standing) {
         let cut = |text: String| text.chars().take(128).collect::<String>();
         let (serial, told) = (cut(standing.leaf_serial), cut(standing.root));
@@ -203,8 +221,11 @@ impl Session {
         let until = Duration::from_secs(u64::try_from(standing.leaf_not_after_unix).unwrap_or(0));
         let until = SystemTime::UNIX_EPOCH.checked_add(until).unwrap_or(SystemTime::UNIX_EPOCH);
         let row = LeafRow { serial: serial.clone(), id: self.id.clone(), root: root.clone(), until };
-        self.control.note_shown(row);
-        let standing = Standing { generation: standing.trust_generation, serial, root, until };
+        let doubt = self.control.note_shown(row, &self.proved);
+        if let Some(doubt) = &doubt {
+            tracing::warn!(proxy = %self.key, spiffe_id = %self.id, doubt, "what a proxy says of its certificate is not believed");
+        }
+        let standing = Standing { generation: standing.trust_generation, serial, root, until, doubt };
         self.control.listeners().stands(&self.key, self.connection, standing);
     }
 

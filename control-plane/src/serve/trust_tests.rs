@@ -16,7 +16,7 @@ use crate::audit::By;
 use crate::authority::trust::Phase;
 use crate::authority::{Authority, BroughtFiles};
 use crate::control::{ControlPlane, TrustError};
-use crate::store::trust::{self, KeptPhase};
+use crate::store::trust::{self, Kept, KeptPhase};
 use crate::store::{Store, StoreOptions, unix_ms};
 
 fn by() -> By {
@@ -261,7 +261,9 @@ fn an_authority_that_was_brought_is_kept_renewed_by_whoever_brought_it_and_never
     let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let theirs = brought(files.path());
     let (life, now) = (Duration::from_secs(3600), SystemTime::now());
-    let open = |files: Option<&BroughtFiles>| Authority::open_brought(dir.path(), &domain(), life, files, now);
+    let open = |files: Option<&BroughtFiles>| {
+        Authority::open_brought(dir.path(), &domain(), life, files, &Kept::default(), now)
+    };
     let first = open(Some(&theirs)).unwrap();
     assert!(first.trust().anchors[0].brought);
     let root = std::fs::read_to_string(&theirs.root).unwrap();
@@ -273,7 +275,8 @@ fn an_authority_that_was_brought_is_kept_renewed_by_whoever_brought_it_and_never
     assert!(refused.contains("another root") && refused.contains("equerry certs rotate start --root"), "{refused}");
     let own = tempfile::tempdir().unwrap();
     Authority::open(own.path(), &domain(), life, now).unwrap();
-    let refused = Authority::open_brought(own.path(), &domain(), life, Some(&theirs), now).unwrap_err().to_string();
+    let opened = Authority::open_brought(own.path(), &domain(), life, Some(&theirs), &Kept::default(), now);
+    let refused = opened.unwrap_err().to_string();
     assert!(refused.contains("another root"), "{refused}");
 }
 
@@ -283,7 +286,8 @@ fn what_is_wrong_with_what_was_brought_is_told_with_the_file() {
     let theirs = brought(files.path());
     let open = || {
         let life = Duration::from_secs(3600);
-        let opened = Authority::open_brought(dir.path(), &domain(), life, Some(&theirs), SystemTime::now());
+        let opened =
+            Authority::open_brought(dir.path(), &domain(), life, Some(&theirs), &Kept::default(), SystemTime::now());
         opened.unwrap_err().to_string()
     };
     let key = std::fs::read_to_string(&theirs.key).unwrap();
@@ -317,4 +321,66 @@ async fn a_mesh_moves_to_a_root_that_is_brought_and_nobody_who_is_away_is_forgot
     assert!(trust.signing == pin && trust.anchors[0].brought && trust.phase == Phase::Steady);
     let kept = std::fs::read_to_string(house.dir.path().join("root.key")).unwrap();
     assert!(!kept.contains("PRIVATE KEY"), "the old root's key is gone, and the new one's was never here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_that_was_started_with_a_root_starts_with_it_again_after_moving_on_from_it() {
+    let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let theirs = brought(files.path());
+    let start = async || {
+        let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions::default()).unwrap();
+        let (kept, life, now) = (trust::read(&store).await.unwrap(), Duration::from_secs(3600), SystemTime::now());
+        Authority::complete(dir.path(), &kept, &domain()).unwrap();
+        let authority = Authority::open_brought(dir.path(), &domain(), life, Some(&theirs), &kept, now).unwrap();
+        ControlPlane::restore(store, Arc::new(authority)).await.unwrap()
+    };
+    let control = start().await;
+    let old = control.authority().pin();
+    control.start_rotation(None, by()).await.unwrap();
+    control.advance_rotation(true, by()).await.unwrap();
+    control.advance_rotation(true, by()).await.unwrap();
+    let new = control.authority().pin();
+    assert_ne!(new, old);
+    assert_eq!(start().await.authority().pin(), new, "what is brought is passed over");
+    // So it is with the files of a root on its way in, and with nobody else's.
+    let other = tempfile::tempdir().unwrap();
+    let coming = brought(other.path());
+    let control = start().await;
+    control.start_rotation(Some(coming.read(&domain(), SystemTime::now()).unwrap()), by()).await.unwrap();
+    let kept = trust::read(control.store()).await.unwrap();
+    let (life, now) = (Duration::from_secs(3600), SystemTime::now());
+    let open = |files: &BroughtFiles| Authority::open_brought(dir.path(), &domain(), life, Some(files), &kept, now);
+    assert_eq!(open(&coming).unwrap().pin(), new);
+    let stranger = tempfile::tempdir().unwrap();
+    assert!(open(&brought(stranger.path())).unwrap_err().to_string().contains("another root"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_says_of_its_certificate_is_checked_and_a_lie_does_not_end_a_rotation() {
+    let house = house().await;
+    let control = &house.control;
+    let (orders, liar) = (house.join("shop/orders").await, house.join("shop/orders").await);
+    let mut talk = liar.subscribe("orders-2", Vec::new()).await;
+    trust_heard(&mut talk, 1).await;
+    control.start_rotation(None, by()).await.unwrap();
+    control.advance_rotation(true, by()).await.unwrap();
+    trust_heard(&mut talk, 3).await;
+    let new_root = control.authority().pin().to_string();
+    let sibling = "spiffe://equerry.local/ns/shop/sa/orders";
+    for (lie, why) in [
+        (standing(3, &leaf_of(&orders), &orders.root), "was not issued to whoever showed"),
+        (standing(3, &leaf_of(&liar), &new_root), "and it was issued under"),
+    ] {
+        talk.say(lie).await;
+        house.until("the lie to be seen", |control| waits_for(control, "shop/orders-2", why)).await;
+        let doubted = control.proxies().into_iter().find_map(|proxy| proxy.standing?.doubt).unwrap();
+        assert!(doubted.contains(why), "and it is shown: {doubted}");
+        assert!(waits_for(control, sibling, "no proxy that is connected shows it"), "{:?}", control.rotation().waiting);
+        assert!(step_is_refused(&house).await.contains("orders-2"));
+    }
+    let renewed = renew(&liar).await.unwrap();
+    let leaf = Leaf::read(&CertificateDer::from(renewed.chain_der[0].clone())).unwrap();
+    talk.say(standing(3, &leaf, &renewed.root)).await;
+    house.until("the truth to be believed", |control| !waits_for(control, "shop/orders-2", "")).await;
+    assert_eq!(control.rotation().waiting.len(), 1, "the sibling is still away: {:?}", control.rotation().waiting);
 }

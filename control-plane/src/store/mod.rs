@@ -10,9 +10,9 @@ pub mod instances;
 pub mod tokens;
 pub mod trust;
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +24,7 @@ const MIGRATIONS: &[&[&str]] = &[
     &[documents::SCHEMA, instances::SCHEMA, grants::SCHEMA, tokens::TOKENS_SCHEMA],
     &[tokens::ROLES_SCHEMA, audit::SCHEMA],
     &[trust::SCHEMA],
+    &[tokens::KEYS_SCHEMA, trust::PAST_SCHEMA],
 ];
 /// Transactions that may wait for the writer before callers have to wait in line.
 const QUEUE: usize = 4096;
@@ -220,9 +221,30 @@ fn open_connection(path: &Path, options: &StoreOptions) -> Result<Connection, St
     Ok(connection)
 }
 
-/// The file holds who may join: it is the owner's alone from its first byte on.
+/// The file holds who may join, and a root's keys while they are rotated: it is the owner's alone from its first byte on, and
+/// becomes so where somebody opened it up.
 fn create_private(path: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)?;
+    for beside in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(beside);
+        close_to_others(Path::new(&name))?;
+    }
+    Ok(())
+}
+
+fn close_to_others(path: &Path) -> io::Result<()> {
+    let mode = match fs::metadata(path) {
+        Ok(metadata) => metadata.permissions().mode(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let mode = format!("{:04o}", mode & 0o7777);
+    tracing::warn!(path = %path.display(), mode, "others could reach the store until now; it is the owner's alone again");
+    fs::set_permissions(path, Permissions::from_mode(0o600))
 }
 
 fn configure(connection: &Connection, options: &StoreOptions) -> rusqlite::Result<()> {
@@ -230,6 +252,8 @@ fn configure(connection: &Connection, options: &StoreOptions) -> rusqlite::Resul
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    // What is deleted may be a root's key.
+    connection.pragma_update(None, "secure_delete", true)?;
     if let Some(pages) = options.max_pages {
         connection.pragma_update(None, "max_page_count", pages)?;
     }
@@ -348,6 +372,31 @@ mod tests {
         assert_eq!(count(&store).await, 16);
     }
 
+    #[tokio::test]
+    async fn a_store_that_others_could_read_is_the_owners_alone_again_and_what_is_deleted_is_gone() {
+        let (dir, store) = store(&StoreOptions::default());
+        put(&store, "k1", "the key of a root".into()).await.unwrap();
+        let names = ["equerry.db", "equerry.db-wal", "equerry.db-shm"].map(|name| dir.path().join(name));
+        for name in &names {
+            fs::set_permissions(name, Permissions::from_mode(0o644)).unwrap();
+        }
+        let again = Store::open(&names[0], &StoreOptions::default()).unwrap();
+        for name in &names {
+            assert_eq!(fs::metadata(name).unwrap().permissions().mode() & 0o777, 0o600, "{}", name.display());
+        }
+        let done = again.transact::<_, StoreError, _>(|db| {
+            db.execute("DELETE FROM meta WHERE key = 'k1'", ())?;
+            Ok(())
+        });
+        done.await.unwrap();
+        drop((store, again));
+        let connection = Connection::open(&names[0]).unwrap();
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(())).unwrap();
+        let left = fs::read(&names[0]).unwrap();
+        let needle = b"the key of a root";
+        assert!(!left.windows(needle.len()).any(|window| window == needle), "it is still in the file");
+    }
+
     #[test]
     fn a_file_of_a_newer_version_is_refused() {
         let dir = tempfile::tempdir().unwrap();
@@ -361,7 +410,7 @@ mod tests {
     fn a_file_that_is_no_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("equerry.db");
-        std::fs::write(&path, "this is not a database, but long enough to be taken for one at first sight".repeat(20))
+        fs::write(&path, "this is not a database, but long enough to be taken for one at first sight".repeat(20))
             .unwrap();
         let error = Store::open(&path, &StoreOptions::default()).unwrap_err();
         assert!(matches!(error, StoreError::Unusable { .. }), "{error}");

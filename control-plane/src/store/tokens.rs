@@ -1,7 +1,8 @@
 //! Tokens that let a workload or a person in: only the hash of each secret is kept.
 //!
 //! A join token is spent in the same transaction that finds it unspent, so of two callers that show it at once one is
-//! refused. Unknown, used and expired are told apart, but only to a caller who knows the secret.
+//! refused. Whoever spent it may show it again with the same key while it lasts: an answer can be lost on its way. Unknown, used
+//! and expired are told apart, but only to a caller who knows the secret.
 
 use std::time::{Duration, SystemTime};
 
@@ -39,6 +40,11 @@ pub const ROLES_SCHEMA: &str = "
 ALTER TABLE admin_tokens ADD COLUMN role TEXT NOT NULL DEFAULT 'admin';
 ALTER TABLE admin_tokens ADD COLUMN limits TEXT NOT NULL DEFAULT '{}';   -- JSON of access::Limits
 ALTER TABLE join_tokens ADD COLUMN revoked INTEGER;                      -- when; NULL: never
+";
+
+/// What was added when a token that was used could be shown again by whoever used it.
+pub const KEYS_SCHEMA: &str = "
+ALTER TABLE join_tokens ADD COLUMN used_for TEXT;    -- pin of the key that was certified; NULL: not used, or by an older version
 ";
 
 /// The longest a join token may wait to be used.
@@ -237,25 +243,39 @@ pub async fn list_join(store: &Store, now: SystemTime) -> Result<Vec<JoinTokenSt
         .collect()
 }
 
-/// Who may join with a credential (`ID.SECRET`), without using the token up.
+/// Who may join with a credential (`ID.SECRET`), without using the token up. One that was used is good for whoever holds the
+/// key that it was used with, which [`spend_join`] finds out.
 ///
 /// # Errors
 /// A [`JoinRefusal`].
 pub async fn look_at_join(store: &Store, credential: &str, now: SystemTime) -> Result<AccountName, JoinRefusal> {
     let (id, hash) = JoinToken::read_credential(credential)?;
-    store.transact(move |db| find_unused(db, &id, &hash, now)).await
+    store.transact(move |db| find(db, &id, &hash, None, now).map(|(account, _)| account)).await
 }
 
-/// Uses a token up: exactly one caller succeeds.
+/// Uses a token up: exactly one key gets in by it, as often as it asks while the token lasts.
 ///
 /// # Errors
 /// A [`JoinRefusal`].
-pub async fn spend_join(store: &Store, credential: &str, now: SystemTime) -> Result<AccountName, JoinRefusal> {
+pub async fn spend_join(
+    store: &Store,
+    credential: &str,
+    key: &Pin,
+    now: SystemTime,
+) -> Result<AccountName, JoinRefusal> {
     let (id, hash) = JoinToken::read_credential(credential)?;
+    let key = key.to_string();
     store
         .transact(move |db| {
-            let account = find_unused(db, &id, &hash, now)?;
-            db.prepare_cached("UPDATE join_tokens SET used = ?2 WHERE id = ?1")?.execute((&id, unix_ms(now)))?;
+            let (account, is_used) = find(db, &id, &hash, Some(&key), now)?;
+            if is_used {
+                return Ok(account);
+            }
+            db.prepare_cached("UPDATE join_tokens SET used = ?2, used_for = ?3 WHERE id = ?1")?.execute((
+                &id,
+                unix_ms(now),
+                &key,
+            ))?;
             let about = vec![format!("first certificate of {account}, by join token {id}")];
             audit::append(db, &Note::done(By::name(account.to_string()), "identity.join", about), now)?;
             Ok(account)
@@ -374,19 +394,32 @@ pub(crate) fn is_control_plane(account: &AccountName) -> bool {
     account.namespace.as_str() == SYSTEM_NAMESPACE && account.name.as_str() == CONTROL_PLANE
 }
 
-fn find_unused(db: &Connection, id: &str, hash: &SecretHash, now: SystemTime) -> Result<AccountName, JoinRefusal> {
-    type Row = (Vec<u8>, String, u64, Option<u64>, Option<u64>);
+/// Whom a token lets in that is unused, or was used with this `key` (`None`: with any that is known), and whether it was used.
+fn find(
+    db: &Connection,
+    id: &str,
+    hash: &SecretHash,
+    key: Option<&str>,
+    now: SystemTime,
+) -> Result<(AccountName, bool), JoinRefusal> {
+    type Row = (Vec<u8>, String, u64, Option<u64>, Option<u64>, Option<String>);
     let row: Option<Row> = db
-        .prepare_cached("SELECT secret_sha256, account, expires, used, revoked FROM join_tokens WHERE id = ?1")?
-        .query_row((id,), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
+        .prepare_cached(
+            "SELECT secret_sha256, account, expires, used, revoked, used_for FROM join_tokens WHERE id = ?1",
+        )?
+        .query_row((id,), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?)))
         .optional()?;
     let unknown = || JoinRefusal::Unknown { id: id.to_owned() };
-    let (kept, account, expires, used, revoked) = row.ok_or_else(unknown)?;
+    let (kept, account, expires, used, revoked, used_for) = row.ok_or_else(unknown)?;
     if !SecretHash::from_kept(&kept).is_some_and(|kept| kept.matches(hash)) {
         return Err(unknown());
     }
     let account = kept_account(&account)?;
     if let Some(at) = used {
+        let is_theirs = used_for.is_some_and(|used_for| key.is_none_or(|key| *key == used_for));
+        if is_theirs && from_ms(expires) >= now {
+            return Ok((account, true));
+        }
         return Err(JoinRefusal::Used { id: id.to_owned(), account, at: from_ms(at) });
     }
     if revoked.is_some() {
@@ -395,7 +428,7 @@ fn find_unused(db: &Connection, id: &str, hash: &SecretHash, now: SystemTime) ->
     if from_ms(expires) < now {
         return Err(JoinRefusal::Expired { id: id.to_owned(), account, at: from_ms(expires) });
     }
-    Ok(account)
+    Ok((account, false))
 }
 
 fn kept_account(text: &str) -> Result<AccountName, StoreError> {
@@ -435,6 +468,11 @@ mod tests {
         (dir, store)
     }
 
+    /// A key whose pin is this byte over and over.
+    fn key(byte: &str) -> Pin {
+        Pin::parse(&byte.repeat(32)).unwrap()
+    }
+
     async fn token(store: &Store) -> JoinToken {
         let pin = Pin::parse(&"0f".repeat(32)).unwrap();
         let account = AccountName::parse("shop/orders").unwrap();
@@ -446,17 +484,40 @@ mod tests {
         let (_dir, store) = store();
         let token = token(&store).await;
         assert_eq!(look_at_join(&store, &token.credential(), now()).await.unwrap().to_string(), "shop/orders");
-        assert_eq!(spend_join(&store, &token.credential(), now()).await.unwrap().to_string(), "shop/orders");
-        let again = spend_join(&store, &token.credential(), now() + TTL * 2).await.unwrap_err();
+        let key = key("aa");
+        assert_eq!(spend_join(&store, &token.credential(), &key, now()).await.unwrap().to_string(), "shop/orders");
+        let again = spend_join(&store, &token.credential(), &key, now() + TTL * 2).await.unwrap_err();
         assert!(matches!(&again, JoinRefusal::Used { at, .. } if *at == now()), "{again}");
         assert!(again.to_string().contains("equerry token create join --namespace shop --account orders"), "{again}");
+    }
+
+    #[tokio::test]
+    async fn whoever_used_a_token_may_show_it_again_with_the_same_key_while_it_lasts_and_nobody_else_may() {
+        let (_dir, store) = store();
+        let credential = token(&store).await.credential();
+        let (ours, theirs) = (key("aa"), key("bb"));
+        spend_join(&store, &credential, &ours, now()).await.unwrap();
+        let entries = audit::head(&store).await.unwrap().seq;
+        let soon = now() + Duration::from_secs(9);
+        assert_eq!(look_at_join(&store, &credential, soon).await.unwrap().to_string(), "shop/orders");
+        assert_eq!(spend_join(&store, &credential, &ours, soon).await.unwrap().to_string(), "shop/orders");
+        assert_eq!(audit::head(&store).await.unwrap().seq, entries, "it is the same joining");
+        let refused = spend_join(&store, &credential, &theirs, soon).await.unwrap_err();
+        assert!(matches!(refused, JoinRefusal::Used { at, .. } if at == now()), "{refused}");
+        assert!(look_at_join(&store, &credential, now() + TTL * 2).await.is_err(), "not when it would have expired");
+        let state = list_join(&store, soon).await.unwrap()[0].state;
+        assert_eq!(state, JoinTokenState::Used);
     }
 
     #[tokio::test]
     async fn of_many_callers_with_one_token_exactly_one_gets_in() {
         let (_dir, store) = store();
         let credential = token(&store).await.credential();
-        let results = futures_util::future::join_all((0..50).map(|_| spend_join(&store, &credential, now()))).await;
+        let results = futures_util::future::join_all((0..50).map(|caller| {
+            let (store, credential, key) = (store.clone(), credential.clone(), key(&format!("{caller:02x}")));
+            async move { spend_join(&store, &credential, &key, now()).await }
+        }))
+        .await;
         assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1);
         assert_eq!(results.iter().filter(|r| matches!(r, Err(JoinRefusal::Used { .. }))).count(), 49);
     }
@@ -465,23 +526,26 @@ mod tests {
     async fn expired_unknown_and_malformed_tokens_are_told_apart() {
         let (_dir, store) = store();
         let (one, other) = (token(&store).await, token(&store).await);
-        assert!(spend_join(&store, &one.credential(), now() + TTL).await.is_ok(), "the last moment still counts");
-        let late = spend_join(&store, &other.credential(), now() + TTL + Duration::from_millis(1)).await;
+        assert!(
+            spend_join(&store, &one.credential(), &key("aa"), now() + TTL).await.is_ok(),
+            "the last moment still counts"
+        );
+        let late = spend_join(&store, &other.credential(), &key("aa"), now() + TTL + Duration::from_millis(1)).await;
         assert!(matches!(late, Err(JoinRefusal::Expired { .. })), "{late:?}");
         let (id, secret) = (one.id(), other.credential().split_once('.').unwrap().1.to_owned());
-        let mixed = spend_join(&store, &format!("{id}.{secret}"), now()).await;
+        let mixed = spend_join(&store, &format!("{id}.{secret}"), &key("aa"), now()).await;
         assert!(
             matches!(mixed, Err(JoinRefusal::Unknown { .. })),
             "a wrong secret learns nothing of the token: {mixed:?}"
         );
-        assert!(matches!(spend_join(&store, "", now()).await, Err(JoinRefusal::Malformed(_))));
+        assert!(matches!(spend_join(&store, "", &key("aa"), now()).await, Err(JoinRefusal::Malformed(_))));
     }
 
     #[tokio::test]
     async fn the_list_says_what_became_of_each_token_and_never_its_secret() {
         let (_dir, store) = store();
         let (used, waiting) = (token(&store).await, token(&store).await);
-        spend_join(&store, &used.credential(), now()).await.unwrap();
+        spend_join(&store, &used.credential(), &key("aa"), now()).await.unwrap();
         let list = list_join(&store, now()).await.unwrap();
         let state = |id: &str| list.iter().find(|t| t.id == id).unwrap().state;
         assert_eq!((state(used.id()), state(waiting.id())), (JoinTokenState::Used, JoinTokenState::Unused));
@@ -534,7 +598,7 @@ mod tests {
         assert_eq!(revoke_join(&store, token.id(), by(), now()).await.unwrap(), Some(true));
         assert_eq!(revoke_join(&store, token.id(), by(), now()).await.unwrap(), Some(false), "again: nothing to do");
         assert_eq!(revoke_join(&store, "00000000", by(), now()).await.unwrap(), None);
-        let refused = spend_join(&store, &token.credential(), now()).await.unwrap_err();
+        let refused = spend_join(&store, &token.credential(), &key("aa"), now()).await.unwrap_err();
         assert!(matches!(&refused, JoinRefusal::Revoked { .. }), "{refused}");
         assert_eq!(list_join(&store, now()).await.unwrap()[0].state, JoinTokenState::Revoked);
     }

@@ -42,6 +42,14 @@ CREATE TABLE leaves (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// What was added when roots that were moved on from were remembered.
+pub(super) const PAST_SCHEMA: &str = "
+CREATE TABLE past_roots (
+    pin TEXT PRIMARY KEY,
+    at INTEGER NOT NULL           -- when it was believed no more
+) STRICT, WITHOUT ROWID;
+";
+
 /// How far a rotation is, as it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeptPhase {
@@ -101,6 +109,8 @@ pub struct Kept {
     pub revocations: Vec<Revocation>,
     /// Certificates that may still be shown by somebody.
     pub leaves: Vec<LeafRow>,
+    /// Pins of the roots that this mesh has moved on from.
+    pub past_roots: Vec<String>,
 }
 
 impl KeptPhase {
@@ -137,6 +147,7 @@ pub async fn read(store: &Store) -> Result<Kept, StoreError> {
                     let (serial, id, root) = (row.get(0)?, identity(row, 1)?, row.get(2)?);
                     Ok(LeafRow { serial, id, root, until: from_ms(row.get(3)?) })
                 })?,
+                past_roots: all(db, "SELECT pin FROM past_roots", |row| row.get(0))?,
             })
         })
         .await
@@ -154,25 +165,53 @@ pub async fn put_rotation(
 ) -> Result<u64, StoreError> {
     store
         .transact(move |db| {
-            db.execute("DELETE FROM rotation", ())?;
-            if let Some(KeptRotation { phase, began, next }) = &rotation {
-                db.execute(
-                    "INSERT INTO rotation (one, phase, began, root, root_key, issuing, cross_certificate, issuing_key)
-                     VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                    (
-                        phase.as_str(),
-                        unix_ms(*began),
-                        &next.root,
-                        next.root_key.as_ref().map(|key| key.as_str()),
-                        &next.issuing,
-                        &next.cross,
-                        next.issuing_key.as_str(),
-                    ),
-                )?;
-            }
+            put(db, rotation.as_ref())?;
             changed(db, note.as_ref(), at)
         })
         .await
+}
+
+/// Puts the last phase of a rotation in the place of what was kept: the mesh moves on from the root of that pin. Returns the new
+/// generation of trust.
+///
+/// # Errors
+/// When the store is full or failed.
+pub async fn move_on(
+    store: &Store,
+    rotation: Option<KeptRotation>,
+    from: String,
+    note: Note,
+    at: SystemTime,
+) -> Result<u64, StoreError> {
+    store
+        .transact(move |db| {
+            put(db, rotation.as_ref())?;
+            db.execute(
+                "INSERT INTO past_roots (pin, at) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                (&from, unix_ms(at)),
+            )?;
+            changed(db, Some(&note), at)
+        })
+        .await
+}
+
+fn put(db: &Connection, rotation: Option<&KeptRotation>) -> Result<(), StoreError> {
+    db.execute("DELETE FROM rotation", ())?;
+    let Some(KeptRotation { phase, began, next }) = rotation else { return Ok(()) };
+    db.execute(
+        "INSERT INTO rotation (one, phase, began, root, root_key, issuing, cross_certificate, issuing_key)
+         VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        (
+            phase.as_str(),
+            unix_ms(*began),
+            &next.root,
+            next.root_key.as_ref().map(|key| key.as_str()),
+            &next.issuing,
+            &next.cross,
+            next.issuing_key.as_str(),
+        ),
+    )?;
+    Ok(())
 }
 
 /// Revokes an identity. Returns the new generation of trust; `None`: it was revoked already.

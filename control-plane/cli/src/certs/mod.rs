@@ -205,6 +205,11 @@ fn tell(report: &CertificateReport) {
             out::table(&["IDENTITY", "INSTANCE", "ROOT", "GENERATION", "ENDS IN"], &leaves)
         ));
     }
+    for leaf in &report.leaves {
+        if let (Some(instance), Some(doubt)) = (&leaf.instance, &leaf.doubt) {
+            out::data(format_args!("\n{instance} is not believed about its certificate: {doubt}"));
+        }
+    }
     if let Some(dark) = &report.dark {
         let issuing = rotation.anchors.iter().find(|anchor| anchor.signs).map(|anchor| anchor.issuing_not_after_unix);
         out::data(format_args!(
@@ -263,6 +268,7 @@ mod tests {
             root: None,
             not_after_unix: 1000 + left,
             generation: None,
+            doubt: None,
         }
     }
 

@@ -29,7 +29,14 @@ pub(super) async fn revoke(identity: &str, reason: &str, wait: &WaitArgs, client
 
 pub(super) async fn restore(identity: &str, wait: &WaitArgs, client: &mut Client) -> Result<(), Failure> {
     let account = match SpiffeId::parse(identity) {
-        Ok(id) => id.account_name().to_string(),
+        Ok(id) => {
+            let report: CertificateReport = client.get("/api/v1/certificates").await?;
+            if id.trust_domain.as_str() != report.trust_domain {
+                let told = format_args!("found {id}, expected an identity of trust domain {}", report.trust_domain);
+                return Err(Failure::refused(told));
+            }
+            id.account_name().to_string()
+        }
         Err(_) => identity.to_owned(),
     };
     let answer: RevocationAnswer =
@@ -54,8 +61,7 @@ async fn in_force(answer: &RevocationAnswer, wait: &WaitArgs, client: &mut Clien
             .filter_map(|leaf| leaf.instance.as_deref())
             .collect();
         if late.is_empty() {
-            let took = began.elapsed().as_millis();
-            out::data(format_args!("in force on {} of {} connected proxies in {took} ms", shown.len(), shown.len()));
+            out::data(said(shown.len(), report.limited, began.elapsed()));
             return Ok(());
         }
         if began.elapsed() >= wait.timeout {
@@ -65,6 +71,13 @@ async fn in_force(answer: &RevocationAnswer, wait: &WaitArgs, client: &mut Clien
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// What was seen, and no more: a token that is limited sees the proxies of some namespaces.
+fn said(count: usize, limited: bool, took: Duration) -> String {
+    let (whose, took) = (if limited { " that this token sees" } else { "" }, took.as_millis());
+    let others = if limited { "; how others stand, an unlimited token can tell" } else { "" };
+    format!("in force on {count} of {count} connected proxies{whose} in {took} ms{others}")
 }
 
 pub(super) async fn list(output: &OutputArgs, client: &mut Client) -> Result<(), Failure> {
@@ -84,4 +97,17 @@ pub(super) async fn list(output: &OutputArgs, client: &mut Client) -> Result<(),
     let rows: Vec<_> = list.items.iter().map(row).collect();
     out::data(out::table(&["IDENTITY", "SINCE", "BY", "REASON"], &rows));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_claims_no_more_than_the_token_sees() {
+        let took = Duration::from_millis(7);
+        assert_eq!(said(3, false, took), "in force on 3 of 3 connected proxies in 7 ms");
+        let limited = said(3, true, took);
+        assert!(limited.contains("that this token sees") && limited.contains("how others stand"), "{limited}");
+    }
 }

@@ -53,6 +53,7 @@ pub(super) async fn report(State(control): State<ControlPlane>, actor: Actor) ->
         rotation,
         revoked: authority.trust().revoked.len(),
         leaves,
+        limited: !actor.limits.is_empty(),
         dark,
     })
 }
@@ -69,6 +70,7 @@ fn leaves(control: &ControlPlane, now: SystemTime) -> Vec<(SpiffeId, LeafReply)>
                 root: Some(standing.root).filter(|root| !root.is_empty()),
                 not_after_unix: unix(standing.until),
                 generation: Some(standing.generation),
+                doubt: standing.doubt,
             },
             None => LeafReply {
                 spiffe_id: id.to_string(),
@@ -77,6 +79,7 @@ fn leaves(control: &ControlPlane, now: SystemTime) -> Vec<(SpiffeId, LeafReply)>
                 root: None,
                 not_after_unix: unix(proxy.certificate_not_after?),
                 generation: None,
+                doubt: None,
             },
         };
         Some((id, reply))
@@ -89,6 +92,7 @@ fn leaves(control: &ControlPlane, now: SystemTime) -> Vec<(SpiffeId, LeafReply)>
             root: Some(row.root).filter(|root| !root.is_empty()),
             not_after_unix: unix(row.until),
             generation: None,
+            doubt: None,
         };
         (row.id, reply)
     });

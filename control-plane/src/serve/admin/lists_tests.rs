@@ -1,12 +1,16 @@
 //! Lists: by page, by label, watched; and what is told of Services, instances and proxies.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
+use equerry_policies::names::SpiffeId;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::harness::{Answer, Events, PATIENCE, Place, ROUTE, SERVICE, TENANT};
+use super::proxies::unix;
+use crate::registry::InstanceKey;
+use crate::store::trust::LeafRow;
 
 fn service(name: &str, labels: &str) -> String {
     format!(
@@ -192,6 +196,20 @@ async fn a_proxy_that_is_away_says_so_and_lists_of_proxies_are_narrowed_by_state
     let proxy = &all["items"][0];
     assert_eq!((&proxy["state"], &proxy["account"]), (&json!("away"), &json!("shop/orders")), "{all}");
     assert!(proxy["why"].as_str().unwrap().contains("has no config stream"), "{all}");
+    assert_eq!(proxy["certificateNotAfterUnix"], Value::Null, "nothing was ever issued to it: {all}");
+    // What is known of its account from before this control plane started, and then what it showed itself.
+    let (now, known) = (SystemTime::now(), Duration::from_secs(900));
+    let id = SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/orders").unwrap();
+    let row = LeafRow { serial: "7".into(), id: id.clone(), root: String::new(), until: now + known };
+    place.control.leaf_issued(row, "a line".into(), None);
+    let end =
+        async || place.get("/api/v1/proxies").await.json()["items"][0]["certificateNotAfterUnix"].as_u64().unwrap();
+    assert_eq!(end().await, unix(now + known));
+    let instance = InstanceKey { namespace: id.namespace.clone(), id: "orders-1".parse().unwrap() };
+    let connection = place.control.listeners().connected(instance.clone(), id, "0.1.0".into(), now);
+    place.control.listeners().certified(&instance, connection, now + 2 * known);
+    place.control.listeners().disconnected(&instance, connection);
+    assert_eq!(end().await, unix(now + 2 * known));
     assert_eq!(place.get("/api/v1/proxies?state=away").await.json()["items"].as_array().unwrap().len(), 1);
     assert_eq!(place.get("/api/v1/proxies?state=in_step").await.json()["items"].as_array().unwrap().len(), 0);
     assert_eq!(place.get("/api/v1/proxies?labelSelector=app%3Dx").await.json()["items"], json!([]));

@@ -18,6 +18,9 @@ pub struct CertificateReport {
     pub rotation: RotationReply,
     /// Every certificate of a workload that is about, as far as the token sees its namespace.
     pub leaves: Vec<LeafReply>,
+    /// The token sees certificates of some namespaces only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub limited: bool,
     /// When workloads that are connected go dark if nothing is renewed from now on; absent: none is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dark: Option<DarkReply>,
@@ -57,6 +60,9 @@ pub struct LeafReply {
     /// The generation of trust that is in force at that proxy; absent: it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// Why what that proxy says of its certificate is not believed; absent: it agrees with what was issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<String>,
 }
 
 /// A root that is believed, and what signs under it.
