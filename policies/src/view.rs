@@ -52,6 +52,12 @@ pub struct WorkloadView {
     pub peer: MtlsMode,
     /// Modes of single application ports.
     pub peer_ports: Vec<(u16, MtlsMode)>,
+    /// The mode that `peer` says as PERMISSIVE, for sidecars that know no other word, is DISABLE.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub plain_only: bool,
+    /// Ports whose mode in `peer_ports` is said as PERMISSIVE for the same reason, and is DISABLE.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain_only_ports: Vec<u16>,
     /// Token rules, by issuer; each keeps the name of its document for logs.
     pub tokens: Vec<Scoped<NamedJwtRule>>,
     /// Authorization policies that select this workload, by name.
@@ -173,10 +179,19 @@ pub struct EndpointView {
     /// Its share of the traffic among the endpoints of the Service; 1 unless its labels say more.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: u32,
+    /// Service ports on which its sidecar takes nothing but plain text (DISABLE), sorted. Where those are all ports of the Service,
+    /// `address` is plain too, and leads to the sidecar: so callers who know nothing of this do right.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub open: Vec<u16>,
 }
 
 fn one() -> u32 {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "shaped for serde")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "shaped for serde")]
@@ -310,12 +325,15 @@ pub fn workload(meaning: &Meaning, facts: &WorkloadFacts) -> WorkloadView {
         .values()
         .filter_map(|p| Some(Scoped { ports: scope.of(&p.target, &p.name.namespace)?, policy: p.clone() }))
         .collect();
-    let (peer, peer_ports) = peer(meaning, facts);
+    let modes = modes(meaning, &facts.account.namespace, &facts.labels);
+    let disabled = modes.ports.iter().filter(|(_, mode)| **mode == MtlsMode::Disable);
     WorkloadView {
-        mesh: meaning.mesh.clone(),
+        mesh: Mesh { mtls: meaning.mesh.mtls.as_once(), ..meaning.mesh.clone() },
         services: services.iter().map(|s| (s.name.clone(), s.ports.clone())).collect(),
-        peer,
-        peer_ports,
+        peer: modes.other.as_once(),
+        peer_ports: modes.ports.iter().map(|(port, mode)| (*port, mode.as_once())).collect(),
+        plain_only: modes.other == MtlsMode::Disable,
+        plain_only_ports: disabled.map(|(port, _)| *port).collect(),
         tokens,
         authorization,
         csrf: meaning
@@ -370,30 +388,41 @@ impl Scope<'_> {
     }
 }
 
-/// The peer mode of a workload, and of single ports: the workload's own policies, else its namespace's, else the mesh's.
-/// Where several of one scope disagree, the stricter holds.
-fn peer(meaning: &Meaning, facts: &WorkloadFacts) -> (MtlsMode, Vec<(u16, MtlsMode)>) {
-    let strictest = |modes: Vec<MtlsMode>| {
-        let strict = modes.contains(&MtlsMode::Strict);
-        (!modes.is_empty()).then_some(if strict { MtlsMode::Strict } else { MtlsMode::Permissive })
-    };
-    let own = |p: &&PeerAuthentication| p.name.namespace == facts.account.namespace;
+/// What the ports of a workload ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Modes {
+    ports: BTreeMap<u16, MtlsMode>,
+    other: MtlsMode,
+}
+
+impl Modes {
+    /// What its application port `port` asks for.
+    pub fn of(&self, port: u16) -> MtlsMode {
+        self.ports.get(&port).copied().unwrap_or(self.other)
+    }
+}
+
+/// What the ports of a workload in `namespace` with these `labels` ask for: its own policies say, else its namespace's, else the
+/// mesh's. Where several of one scope disagree, the stricter holds.
+pub fn modes(meaning: &Meaning, namespace: &Namespace, labels: &Labels) -> Modes {
+    let strictest = |modes: &mut dyn Iterator<Item = MtlsMode>| modes.reduce(MtlsMode::stricter);
+    let own = |p: &&PeerAuthentication| p.name.namespace == *namespace;
     let selected: Vec<&PeerAuthentication> = meaning
         .peers
         .values()
         .filter(own)
-        .filter(|p| matches!(&p.target, Target::Workloads(labels) if carries(&facts.labels, labels)))
+        .filter(|p| matches!(&p.target, Target::Workloads(wanted) if carries(labels, wanted)))
         .collect();
     let by_target = |target: &Target| meaning.peers.values().filter(|p| p.target == *target).collect::<Vec<_>>();
-    let namespace = by_target(&Target::Namespace).into_iter().filter(own).collect::<Vec<_>>();
-    let mode = [selected.clone(), namespace, by_target(&Target::Mesh)]
+    let wider = by_target(&Target::Namespace).into_iter().filter(own).collect::<Vec<_>>();
+    let other = [selected.clone(), wider, by_target(&Target::Mesh)]
         .into_iter()
-        .find_map(|scope| strictest(scope.iter().filter_map(|p| p.mode).collect()))
+        .find_map(|scope| strictest(&mut scope.iter().filter_map(|p| p.mode)))
         .unwrap_or(meaning.mesh.mtls);
     let ports: BTreeSet<u16> = selected.iter().flat_map(|p| p.ports.keys().copied()).collect();
     let port_mode =
-        |port: u16| Some((port, strictest(selected.iter().filter_map(|p| p.ports.get(&port).copied()).collect())?));
-    (mode, ports.into_iter().filter_map(port_mode).collect())
+        |port: u16| Some((port, strictest(&mut selected.iter().filter_map(|p| p.ports.get(&port).copied()))?));
+    Modes { ports: ports.into_iter().filter_map(port_mode).collect(), other }
 }
 
 /// A Service as callers of one namespace must know it; `None` when there is no such Service.
@@ -428,7 +457,7 @@ pub fn endpoints<'i>(
     let (mut endpoints, mut unwell) = (BTreeMap::new(), BTreeMap::new());
     if let Some(service) = meaning.services.get(service) {
         for slice in meaning.endpoints.values().filter(|slice| slice.service == service.name) {
-            endpoints.extend(static_endpoints(service, slice).map(|(id, address)| (id, (address, 1))));
+            endpoints.extend(static_endpoints(service, slice).map(|(id, address)| (id, (address, 1, Vec::new()))));
         }
         for instance in instances.filter(|i| is_member(service, &i.account, &i.labels)) {
             if !instance.healthy {
@@ -437,13 +466,27 @@ pub fn endpoints<'i>(
             }
             // What does not read as a weight is refused when the instance registers.
             let weight = weight(&instance.labels).unwrap_or(1);
-            endpoints.insert(instance.id.clone(), (EndpointAddress::Mesh(instance.inbound), weight));
+            let (address, open) = reached(meaning, service, instance);
+            endpoints.insert(instance.id.clone(), (address, weight, open));
         }
     }
-    let endpoints =
-        endpoints.into_iter().map(|(instance, (address, weight))| EndpointView { instance, address, weight }).collect();
+    let endpoints = endpoints
+        .into_iter()
+        .map(|(instance, (address, weight, open))| EndpointView { instance, address, weight, open })
+        .collect();
     let unwell = unwell.into_iter().take(MOST_UNWELL).map(|(instance, detail)| UnwellView { instance, detail });
     EndpointsView { service: service.clone(), endpoints, unwell: unwell.collect() }
+}
+
+/// How an instance with a sidecar is reached as a member of a Service, and the Service ports on which plain text is spoken with it.
+fn reached(meaning: &Meaning, service: &Service, instance: &InstanceFacts) -> (EndpointAddress, Vec<u16>) {
+    let modes = modes(meaning, &instance.account.namespace, &instance.labels);
+    let open = service.ports.iter().filter(|port| !modes.of(port.target_port).takes_tls());
+    let open: Vec<u16> = open.map(|port| port.port).collect::<BTreeSet<_>>().into_iter().collect();
+    if open.is_empty() || open.len() < service.ports.len() {
+        return (EndpointAddress::Mesh(instance.inbound), open);
+    }
+    (EndpointAddress::Plain(open.iter().map(|port| (*port, instance.inbound)).collect()), open)
 }
 
 /// The endpoints of one `EndpointSlice`: every address, on the ports whose names the Service knows.
@@ -473,7 +516,7 @@ pub fn resolved(ports: &[ServicePort], addresses: &[IpAddr]) -> Vec<EndpointView
     let endpoint = |address: IpAddr| {
         let instance = InstanceId::parse(&format!("dns-{}", in_a_name(address))).ok()?;
         let at = ports.iter().map(|port| (port.port, SocketAddr::new(address, port.target_port)));
-        Some(EndpointView { instance, address: EndpointAddress::Plain(at.collect()), weight: 1 })
+        Some(EndpointView { instance, address: EndpointAddress::Plain(at.collect()), weight: 1, open: Vec::new() })
     };
     addresses.into_iter().filter_map(endpoint).collect()
 }

@@ -149,6 +149,49 @@ fn the_narrowest_peer_mode_holds_and_the_stricter_of_equals() {
     assert_eq!(with(&[peer("bank/all", "{mtls: {mode: PERMISSIVE}}")]).0, strict);
 }
 
+#[test]
+fn where_nothing_but_plain_text_is_taken_sidecars_are_told_in_words_that_those_of_before_understand_too() {
+    let peer = |name: &str, spec: &str| policy("PeerAuthentication", name, spec);
+    let told = |more: &[String]| {
+        let meaning = meaning(&format!("{SHOP}{}", more.concat()));
+        let view = view::workload(&meaning, &facts("shop/orders", "app=orders"));
+        let instances = [instance("o1", "shop/orders", "app=orders", true)];
+        let mut endpoints = view::endpoints(&meaning, &service("shop/orders"), instances.iter()).endpoints;
+        assert_eq!(meaning.warnings.len(), more.concat().matches("DISABLE").count(), "{:?}", meaning.warnings);
+        let text = serde_json::to_string(&(&view, &endpoints)).unwrap();
+        assert!(!text.contains("DISABLE"), "a sidecar of before would refuse all of it: {text}");
+        let again: view::WorkloadView = serde_json::from_str(&serde_json::to_string(&view).unwrap()).unwrap();
+        let compiled = equerry_policies::compile::workload(&again).unwrap();
+        (compiled.mtls(8080), compiled.mtls(8081), endpoints.remove(0))
+    };
+    let (strict, permissive, disable) = (MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disable);
+    let at = "10.0.0.1:15006".parse().unwrap();
+
+    let mesh = peer("equerry-system/mesh", "{mtls: {mode: DISABLE}}");
+    let (one, other, all) = told(std::slice::from_ref(&mesh));
+    assert_eq!((one, other), (disable, disable));
+    assert_eq!((all.address, all.open), (EndpointAddress::Plain(vec![(80, at), (81, at)]), vec![80, 81]));
+
+    let port = "{selector: {matchLabels: {app: orders}}, portLevelMtls: {8081: {mode: DISABLE}}}";
+    let (one, other, some) = told(&[peer("shop/port", port)]);
+    assert_eq!((one, other), (strict, disable));
+    assert_eq!((some.address, some.open), (EndpointAddress::Mesh(at), vec![81]));
+
+    let (one, other, none) = told(&[mesh.clone(), peer("shop/all", "{mtls: {mode: STRICT}}")]);
+    assert_eq!((one, other, none.open), (strict, strict, vec![]), "the narrower scope holds");
+    let two = ["DISABLE", "PERMISSIVE"].map(|mode| {
+        let spec = format!("{{selector: {{matchLabels: {{app: orders}}}}, mtls: {{mode: {mode}}}}}");
+        peer(&format!("shop/{}", mode.to_lowercase()), &spec)
+    });
+    let (one, _, none) = told(&two);
+    assert_eq!((one, none.open), (permissive, vec![]), "of equals the stricter");
+    let spec = "mtls: {mode: DISABLE}";
+    let (one, ..) = told(&[format!(
+        "\n---\napiVersion: equerry.dev/v1\nkind: Mesh\nmetadata: {{name: default}}\nspec: {{{spec}}}\n"
+    )]);
+    assert_eq!(one, disable, "the mesh's own word");
+}
+
 fn route(name: &str, parents: &str, backend: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap();
     format!(

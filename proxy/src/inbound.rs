@@ -5,9 +5,11 @@
 //! `tunnel::inbound`, and after an answer that changed the protocol, `tunnel::upgraded_inbound`.
 
 use std::cell::{OnceCell, RefCell};
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use equerry_policies::names::SpiffeId;
@@ -22,9 +24,10 @@ use crate::accept::tls;
 use crate::app::Shared;
 use crate::codec::http1::Bad;
 use crate::codec::http1::serve::Respond;
-use crate::codec::{Ahead, Early, Incoming, Link, Wire};
+use crate::codec::{Ahead, Early, Incoming, Link, Seldom, Wire};
 use crate::exchange::body::Answer;
 use crate::exchange::facts;
+use crate::exchange::rounds::Rounds;
 use crate::exchange::{connection, overload, serve};
 use crate::live::trust::Vouched;
 use crate::observe::Direction;
@@ -34,12 +37,17 @@ use crate::upstream::Pool;
 /// How long a connection may take to end by itself when its caller is believed no more.
 const TELLS_ITSELF: Duration = Duration::from_millis(50);
 
+/// How long what is under way in plain text may go on where that is taken no more.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// The inbound side of one worker.
 pub struct Inbound {
     pub(crate) shared: Shared,
     pub(crate) pool: Rc<Pool>,
     /// Tokens verified lately.
     pub(crate) believed: RefCell<Believed>,
+    /// Counts the changes of what is enforced here.
+    pub(crate) rounds: Rc<Rounds>,
     handshakes: tls::Handshakes,
 }
 
@@ -74,7 +82,8 @@ impl Via {
 impl Inbound {
     /// The inbound side of the current thread, which must be inside a `LocalSet`.
     pub fn new(shared: Shared) -> Self {
-        Self { shared, pool: Pool::new(), believed: RefCell::default(), handshakes: tls::Handshakes::default() }
+        let (rounds, handshakes) = (Rounds::of(&shared.live), tls::Handshakes::default());
+        Self { shared, pool: Pool::new(), believed: RefCell::default(), rounds, handshakes }
     }
 
     /// Serves one connection from the mesh until it ends.
@@ -82,12 +91,16 @@ impl Inbound {
         let _working = self.shared.drain.guard();
         let local = stream.local_addr().ok().map(|local| local.ip());
         let plain = tunnel::plain(self);
-        let patience = if let Plain::Bytes(patience) = plain { patience } else { detect::PATIENCE };
-        let (speaks, mut stream) = match detect::detect_within(patience, stream).await {
+        let detected = match plain {
+            Plain::Bytes(None) => Ok((None, Spoken::unheard(stream))),
+            Plain::Bytes(Some(patience)) => detect::detect_within(patience, stream).await,
+            Plain::Requests | Plain::AsItBegins { .. } => detect::detect_within(detect::PATIENCE, stream).await,
+        };
+        let (speaks, mut stream) = match detected {
             Ok(spoken) => spoken,
             Err(error) => return tracing::debug!(%error, peer = %address, "an inbound connection said nothing"),
         };
-        if speaks == Some(Speaks::Tls) {
+        if speaks == Some(Speaks::Tls) && plain != (Plain::AsItBegins { tls: false }) {
             return self.serve_secured(stream, address, local).await;
         }
         // Whether its port may be spoken to in plain text is judged for each request: an answer can then say why not.
@@ -95,8 +108,10 @@ impl Inbound {
         let (peer, not_after, vouched, server_name, port) = (None, None, None, None, None);
         let via = Via { address, peer, not_after, vouched, server_name, port, local, introduction };
         let bytes = match (plain, speaks) {
-            (Plain::Bytes(_), _) => true,
-            (Plain::AsItBegins, Some(Speaks::Http1)) => {
+            (Plain::Bytes(_), _) | (Plain::AsItBegins { .. }, Some(Speaks::Tls)) => true,
+            // As much as a preface of HTTP/2 begins with, and no more.
+            (Plain::AsItBegins { .. }, None) => stream.has_spoken(),
+            (Plain::AsItBegins { .. }, Some(Speaks::Http1)) => {
                 !detect::begins_a_request(&mut stream, detect::PATIENCE).await.unwrap_or(true)
             }
             _ => false,
@@ -123,7 +138,9 @@ impl Inbound {
             // The exchange with nobody's certificate would prove nothing to the caller.
             return observe.handshake_failed(Direction::Inbound, "identity_expired");
         };
-        match self.handshakes.secure(Ahead::new(stream), &identity.server).await {
+        let takes_tls =
+            |port| self.shared.live.load().workload.as_ref().is_none_or(|policy| policy.mtls(port).takes_tls());
+        match self.handshakes.secure(Ahead::new(stream), &identity.server, takes_tls).await {
             Ok(secured) => {
                 let shown = secured.stream.get_ref().1.peer_certificates();
                 let vouched = Some(identity.vouched(secured.peer.clone(), shown));
@@ -157,35 +174,82 @@ impl Inbound {
     {
         let _open = self.shared.observe.connection(Direction::Inbound, via.peer.is_some());
         let address = via.address;
-        let time_to_go = connection::time_to_go(speaks, &self.shared.drain, via.not_after);
-        let distrusted = via.vouched.clone().map(Vouched::believed_no_more);
-        let responder = Responder { at: Rc::clone(self), via };
-        let mut serving = Box::pin(connection::serve(stream, speaks, time_to_go, responder));
-        let Some(distrusted) = distrusted else {
-            if let Some(word) = serving.await {
-                tracing::debug!(reason = word, peer = %address, "an inbound connection ended badly");
-            }
-            return;
-        };
-        tokio::select! {
-            ended = serving.as_mut() => if let Some(word) = ended {
-                tracing::debug!(reason = word, peer = %address, "an inbound connection ended badly");
-            },
-            why = distrusted => {
-                tracing::warn!(peer = %address, %why, "a connection is ended");
-                // What goes on without HTTP sees for itself, and tells more.
-                if tokio::time::timeout(TELLS_ITSELF, serving.as_mut()).await.is_err() {
-                    facts::cut(Reason::IdentityRevoked, &why, || drop(serving));
+        let drain = Rc::clone(self);
+        let not_after = via.not_after;
+        let time_to_go = {
+            let turned = out_of_place(self, &via);
+            async move {
+                tokio::select! {
+                    () = connection::time_to_go(speaks, &drain.shared.drain, not_after) => {}
+                    () = turned => {}
                 }
             }
+        };
+        let (over, why) = (over(self, &via), OnceCell::new());
+        let mut over = Seldom::new(Box::pin(async {
+            let _ = why.set(over.await);
+        }));
+        let mut listening = self.rounds.listening();
+        let responder = Responder { at: Rc::clone(self), via: Rc::new(via) };
+        let mut serving = Box::pin(connection::serve(stream, speaks, time_to_go, responder));
+        let ended = poll_fn(|cx| {
+            listening.listen(cx);
+            if over.is_over(cx) { Poll::Ready(None) } else { serving.as_mut().poll(cx).map(Some) }
+        });
+        if let Some(ended) = ended.await {
+            if let Some(word) = ended {
+                tracing::debug!(reason = word, peer = %address, "an inbound connection ended badly");
+            }
+        } else if let Some((reason, why)) = why.get() {
+            tracing::warn!(peer = %address, %why, "a connection is ended");
+            // What goes on without HTTP sees for itself, and tells more.
+            if tokio::time::timeout(TELLS_ITSELF, serving.as_mut()).await.is_err() {
+                facts::cut(*reason, why, || drop(serving));
+            }
         }
+    }
+}
+
+/// When nothing may go on over a connection, and why: whoever is at its other end is believed no more, or it is plain text that
+/// nobody takes any more, and what was under way has had its time.
+fn over(at: &Rc<Inbound>, via: &Via) -> impl Future<Output = (Reason, String)> + use<> {
+    let (vouched, turned) = (via.vouched.clone(), out_of_place(at, via));
+    async move {
+        if let Some(vouched) = vouched {
+            return (Reason::IdentityRevoked, vouched.believed_no_more().await);
+        }
+        turned.await;
+        tokio::time::sleep(LAST_WORDS).await;
+        (Reason::TlsRequired, "plain text is taken here no more".to_owned())
+    }
+}
+
+/// Waits until a policy turns a connection out: mutual TLS where only plain text is taken now, or plain text where that is taken no
+/// more. Requests that come meanwhile are judged one by one.
+fn out_of_place(at: &Rc<Inbound>, via: &Via) -> impl Future<Output = ()> + use<> {
+    let (at, secured, port) = (Rc::clone(at), via.peer.is_some(), via.port);
+    let mut modes = at.shared.live.modes();
+    async move {
+        while modes.changed().await.is_ok() {
+            let live = at.shared.live.load();
+            let Some(workload) = &live.workload else { continue };
+            let fits = if secured {
+                port.is_none_or(|port| workload.mtls(port).takes_tls())
+            } else {
+                at.shared.settings.app_ports.iter().any(|known| workload.mtls(known.port).takes_plain_text())
+            };
+            if !fits {
+                return;
+            }
+        }
+        std::future::pending().await
     }
 }
 
 /// Answers the requests of one connection.
 struct Responder {
     at: Rc<Inbound>,
-    via: Via,
+    via: Rc<Via>,
 }
 
 impl Respond for Responder {
@@ -200,6 +264,10 @@ impl Respond for Responder {
     }
 
     async fn switch(&self, near: Link, answer: Answer) {
-        tunnel::upgraded_inbound(&self.at, &self.via, near, answer).await;
+        tunnel::upgraded_inbound(&self.via, near, answer).await;
+    }
+
+    fn round(&self) -> u64 {
+        self.at.rounds.now()
     }
 }

@@ -134,6 +134,11 @@ fn of_service(detail: &ServiceDetail) -> String {
     if let Some(why) = why_no_traffic(detail) {
         line(&mut text, "Why no traffic", out::styled(out::BAD, why));
     }
+    for member in service.members.iter().filter(|member| !member.plain_text.is_empty()) {
+        let ports: Vec<String> = member.plain_text.iter().map(ToString::to_string).collect();
+        let what = format!("{} of {}: nobody is known by identity there", ports.join(", "), member.instance);
+        line(&mut text, "In plain text", out::styled(out::BAD, what));
+    }
     let ports = detail.ports.iter().map(|port| {
         let name = port.name.clone().unwrap_or_else(|| "-".to_owned());
         let protocol = port.protocol.clone().unwrap_or_else(|| "told from its first bytes".to_owned());

@@ -336,6 +336,8 @@ fn everything_inbound(meaning: &Meaning) -> WorkloadView {
         services: meaning.services.values().map(|service| (service.name.clone(), service.ports.clone())).collect(),
         peer: meaning.mesh.mtls,
         peer_ports: Vec::new(),
+        plain_only: false,
+        plain_only_ports: Vec::new(),
         tokens: meaning
             .tokens
             .iter()
@@ -444,8 +446,6 @@ spec:
     }
 
     #[test]
-    fn what_something_else_still_names_cannot_be_deleted() {
-    #[test]
     fn whoever_makes_a_change_hears_what_is_hardly_meant_in_it_or_since_it_and_nothing_else() {
         const STOCK: &str = "
 apiVersion: v1
@@ -477,6 +477,8 @@ spec: {ports: [{port: 80}]}
         assert_eq!(truth.meaning.warnings.len(), 1);
     }
 
+    #[test]
+    fn what_something_else_still_names_cannot_be_deleted() {
         let (_, truth) = shop();
         let delete = |keys: Vec<DocumentKey>| truth.plan(keys.into_iter().map(Edit::Delete).collect(), None, &domain());
         assert!(matches!(delete(vec![key(Kind::Service, "orders")]), Err(ApplyError::Invalid(_))));

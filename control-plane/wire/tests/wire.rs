@@ -16,7 +16,7 @@ fn service(text: &str) -> ServiceName {
 }
 
 fn endpoints() -> Resource {
-    let endpoint = |id: &str, address| EndpointView { instance: InstanceId::parse(id).unwrap(), address, weight: 1 };
+    let endpoint = |id: &str, address| EndpointView { instance: InstanceId::parse(id).unwrap(), address, weight: 1, open: Vec::new() };
     Resource::Endpoints(Box::new(EndpointsView {
         service: service("shop/orders"),
         endpoints: vec![
@@ -125,6 +125,7 @@ fn too_large_is_refused_by_the_sender_and_by_the_receiver() {
         instance: InstanceId::parse(&format!("orders-{i}-{}", "x".repeat(50))).unwrap(),
         address: EndpointAddress::Mesh("10.0.0.1:15006".parse().unwrap()),
         weight: 1,
+        open: Vec::new(),
     };
     let view = EndpointsView {
         service: service("shop/orders"),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::access_log::AccessLog;
 use super::authorization::{Authorization, Rule, Turn};
 use super::csrf::Csrf;
 use super::in_scope;
@@ -19,6 +20,8 @@ use crate::view::{Scoped, WorkloadView};
 pub struct CompiledWorkload {
     /// Mesh-wide settings.
     pub mesh: Mesh,
+    /// What access logs say beyond what they always say; `None`: nothing.
+    pub access_log: Option<Arc<AccessLog>>,
     /// The Services this workload is a member of, each with its ports.
     pub services: Vec<(ServiceName, Vec<ServicePort>)>,
     /// Which tokens are accepted.
@@ -77,9 +80,9 @@ impl CompiledWorkload {
         with
     }
 
-    /// Whether some port accepts plain text, so that the listener must wait to see what is spoken.
-    pub fn accepts_plain_text(&self) -> bool {
-        self.peer == MtlsMode::Permissive || self.peer_ports.values().any(|mode| *mode == MtlsMode::Permissive)
+    /// Whether every port asks of `other` what it asks of this one.
+    pub fn has_modes_of(&self, other: &Self) -> bool {
+        self.peer == other.peer && self.peer_ports == other.peer_ports
     }
 }
 
@@ -88,18 +91,25 @@ pub(super) fn compile(view: &WorkloadView) -> Result<CompiledWorkload, Vec<Compl
     let tokens = Tokens::compile(&view.tokens, &mut complaints);
     let authorization = Authorization::compile(&view.authorization, view.mesh.authorization_default, &mut complaints);
     let tenants = Tenants::compile(&view.tenants, &mut complaints);
+    let access_log = AccessLog::compile(view.mesh.access_log.as_deref(), &tokens, &mut complaints);
     if !complaints.is_empty() {
         return Err(complaints);
     }
     Ok(CompiledWorkload {
         mesh: view.mesh.clone(),
+        access_log,
         services: view.services.clone(),
         tokens,
         authorization,
         csrf: view.csrf.iter().map(Csrf::compile).collect(),
         tenants,
         trusted_hops: view.trusted_hops.clone(),
-        peer: view.peer,
-        peer_ports: view.peer_ports.iter().copied().collect(),
+        peer: if view.plain_only { MtlsMode::Disable } else { view.peer },
+        peer_ports: view
+            .peer_ports
+            .iter()
+            .copied()
+            .chain(view.plain_only_ports.iter().map(|port| (*port, MtlsMode::Disable)))
+            .collect(),
     })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Origin, Target};
+use super::{AccessLog, Origin, Target};
 use crate::names::{PolicyName, TrustDomain};
 
 /// The meaning of the one `Mesh` document, named `default`.
@@ -34,6 +34,9 @@ pub struct Mesh {
     /// zero: not at all. `None`: [`Mesh::PROTOCOL_DETECTION_TIMEOUT`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol_detection_timeout: Option<Duration>,
+    /// What access logs say beyond what they always say; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<Box<AccessLog>>,
     /// Where it was written.
     pub origin: Origin,
 }
@@ -58,6 +61,46 @@ pub enum MtlsMode {
     /// Mutual TLS and plain text.
     #[serde(rename = "PERMISSIVE")]
     Permissive,
+    /// Only plain text, which the sidecars of callers speak there too: nobody is known by an identity.
+    #[serde(rename = "DISABLE")]
+    Disable,
+}
+
+impl MtlsMode {
+    /// The word it is written with.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "STRICT",
+            Self::Permissive => "PERMISSIVE",
+            Self::Disable => "DISABLE",
+        }
+    }
+
+    /// Whether callers without an identity may come.
+    pub fn takes_plain_text(self) -> bool {
+        self != Self::Strict
+    }
+
+    /// Whether callers may show who they are.
+    pub fn takes_tls(self) -> bool {
+        self != Self::Disable
+    }
+
+    /// The stricter of two.
+    #[must_use]
+    pub fn stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Strict, _) | (_, Self::Strict) => Self::Strict,
+            (Self::Permissive, _) | (_, Self::Permissive) => Self::Permissive,
+            (Self::Disable, Self::Disable) => Self::Disable,
+        }
+    }
+
+    /// The same for sidecars that know nothing of DISABLE: what they then take is more, and nothing they are asked for is
+    /// refused.
+    pub(crate) fn as_once(self) -> Self {
+        if self == Self::Disable { Self::Permissive } else { self }
+    }
 }
 
 /// Allow or deny.
@@ -117,7 +160,7 @@ impl Http10 {
     }
 }
 
-/// Whether a workload accepts plain text, and on which of its ports (`PeerAuthentication`).
+/// Whether a workload asks for mutual TLS, and on which of its ports (`PeerAuthentication`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerAuthentication {

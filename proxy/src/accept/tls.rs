@@ -10,9 +10,10 @@ use std::time::{Duration, SystemTime};
 use equerry_certs::PeerFault;
 use equerry_certs::tls;
 use equerry_policies::names::SpiffeId;
-use tokio::io::{AsyncRead, AsyncWrite};
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::detect::Speaks;
@@ -27,6 +28,9 @@ const AT_ONCE: usize = 128;
 const TURN_PATIENCE: Duration = Duration::from_secs(1);
 /// A handshake that takes longer waits for its caller, not for us, and keeps nobody from a turn.
 const TURN: Duration = Duration::from_millis(500);
+
+/// The alert of a server that will not go on, before anything is protected (RFC 8446, sections 5.1 and 6).
+const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
 /// The turns of the handshakes of one worker.
 #[derive(Debug)]
@@ -45,18 +49,23 @@ impl Handshakes {
         Self(Semaphore::new(most))
     }
 
-    /// Makes a handshake when its turn has come.
+    /// Makes a handshake when its turn has come. `takes_tls`: whether the port that is asked for does.
     ///
     /// # Errors
     /// As [`secure`], and when its turn does not come.
-    pub(crate) async fn secure<S>(&self, stream: S, server: &Arc<rustls::ServerConfig>) -> Result<Secured<S>, Unsecured>
+    pub(crate) async fn secure<S>(
+        &self,
+        stream: S,
+        server: &Arc<rustls::ServerConfig>,
+        takes_tls: impl Fn(u16) -> bool,
+    ) -> Result<Secured<S>, Unsecured>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let overload =
             || Unsecured { word: "overload", detail: format!("no turn for a handshake within {TURN_PATIENCE:?}") };
         let turn = tokio::time::timeout(TURN_PATIENCE, self.0.acquire()).await.map_err(|_| overload())?;
-        let mut handshake = pin!(secure(stream, server));
+        let mut handshake = pin!(secure(stream, server, takes_tls));
         if let Ok(secured) = tokio::time::timeout(TURN, handshake.as_mut()).await {
             return secured;
         }
@@ -94,16 +103,31 @@ pub(crate) struct Unsecured {
 /// Makes the handshake, and reads from it who speaks and what they want.
 ///
 /// # Errors
-/// When it fails or takes too long, or the peer is nobody of this mesh.
-async fn secure<S>(stream: S, server: &Arc<rustls::ServerConfig>) -> Result<Secured<S>, Unsecured>
+/// When it fails or takes too long, the peer is nobody of this mesh, or the port they mean takes plain text only.
+async fn secure<S>(
+    stream: S,
+    server: &Arc<rustls::ServerConfig>,
+    takes_tls: impl Fn(u16) -> bool,
+) -> Result<Secured<S>, Unsecured>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = TlsAcceptor::from(Arc::clone(server)).accept(stream);
+    let handshake = async {
+        let mut begun =
+            LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(|error| handshake_failed(&error))?;
+        if let Some(port) = begun.client_hello().server_name().and_then(port_named_by).filter(|port| !takes_tls(*port))
+        {
+            // Nobody knows yet who asks, and nothing was agreed upon.
+            let _ = begun.io.write_all(&ACCESS_DENIED).await;
+            let _ = begun.io.shutdown().await;
+            let detail = format!("port {port} takes plain text only (PeerAuthentication DISABLE)");
+            return Err(Unsecured { word: "plain_text_only", detail });
+        }
+        begun.into_stream(Arc::clone(server)).await.map_err(|error| handshake_failed(&error))
+    };
     let stream = tokio::time::timeout(PATIENCE, handshake)
         .await
-        .map_err(|_| Unsecured { word: "timeout", detail: format!("no handshake within {PATIENCE:?}") })?
-        .map_err(|error| handshake_failed(&error))?;
+        .map_err(|_| Unsecured { word: "timeout", detail: format!("no handshake within {PATIENCE:?}") })??;
     let (_, session) = stream.get_ref();
     // A resumed session is not verified again by rustls, so its certificate's time is judged here for every connection.
     let leaf = tls::peer(session.peer_certificates(), SystemTime::now()).map_err(|fault| not_believed(&fault))?;

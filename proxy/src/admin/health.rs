@@ -56,6 +56,7 @@ fn endpoint(backend: &Backend, endpoint: &Endpoint) -> Value {
         "instance": endpoint.instance,
         "address": address,
         "mutualTls": mesh,
+        "plainTextToItsSidecar": endpoint.open,
         "health": health.standing.as_str(),
         "by": health.because.as_str(),
         "because": health.because.to_string(),

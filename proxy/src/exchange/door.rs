@@ -4,48 +4,70 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use equerry_policies::compile::CompiledWorkload;
 use equerry_policies::names::ServiceName;
-use equerry_policies::policy::{AppProtocol, MtlsMode, ServicePort};
+use equerry_policies::policy::{AppProtocol, ServicePort};
 use equerry_traffic::Refusal;
 use equerry_traffic::normalize::Normal;
+use http::{HeaderMap, HeaderName};
 
+use crate::app::Shared;
 use crate::inbound::{Inbound, Via};
 use crate::upstream::Protocol;
 
-/// The application's port that a request means.
-#[derive(Debug)]
-pub(super) struct Door {
-    /// As the mesh knows it.
-    pub(super) port: u16,
-    /// Where the application listens.
-    pub(super) local: SocketAddr,
-    /// What is spoken there.
-    pub(super) protocol: Protocol,
-    /// The Service that the port belongs to.
-    pub(super) service: Option<ServiceName>,
+/// Which port of the application a sidecar means that speaks plain text with us: nothing else names it. It opens no door that the
+/// port of a `Host` would not open too.
+pub(super) const PORT: HeaderName = HeaderName::from_static("x-equerry-port");
+
+/// The port that a request in plain text names so.
+pub(super) fn named_in_plain_text(at: &Inbound, headers: &HeaderMap, via: &Via) -> Option<u16> {
+    // To look for it costs a hash.
+    if via.peer.is_some() || at.shared.settings.app_ports.len() == 1 {
+        return None;
+    }
+    headers.get(PORT)?.to_str().ok()?.parse().ok()
 }
 
-/// Which port is meant, and whether it may be spoken to in this way.
-pub(super) fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal: &Normal) -> Result<Door, Refusal> {
-    let settings = &at.shared.settings;
+/// The application's port that a request means.
+#[derive(Debug)]
+pub(crate) struct Door {
+    /// As the mesh knows it.
+    pub(crate) port: u16,
+    /// Where the application listens.
+    pub(crate) local: SocketAddr,
+    /// What is spoken there.
+    pub(crate) protocol: Protocol,
+    /// The Service that the port belongs to.
+    pub(crate) service: Option<ServiceName>,
+}
+
+/// Which port is meant, and whether it may be spoken to in this way. `named`: what [`named_in_plain_text`] found.
+pub(crate) fn door(
+    shared: &Shared,
+    workload: &CompiledWorkload,
+    via: &Via,
+    normal: &Normal,
+    named: Option<u16>,
+) -> Result<Door, Refusal> {
+    let settings = &shared.settings;
     let ports = || settings.app_ports.iter().map(|known| known.port);
-    let named = if via.peer.is_some() { via.port } else { normal.port() };
+    let named = if via.peer.is_some() { via.port } else { named.or_else(|| normal.port()) };
     let known = named.filter(|named| ports().any(|port| port == *named));
-    let port = match (known, named, settings.app_ports.as_slice()) {
-        (Some(port), ..) => port,
-        // Plain text names no port of ours, but maybe that of this listener: the only one is meant.
-        (None, _, [only]) if via.peer.is_none() => only.port,
-        (None, named, all) => {
-            // A stranger without identity gets no list of the ports of an instance that speaks to none.
-            let strict = |port: u16| workload.mtls(port) == MtlsMode::Strict;
-            if via.peer.is_none() && all.iter().all(|known| strict(known.port)) {
-                let port = named.or(all.first().map(|known| known.port)).unwrap_or_default();
-                return Err(Refusal::TlsRequired { port });
+    let port = match known {
+        Some(port) => port,
+        // Plain text names no port of ours, but maybe that of this listener: the only one that takes it is meant.
+        None => match only(ports().filter(|port| via.peer.is_none() && workload.mtls(*port).takes_plain_text())) {
+            Some(only) => only,
+            None => {
+                // A stranger without identity gets no list of the ports of an instance that speaks to none.
+                let open = |port: u16| workload.mtls(port).takes_plain_text();
+                if via.peer.is_none() && !ports().any(open) {
+                    return Err(Refusal::TlsRequired { port: named.or(ports().next()).unwrap_or_default() });
+                }
+                let of = "this instance".to_owned();
+                return Err(Refusal::NoSuchPort { of, port: named.unwrap_or_default(), ports: ports().collect() });
             }
-            let of = "this instance".to_owned();
-            return Err(Refusal::NoSuchPort { of, port: named.unwrap_or_default(), ports: ports().collect() });
-        }
+        },
     };
-    if via.peer.is_none() && workload.mtls(port) == MtlsMode::Strict {
+    if via.peer.is_none() && !workload.mtls(port).takes_plain_text() {
         return Err(Refusal::TlsRequired { port });
     }
     let local = settings.local_port(port).unwrap_or(port);
@@ -68,6 +90,12 @@ pub(super) fn door(at: &Inbound, workload: &CompiledWorkload, via: &Via, normal:
         protocol: Protocol::of(app_protocol.unwrap_or_default()),
         service: service.map(|(name, _)| name.clone()),
     })
+}
+
+/// The one of them, if there is one.
+fn only(mut ports: impl Iterator<Item = u16>) -> Option<u16> {
+    let first = ports.next()?;
+    ports.next().is_none().then_some(first)
 }
 
 /// Nobody looks for requests where TCP is spoken, and nobody sends any.

@@ -42,14 +42,14 @@ pub(crate) fn on_one_thread(test: impl Future<Output = ()>) {
     });
 }
 
-/// Waits until `holds`, five seconds at most.
+/// Waits until `holds`, twenty seconds at most: machines are slow at times.
 pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap_or_else(|_| panic!("not seen in time: {what}"));
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("not seen in time: {what}"));
 }
 
 /// What is meant, and who vouches.
@@ -58,6 +58,8 @@ pub(crate) struct World {
     authority: Authority,
     /// Name servers of its sidecars.
     pub(crate) dns: Vec<SocketAddr>,
+    /// What its sidecars speak with each other.
+    pub(crate) mesh_protocol: crate::config::MeshProtocol,
 }
 
 /// One sidecar.
@@ -88,6 +90,8 @@ pub(crate) struct Application {
 pub(crate) enum At {
     Mesh(SocketAddr),
     Plain(u16, SocketAddr),
+    /// A sidecar that takes nothing but plain text on these Service ports.
+    Open(Vec<u16>, SocketAddr),
 }
 
 impl World {
@@ -96,7 +100,7 @@ impl World {
         let meaning = interpret::interpret(&documents).unwrap();
         let trust_domain = TrustDomain::parse("equerry.local").unwrap();
         let authority = Authority::create(trust_domain, SystemTime::now()).unwrap();
-        Self { meaning, authority, dns: Vec::new() }
+        Self { meaning, authority, dns: Vec::new(), mesh_protocol: crate::config::MeshProtocol::Auto }
     }
 
     /// Means something else from now on; nobody is told yet.
@@ -136,7 +140,7 @@ impl World {
         let (key, bundle) = self.identity(account);
         identity.put(TlsIdentity::new(key, bundle, String::new(), 1).unwrap());
         let instance = InstanceId::parse("test").unwrap();
-        let settings = settings(&instance, ports);
+        let settings = Settings { mesh_protocol: self.mesh_protocol, ..settings(&instance, ports) };
         let quotas = Arc::new(Quotas::new(instance));
         let outsiders = Arc::new(Outsiders::new(self.dns.clone(), OwnDoors::default()));
         let settings = Arc::new(settings);
@@ -189,9 +193,10 @@ impl World {
         let endpoints = at.iter().enumerate().map(|(number, at)| Endpoint {
             instance: InstanceId::parse(&format!("i{number}")).unwrap(),
             address: match at {
-                At::Mesh(address) => EndpointAddress::Mesh(*address),
+                At::Mesh(address) | At::Open(_, address) => EndpointAddress::Mesh(*address),
                 At::Plain(port, address) => EndpointAddress::Plain(vec![(*port, *address)]),
             },
+            open: if let At::Open(ports, _) = at { ports.clone() } else { Vec::new() },
             state: Arc::default(),
         });
         let endpoints: Vec<Endpoint> = endpoints.collect();

@@ -13,6 +13,7 @@ pub(crate) mod meant;
 pub(crate) mod mirror;
 pub(crate) mod overload;
 pub(crate) mod reply;
+pub(crate) mod rounds;
 pub(crate) mod serve;
 pub(crate) mod standing;
 pub(crate) mod tries;
@@ -44,7 +45,11 @@ mod nowhere_tests;
 #[cfg(test)]
 mod outside_tests;
 #[cfg(test)]
+mod plain_text_tests;
+#[cfg(test)]
 mod slow_tests;
+#[cfg(test)]
+mod standing_tests;
 #[cfg(test)]
 mod streams_tests;
 #[cfg(test)]

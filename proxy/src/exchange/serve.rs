@@ -22,20 +22,20 @@ use equerry_traffic::trace_state::{self, Carried, Other};
 use equerry_traffic::{Reason, Refusal, fault, filter, tenant, token};
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, Version};
 
 use super::attempt::{self, Outgoing, Time};
 use super::between;
 use super::body::{Answer, ToSend};
-use super::door::{Door, door, not_http};
+use super::door::{Door, door, named_in_plain_text, not_http};
 use super::facts::{self, Record};
 use super::meant::{backend, fixed, may_leave, resolve, service_port, take_place};
 use super::mirror;
 use super::now;
 use super::reply::{self, Style};
-use super::standing::Standing;
+use super::standing::{self, Again, Standing, UnderWay};
 use super::tries::{self, Answered, Errand};
-use super::upgrade::{self, Asked};
+use super::upgrade;
 use super::watch::Watch;
 use crate::app::Shared;
 use crate::codec::http1::Bad;
@@ -55,7 +55,7 @@ const CALLER_FIRST: Duration = Duration::from_millis(50);
 /// W3C Trace Context.
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Who called, as the application's frameworks know it (Envoy's header).
-const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+pub(super) const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// A request whose head cannot be read.
 pub(crate) fn unreadable(shared: &Shared, direction: Direction, from: SocketAddr, bad: &Bad) -> Response<Answer> {
@@ -97,6 +97,7 @@ pub(crate) async fn outbound(
     if let Some(filtered) = filtered {
         filter::apply_response(filtered.choice.filters(), filtered.origin.as_ref(), response.headers_mut());
     }
+    Answer::log_answer(&mut response);
     response
 }
 
@@ -144,6 +145,7 @@ async fn leave(
     record.note(|exchange| {
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });
+    record.asked_with(&live, &head.headers);
     let (live, named) = match asker.meant {
         Some(meant) => Box::pin(fixed(at, live, meant)).await,
         None => resolve(at, live, &normal).await?,
@@ -263,9 +265,15 @@ async fn in_time(
 }
 
 /// An exchange that somebody begins with our application.
-pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>, early: &Early) -> Response<Answer> {
+pub(crate) async fn inbound(
+    at: &Rc<Inbound>,
+    via: &Rc<Via>,
+    request: Request<Incoming>,
+    early: &Early,
+) -> Response<Answer> {
     let (mut head, body) = request.into_parts();
     let mut record = facts::open(Direction::Inbound, &mut head, via.address, &at.shared.observe);
+    let round = at.rounds.now();
     let live = at.shared.live.load();
     record.note(|exchange| {
         exchange.epoch = live.epoch;
@@ -275,14 +283,15 @@ pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>,
         exchange.sni = via.server_name.clone();
     });
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), at.shared.drain.begun());
-    let entered = enter(at, &live, via, &mut head, (body, early), &mut record).await;
+    let entered = enter(at, (&live, round), via, &mut head, (body, early), &mut record).await;
     let retried_in = via.peer.as_ref().filter(|_| at.shared.hops.any()).and_then(|_| TraceId::of(&head.headers));
     let retried_in = retried_in.zip(record.started());
-    spare::keep(head.headers);
     let mut response = match entered {
-        Ok(Entered { answered, watch, counted, asked }) => {
+        Ok(Entered { answered, mut watch, counted }) => {
+            if let Some(watch) = &mut watch {
+                watch.keep(&mut head.headers);
+            }
             let mut response = reply::answer(answered, None, watch, &style, record);
-            response.body_mut().asked_with(asked);
             if let Some((tenant, share)) = counted {
                 reply::rate_limit(response.headers_mut(), &tenant, &share);
             }
@@ -295,26 +304,30 @@ pub(crate) async fn inbound(at: &Inbound, via: &Via, request: Request<Incoming>,
     {
         reply::retried_behind(&mut response, &style);
     }
+    spare::keep(head.headers);
+    Answer::log_answer(&mut response);
     response
 }
 
 async fn enter(
-    at: &Inbound,
-    live: &Live,
-    via: &Via,
+    at: &Rc<Inbound>,
+    (live, round): (&Live, u64),
+    via: &Rc<Via>,
     head: &mut Parts,
     (body, early): (Incoming, &Early),
     record: &mut Record,
 ) -> Result<Entered, Refusal> {
     version_served(head.version, live)?;
     let trusted_hops = live.workload.as_ref().map_or(0, |workload| workload.mesh.trusted_hops);
+    let named = named_in_plain_text(at, &head.headers, via);
     let mut normal = normalize(head, normalize::Direction::Inbound { mesh_peer: via.peer.is_some(), trusted_hops })?;
     record.note(|exchange| {
         (exchange.target, exchange.authority) = (normal.target().clone(), normal.host_header().clone());
     });
+    record.asked_with(live, &head.headers);
     let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
     let mut began = record.began();
-    let door = door(at, workload, via, &normal)?;
+    let door = door(&at.shared, workload, via, &normal, named)?;
     record.note(|exchange| exchange.destination = door.service.clone());
     let shown = Shown { headers: &mut head.headers, normal: Some(&mut normal) };
     let caller = match caller(at, workload, door.port, shown, via) {
@@ -325,8 +338,9 @@ async fn enter(
         }
         judged => judged?,
     };
-    // Of a connection that will speak another protocol, what it was judged by is kept, to be judged again.
-    let asked_for = normal.upgrade().map(|_| Box::new(Asked::of(head, &normal, &caller)));
+    if let Some(logged) = record.logged() {
+        logged.claims(|path| caller.claim(path));
+    }
     let asked = authorize::Facts {
         method: &head.method,
         authority: normal.authority(),
@@ -351,17 +365,16 @@ async fn enter(
     let body = ToSend::streaming(body, workload.tokens.claim_headers().into(), record);
     let time = Time { until: deadline.for_try(began, None), kind, idle: deadline::usual_idle(kind) };
     let mut outgoing = Outgoing::new(head, normal, body, early);
-    let mut standing = Standing::of(&caller, &at.shared.live, door.port);
-    let forwarded = forward(&permit, at, &door, &mut outgoing, (time, began), record);
-    let answered = match &mut standing {
-        None => forwarded.await?,
-        Some(standing) => Box::pin(while_standing(standing, forwarded)).await?,
-    };
+    let under_way = UnderWay::new((at, via), &caller, named, Again::after(round, caller.ends_at(workload, door.port)));
+    outgoing.judged_by(&under_way);
+    let answered = forward(&permit, at, &door, &mut outgoing, (time, began), record).await?;
     record.broke(Reason::Ok);
+    let (normal, judged) = (outgoing.into_normal(), under_way.into_judged());
+    let standing = standing::may_last(&answered)
+        .then(|| Standing::new((at, via), (head.method.clone(), normal, named), caller, judged));
     let watched = deadline.at().is_some() || standing.is_some() || kind == Kind::Grpc;
     let watch = watched.then(|| Watch::at_callee(&answered, &deadline, kind, began).standing(standing));
-    let asked = asked_for.filter(|_| answered.status() == StatusCode::SWITCHING_PROTOCOLS);
-    Ok(Entered { answered, watch, counted, asked })
+    Ok(Entered { answered, watch, counted })
 }
 
 /// What came of a request that nothing refused.
@@ -369,8 +382,6 @@ struct Entered {
     answered: Answered,
     watch: Option<Watch>,
     counted: Counted,
-    /// What it was judged by, when its connection goes on in another protocol.
-    asked: Option<Box<Asked>>,
 }
 
 /// When the caller stops waiting. The caller's own clock may be the first to say so, because it knows who set the limit: ours
@@ -402,18 +413,6 @@ fn caller(
 ) -> Result<Caller, Refusal> {
     let believed = &mut at.believed.borrow_mut();
     token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), SystemTime::now)
-}
-
-/// An answer, unless the token ends before there is one.
-async fn while_standing(
-    standing: &mut Standing,
-    forwarded: impl Future<Output = Result<Answered, Refusal>>,
-) -> Result<Answered, Refusal> {
-    tokio::select! {
-        biased;
-        refusal = standing.ended() => Err(refusal),
-        answered = forwarded => answered,
-    }
 }
 
 /// Judges a token again that may be good with keys which are not known here, once their issuers were asked for them.

@@ -1,7 +1,9 @@
 //! Those who are slow, over real sockets: callers that send nothing or take nothing, applications that take nothing, and
 //! deadlines that a callee holds. Each end names the timer, and the document that set it.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use super::attempt;
 use super::harness::*;
@@ -212,6 +215,129 @@ fn a_body_that_crawls_without_end_is_not_waited_for_whoever_holds_it() {
     });
 }
 
+/// Takes what comes on a stream of HTTP/2 with a window of so many bytes, piece by piece; how it ended.
+async fn take_in_pieces(from: SocketAddr, window: u32) -> Result<usize, h2::Error> {
+    let socket = TcpStream::connect(from).await.unwrap();
+    let (client, connection) =
+        h2::client::Builder::new().initial_window_size(window).handshake::<_, Bytes>(socket).await.unwrap();
+    tokio::task::spawn_local(connection);
+    let mut client = client.ready().await.unwrap();
+    let asked = Request::get("http://orders/").body(()).unwrap();
+    let (answered, _) = client.send_request(asked, true).unwrap();
+    let mut body = answered.await?.into_body();
+    let mut taken = 0;
+    while let Some(piece) = body.data().await {
+        let piece = piece?.len();
+        taken += piece;
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        body.flow_control().release_capacity(piece)?;
+    }
+    Ok(taken)
+}
+
+#[test]
+fn a_caller_with_a_tiny_window_is_cut_and_the_log_says_how_little_it_took() {
+    on_one_thread(async {
+        let application = application(|_, _| async { says(200, &"x".repeat(50_000)) }).await;
+        let sidecar = caller(&traffic(SERVICE, "timeouts: {streamIdle: 10s}"), &[application.address]).await;
+        attempt::IMPATIENT.set(Some(Duration::from_millis(500)));
+        let cut = take_in_pieces(sidecar.outbound, 2).await.unwrap_err();
+        assert!(cut.is_reset(), "{cut}");
+        let line = sidecar.log(1).await.remove(0);
+        assert_eq!(line["reason"], "client_slow", "{line}");
+        assert!(line.to_string().contains("bytes of the response in"), "{line}");
+        assert!(line.to_string().contains("which is too little to wait for"), "{line}");
+        // A narrow window that goes on opening is waited for, for longer than that.
+        assert_eq!(take_in_pieces(sidecar.outbound, 1_000).await.unwrap(), 50_000);
+        assert_eq!(sidecar.log(2).await[1]["reason"], "ok");
+        attempt::IMPATIENT.set(None);
+    });
+}
+
+#[test]
+fn a_stream_that_its_application_feeds_slowly_is_never_cut_for_its_rate() {
+    on_one_thread(async {
+        let application = application(|_, _| async {
+            let events = futures_util::stream::unfold(0, |sent| async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let event = Frame::data(Bytes::from_static(b"data: 1\n\n"));
+                (sent < 20).then_some((Ok::<_, std::io::Error>(event), sent + 1))
+            });
+            let mut events = Response::new(StreamBody::new(events).boxed_unsync());
+            events.headers_mut().insert("content-type", "text/event-stream".parse().unwrap());
+            events
+        })
+        .await;
+        let sidecar = caller(&traffic(SERVICE, "timeouts: {streamIdle: 10s}"), &[application.address]).await;
+        attempt::IMPATIENT.set(Some(Duration::from_millis(300)));
+        let heard = say(sidecar.outbound, b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n").await;
+        assert_eq!(heard.matches("data: 1").count(), 20, "{heard}");
+        assert_eq!(sidecar.log(1).await[0]["reason"], "ok");
+        attempt::IMPATIENT.set(None);
+    });
+}
+
+/// An application that speaks HTTP/1.1 by hand: says `head`, and then a byte each 40 ms.
+async fn dribbles(head: &'static [u8]) -> (SocketAddr, Rc<RefCell<Vec<JoinHandle<()>>>>) {
+    listen(move |mut stream, _| async move {
+        let mut asked = [0; 1024];
+        let _ = stream.read(&mut asked).await;
+        let mut going = stream.write_all(head).await;
+        while going.is_ok() {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            going = stream.write_all(b"x").await;
+        }
+    })
+    .await
+}
+
+#[test]
+fn an_answer_that_crawls_is_cut_where_its_length_was_declared() {
+    on_one_thread(async {
+        let (declared, _connections) = dribbles(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await;
+        let sidecar = caller(&traffic(SERVICE, "timeouts: {streamIdle: 10s}"), &[declared]).await;
+        attempt::IMPATIENT.set(Some(Duration::from_millis(500)));
+        let heard = say(sidecar.outbound, b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await;
+        assert!(heard.starts_with("HTTP/1.1 200 ") && heard.ends_with('x'), "{heard}");
+        let line = sidecar.log(1).await.remove(0);
+        assert_eq!(line["reason"], "stream_idle", "{line}");
+        assert!(line.to_string().contains("bytes of the response came in"), "{line}");
+        attempt::IMPATIENT.set(None);
+    });
+}
+
+#[test]
+fn an_application_that_takes_a_request_at_a_crawl_is_given_up() {
+    on_one_thread(async {
+        // HTTP/2, because there the application says to the byte how much it takes.
+        let (address, _connections) = listen(|stream, _| async move {
+            let mut builder = h2::server::Builder::new();
+            builder.initial_window_size(2);
+            let mut connection = builder.handshake::<_, Bytes>(stream).await.unwrap();
+            let (asked, _answer) = connection.accept().await.unwrap().unwrap();
+            tokio::task::spawn_local(async move { while connection.accept().await.is_some() {} });
+            let mut body = asked.into_body();
+            while let Some(Ok(piece)) = body.data().await {
+                tokio::time::sleep(Duration::from_millis(40)).await;
+                if body.flow_control().release_capacity(piece.len()).is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+        let spoken = SERVICE.replacen("port: 80", "port: 80, appProtocol: kubernetes.io/h2c", 1);
+        let world = World::new(&format!("{spoken}{PERMISSIVE}"));
+        let sidecar = world.sidecar("shop/orders", &[("app", "orders")], &[(8080, address)], &[]).await;
+        attempt::IMPATIENT.set(Some(Duration::from_millis(500)));
+        let body = "x".repeat(20_000);
+        let head = format!("POST / HTTP/1.1\r\nhost: orders:8080\r\ncontent-length: {}\r\n\r\n", body.len());
+        let answer = say(sidecar.inbound, format!("{head}{body}").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("stream_idle"), "{answer}");
+        assert!(answer.contains("bytes of the request were taken in"), "{answer}");
+        attempt::IMPATIENT.set(None);
+    });
+}
+
 #[test]
 fn an_application_that_takes_nothing_of_a_request_is_given_up() {
     on_one_thread(async {
@@ -333,7 +459,7 @@ async fn handshakes_take_turns_and_one_that_stalls_keeps_nobody_from_its_turn() 
     let begun = tokio::time::Instant::now();
     let stall = async |turns: &Handshakes| {
         let (_silent, ours) = tokio::io::duplex(64);
-        let refused = turns.secure(ours, &server).await.unwrap_err();
+        let refused = turns.secure(ours, &server, |_| true).await.unwrap_err();
         (refused.word, begun.elapsed().as_millis())
     };
     assert_eq!(stall(&Handshakes::at_once(0)).await, ("overload", 1000));

@@ -19,6 +19,7 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 
 use super::attempt::{self, Failed, Outgoing, Time};
+use super::door;
 use super::facts::Record;
 use super::{now, reply};
 use crate::live::{Backend, Destination, IdentityHandle, TlsIdentity};
@@ -49,9 +50,9 @@ pub(crate) struct Errand<'a> {
     pub(crate) protocol: Protocol,
     /// As whom we call, where that is asked for.
     pub(crate) identities: &'a IdentityHandle,
-    /// What kind of exchange it is, by its request.
     /// In which traces retries were made lately; `None`: nobody is told of these.
     pub(crate) hops: Option<&'a Hops>,
+    /// What kind of exchange it is, by its request.
     pub(crate) kind: Kind,
     /// When the exchange began.
     pub(crate) began: Instant,
@@ -106,8 +107,8 @@ pub(crate) async fn until_answered(
             return outcome.map_err(|failed| failed.refusal);
         };
         record.observe().retry("sent");
-        retries += 1;
         remember_retry(errand, outgoing);
+        retries += 1;
         tried.push(place_tried);
         match outcome {
             Ok(answered) => attempt::discard(answered),
@@ -119,7 +120,6 @@ pub(crate) async fn until_answered(
     }
 }
 
-/// Writes what is left of the time, and that this is a retry, for those behind.
 /// Whoever called our application makes no retries on top of these.
 fn remember_retry(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>) {
     if let Some((hops, trace)) = errand.hops.zip(TraceId::of(outgoing.headers_mut())) {
@@ -127,6 +127,7 @@ fn remember_retry(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>) {
     }
 }
 
+/// Writes what is left of the time, and that this is a retry, for those behind.
 fn tell_next_hop(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>, retries: u32) {
     let deadline = &errand.deadline;
     if errand.carried.is_none() && retries == 0 && deadline.at().is_none() {
@@ -169,7 +170,13 @@ async fn once(
     record.note(|exchange| exchange.upstream_protocol = target.protocol.version());
     let deadline = errand.deadline.for_try(began, errand.try_timeout);
     let time = Time { until: deadline, kind: errand.kind, idle: deadline::idle(errand.kind, &backend.traffic) };
+    if chosen.open {
+        outgoing.headers_mut().insert(door::PORT, errand.port.target_port.into());
+    }
     let mut outcome = attempt::send(pool, &target, outgoing, time).await;
+    if chosen.open {
+        outgoing.headers_mut().remove(door::PORT);
+    }
     if let Ok(answered) = &mut outcome {
         look_for_trailers(answered, errand, outgoing, chosen.this_try.is_probe()).await;
         answered.body_mut().counts(chosen.this_try.goes_on(&chosen.endpoint.state));
@@ -284,6 +291,8 @@ fn target<'a>(
         };
         let whom = Whom { service: &backend.name, port: port.target_port, accounts: &backend.accounts, identity };
         (errand.protocol, Some(whom), LONGEST_IDLE)
+    } else if chosen.open {
+        (errand.protocol, None, LONGEST_IDLE)
     } else {
         (Protocol::of(port.app_protocol), None, Duration::MAX)
     };
@@ -354,6 +363,11 @@ fn judge(
             Failure::Mesh { reason: refusal.reason(), status: refusal.status().as_u16(), unprocessed: *unprocessed }
         }
     };
+    let behind = failure.is_one() && outcome.as_ref().is_ok_and(retried_behind);
+    if behind {
+        // So our own caller is told, whether we would retry or not.
+        remember_retry(errand, outgoing);
+    }
     // Nearly always all is well, and nothing else has to be known.
     if !failure.worth(errand.retry) {
         return Verdict::Stop(Stop::NotRetriable);
@@ -363,12 +377,8 @@ fn judge(
         retry: errand.retry,
         method_named: errand.method_named,
         replayable: outgoing.can_be_sent(),
-    let behind = failure.is_one() && outcome.as_ref().is_ok_and(retried_behind);
-    if behind {
-        // So our own caller is told, whether we would retry or not.
-        remember_retry(errand, outgoing);
-    }
         marked: errand.carried.is_some_and(|carried| carried.retried),
+        behind,
         pushback: pushback(outcome, errand.kind),
         place: errand.backend.limits.has_place_for_retry(errand.backend.traffic.limits.retries),
         retries,
@@ -378,7 +388,11 @@ fn judge(
     with_randomness(|rng| retry::judge(failure, &attempt, budget, &compiled.traffic.retry_budget, now(), rng))
 }
 
-        behind,
+/// Whether the sidecar beside the application says that a hop behind it made retries.
+fn retried_behind(answered: &Answered) -> bool {
+    answered.body().peer().is_some() && reply::was_retried_behind(answered.headers())
+}
+
 /// What a failed answer asks for; a success asks for nothing.
 fn pushback(outcome: &Result<Answered, Failed>, kind: Kind) -> Pushback {
     let Ok(answered) = outcome else { return Pushback::None };
@@ -388,11 +402,6 @@ fn pushback(outcome: &Result<Answered, Failed>, kind: Kind) -> Pushback {
     let failed = !answered.status().is_success() || grpc_status(answered, kind).is_some_and(|status| status > 0);
     if failed { retry::pushback(answered.headers(), SystemTime::now()) } else { Pushback::None }
 }
-/// Whether the sidecar beside the application says that a hop behind it made retries.
-fn retried_behind(answered: &Answered) -> bool {
-    answered.body().peer().is_some() && reply::was_retried_behind(answered.headers())
-}
-
 
 /// Says what became of retrying, where it was in question.
 fn conclude(outcome: &Result<Answered, Failed>, verdict: Verdict, retries: u32, record: &mut Record) {

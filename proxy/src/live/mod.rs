@@ -129,6 +129,8 @@ pub struct Endpoint {
     pub instance: InstanceId,
     /// Where to connect and what to speak there.
     pub address: EndpointAddress,
+    /// Service ports on which plain text is spoken with its sidecar, because the control plane says that it takes nothing else.
+    pub open: Vec<u16>,
     /// In-flight count, latency and breaker; kept across changes by (backend, instance).
     pub state: Arc<EndpointState>,
 }
@@ -143,6 +145,15 @@ impl Live {
     /// Before anything is known.
     pub fn nothing(own: SpiffeId) -> Self {
         Self { epoch: 0, own, workload: None, destinations: Quick::default(), unknown: HashMap::new() }
+    }
+
+    /// Whether every port asks of its callers what it asks in `other`.
+    fn asks_for_the_same(&self, other: &Self) -> bool {
+        match (&self.workload, &other.workload) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one.has_modes_of(other),
+            (None, None) => true,
+            _ => false,
+        }
     }
 
     /// The destination of that name, marked as used. (A backend that a route chose is found in `destinations`.)
@@ -174,6 +185,7 @@ pub struct LiveHandle {
     now: Arc<ArcSwap<Live>>,
     generations: Arc<Mutex<Vec<Weak<Live>>>>,
     changed: watch::Sender<()>,
+    modes: watch::Sender<()>,
     wanted: mpsc::UnboundedSender<ServiceName>,
     resources: Arc<ArcSwap<Vec<Received>>>,
 }
@@ -192,9 +204,10 @@ impl LiveHandle {
     /// A handle that starts at `first`, and the names that requests will want.
     pub fn new(first: Live) -> (Self, mpsc::UnboundedReceiver<ServiceName>) {
         let (changed, _) = watch::channel(());
+        let (modes, _) = watch::channel(());
         let (wanted, wants) = mpsc::unbounded_channel();
         let now = Arc::new(ArcSwap::from_pointee(first));
-        (Self { now, generations: Arc::default(), changed, wanted, resources: Arc::default() }, wants)
+        (Self { now, generations: Arc::default(), changed, modes, wanted, resources: Arc::default() }, wants)
     }
 
     /// The configuration in force. Take it once per exchange.
@@ -209,7 +222,10 @@ impl LiveHandle {
         generations.retain(|generation| generation.strong_count() > 0);
         generations.push(Arc::downgrade(&next));
         drop(generations);
-        self.now.store(next);
+        let before = self.now.swap(Arc::clone(&next));
+        if !before.asks_for_the_same(&next) {
+            self.modes.send_replace(());
+        }
         self.changed.send_replace(());
     }
 
@@ -232,6 +248,11 @@ impl LiveHandle {
     /// Told of every publication after the call.
     pub(crate) fn publications(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Told of every publication after the call that changes which ports ask for mutual TLS.
+    pub(crate) fn modes(&self) -> watch::Receiver<()> {
+        self.modes.subscribe()
     }
 
     /// Waits for the next publication after the call.

@@ -72,6 +72,8 @@ fn configured(quotas: &Quotas, quota: Quota) {
         services: Vec::new(),
         peer: MtlsMode::Strict,
         peer_ports: Vec::new(),
+        plain_only: false,
+        plain_only_ports: Vec::new(),
         tokens: Vec::new(),
         authorization: Vec::new(),
         csrf: vec![],

@@ -161,6 +161,8 @@ fn workload() -> Resource {
         services: Vec::new(),
         peer: MtlsMode::Strict,
         peer_ports: Vec::new(),
+        plain_only: false,
+        plain_only_ports: Vec::new(),
         tokens: Vec::new(),
         authorization: Vec::new(),
         csrf: vec![],
@@ -186,9 +188,9 @@ fn route(to: &[&str], path: PathMatch) -> HttpRoute {
             name: None,
             matches: vec![RouteMatch { path, headers: Vec::new(), query: Vec::new(), method: None }],
             filters: vec![],
+            nowhere: Vec::new(),
             backends: to
                 .iter()
-            nowhere: Vec::new(),
                 .map(|name| equerry_policies::policy::Backend {
                     service: service(name),
                     port: Some(80),
@@ -236,6 +238,7 @@ fn endpoints(name: &str, ports: &[u16]) -> Resource {
         instance: InstanceId::parse(&format!("i{port}")).unwrap(),
         address: EndpointAddress::Mesh(([127, 0, 0, 1], *port).into()),
         weight: 1,
+        open: Vec::new(),
     });
     Resource::Endpoints(Box::new(EndpointsView {
         service: service(name),

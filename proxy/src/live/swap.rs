@@ -349,6 +349,7 @@ impl Swap {
                 state: self.keep.endpoint(service, &endpoint.instance, now),
                 instance: endpoint.instance,
                 address: endpoint.address,
+                open: endpoint.open,
             })
             .collect();
         let accounts = view.accounts.iter().map(|account| {
@@ -395,7 +396,9 @@ impl Swap {
 
     /// The endpoint without those of its addresses that are this process's own listeners; `None` when no other is left.
     fn not_here(&self, mut endpoint: EndpointView) -> Option<EndpointView> {
-        if let EndpointAddress::Plain(ports) = &mut endpoint.address {
+        if let EndpointAddress::Plain(ports) = &mut endpoint.address
+            && endpoint.open.is_empty()
+        {
             ports.retain(|(_, address)| !self.doors.is_own(*address));
             if ports.is_empty() {
                 return None;

@@ -157,6 +157,9 @@ impl Prober {
 fn plan(backend: &Backend, endpoint: &Endpoint) -> Option<Plan> {
     let settings = backend.traffic.health_check.as_ref()?;
     let EndpointAddress::Plain(ports) = &endpoint.address else { return None };
+    if !endpoint.open.is_empty() {
+        return None;
+    }
     let (port, address) = ports.iter().find(|(of, _)| settings.port.is_none_or(|port| port == *of))?;
     let spoken = backend.ports.iter().find(|known| known.port == *port).map(|known| known.app_protocol);
     let question = Question {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use equerry_policies::compile::CompiledWorkload;
 use equerry_policies::names::ServiceName;
-use equerry_policies::policy::{AppProtocol, Mesh, MtlsMode, ServicePort};
+use equerry_policies::policy::{AppProtocol, Mesh, ServicePort};
 use equerry_traffic::authorize::{self, Permit};
 use equerry_traffic::token::{Caller, Shown};
 use equerry_traffic::{Reason, Refusal, token};
@@ -75,37 +75,53 @@ pub(crate) async fn inbound(at: &Inbound, via: &inbound::Via, mut near: TlsStrea
 pub(crate) enum Plain {
     /// Requests, or nothing.
     Requests,
-    /// Bytes, whatever they look like, and whoever begins; first bytes that are TLS may take so long.
-    Bytes(Duration),
-    /// What its first bytes say.
-    AsItBegins,
+    /// Bytes, whatever they look like, and whoever begins; first bytes that are TLS may take so long, and where nobody takes TLS
+    /// (`None`) they are bytes too.
+    Bytes(Option<Duration>),
+    /// What its first bytes say; those of TLS are bytes like others where nobody takes it.
+    AsItBegins {
+        /// Somebody takes it.
+        tls: bool,
+    },
 }
 
 /// What may come in plain text now.
 pub(crate) fn plain(at: &Inbound) -> Plain {
     let live = at.shared.live.load();
     let Some(workload) = &live.workload else { return Plain::Requests };
-    match plain_port(at, workload) {
+    match plain_port(at, workload, None) {
         Ok((_, known)) if known.app_protocol == AppProtocol::Tcp => {
             let written = workload.mesh.protocol_detection_timeout.unwrap_or(Mesh::PROTOCOL_DETECTION_TIMEOUT);
             // TLS must be told from bytes also where nobody is to wait.
-            Plain::Bytes(if written.is_zero() { detect::PATIENCE } else { written })
+            let patience = if written.is_zero() { detect::PATIENCE } else { written };
+            Plain::Bytes(takes_tls(at, workload).then_some(patience))
         }
-        Ok((_, known)) if known.takes_bytes() && !workload.has_rules_about_http(known.target_port) => Plain::AsItBegins,
+        Ok((_, known)) if known.takes_bytes() && !workload.has_rules_about_http(known.target_port) => {
+            Plain::AsItBegins { tls: takes_tls(at, workload) }
+        }
         Ok(_) | Err(_) => Plain::Requests,
     }
 }
 
-/// The only port of the application, where it may be spoken to in plain text.
-fn plain_port<'a>(at: &Inbound, workload: &'a CompiledWorkload) -> Result<(&'a ServiceName, &'a ServicePort), Refusal> {
-    let ports: Vec<u16> = at.shared.settings.app_ports.iter().map(|known| known.port).collect();
-    let port = ports.first().copied().unwrap_or_default();
-    if ports.iter().all(|port| workload.mtls(*port) == MtlsMode::Strict) {
-        return Err(Refusal::TlsRequired { port });
-    }
+/// Whether some port of the application takes mutual TLS.
+fn takes_tls(at: &Inbound, workload: &CompiledWorkload) -> bool {
+    at.shared.settings.app_ports.iter().any(|known| workload.mtls(known.port).takes_tls())
+}
+
+/// The only port of the application that may be spoken to in plain text; on a connection that stands, the one that was `meant`.
+fn plain_port<'a>(
+    at: &Inbound,
+    workload: &'a CompiledWorkload,
+    meant: Option<u16>,
+) -> Result<(&'a ServiceName, &'a ServicePort), Refusal> {
+    let ports = || at.shared.settings.app_ports.iter().map(|known| known.port);
+    let mut open = ports().filter(|port| workload.mtls(*port).takes_plain_text() && meant.is_none_or(|it| it == *port));
+    let Some(port) = open.next() else {
+        return Err(Refusal::TlsRequired { port: meant.or(ports().next()).unwrap_or_default() });
+    };
     let mut services = workload.services.iter().flat_map(|(name, ports)| ports.iter().map(move |known| (name, known)));
-    let meant = services.find(|(_, known)| known.target_port == port).filter(|_| ports.len() == 1);
-    meant.ok_or(Refusal::NoSuchPort { of: "this instance".to_owned(), port, ports })
+    let only = services.find(|(_, known)| known.target_port == port).filter(|_| open.next().is_none());
+    only.ok_or_else(|| Refusal::NoSuchPort { of: "this instance".to_owned(), port, ports: ports().collect() })
 }
 
 /// Leads a connection in plain text to the only port of the application.
@@ -114,6 +130,15 @@ pub(crate) async fn plain_inbound(at: &Inbound, via: &inbound::Via, mut near: Sp
     ask_for_life(near.inner());
     // Listening begins before the first judgement: no change falls between the two.
     let changes = at.shared.live.publications();
+    // What is opened beside it later makes nothing unclear that is clear now.
+    let meant = at
+        .shared
+        .live
+        .load()
+        .workload
+        .as_ref()
+        .and_then(|workload| plain_port(at, workload, None).ok()?.1.target_port.into());
+    let via = &inbound::Via { port: meant, ..via.clone() };
     let mut far = match enter(at, via, &mut record).await {
         Ok(far) => far,
         Err(refusal) => {
@@ -165,8 +190,9 @@ struct Door {
 fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result<Door, Refusal> {
     let settings = &at.shared.settings;
     if via.peer.is_none() {
-        let (service, known) = plain_port(at, workload)?;
-        return opens(known, service, workload, settings.local_port(known.target_port).unwrap_or(known.target_port));
+        let (service, known) = plain_port(at, workload, via.port)?;
+        opens(known, service, workload)?;
+        return Ok(door_to(known, service, settings.local_port(known.target_port).unwrap_or(known.target_port)));
     }
     let port = via.port.unwrap_or_default();
     let no_such_port = || Refusal::NoSuchPort {
@@ -179,11 +205,12 @@ fn door(at: &Inbound, workload: &CompiledWorkload, via: &inbound::Via) -> Result
     let (service, ports) =
         workload.services.iter().find(|(name, _)| door::is_called(name, called)).ok_or_else(no_such_port)?;
     let known = ports.iter().find(|known| known.target_port == port).ok_or_else(no_such_port)?;
-    opens(known, service, workload, local)
+    opens(known, service, workload)?;
+    Ok(door_to(known, service, local))
 }
 
-/// Whether bytes may pass to a port of `service`, behind which the application listens at `local`.
-fn opens(known: &ServicePort, service: &ServiceName, workload: &CompiledWorkload, local: u16) -> Result<Door, Refusal> {
+/// Whether bytes may pass to a port of `service`, by its declaration and by the rules that hold there.
+pub(crate) fn opens(known: &ServicePort, service: &ServiceName, workload: &CompiledWorkload) -> Result<(), Refusal> {
     let port = known.target_port;
     if known.undeclared && workload.has_rules_about_http(port) {
         return Err(Refusal::not_measured(known.port, service));
@@ -191,7 +218,11 @@ fn opens(known: &ServicePort, service: &ServiceName, workload: &CompiledWorkload
     if !known.takes_bytes() {
         return Err(not_tcp(known.port, service));
     }
-    Ok(Door { port, local: (Ipv4Addr::LOCALHOST, local).into(), service: service.clone() })
+    Ok(())
+}
+
+fn door_to(known: &ServicePort, service: &ServiceName, local: u16) -> Door {
+    Door { port: known.target_port, local: (Ipv4Addr::LOCALHOST, local).into(), service: service.clone() }
 }
 
 /// A token that is required is missing: nobody looks for one in the bytes.

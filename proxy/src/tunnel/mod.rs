@@ -28,10 +28,11 @@ use tokio::time::Instant;
 
 use crate::app::Shared;
 use crate::exchange::facts::{self, Record};
+use crate::live::trust::Distrusted;
 use crate::observe::Direction;
 
 pub(crate) use connect::connect;
-pub(crate) use inbound::{Plain, inbound, plain, plain_inbound};
+pub(crate) use inbound::{Plain, inbound, opens, plain, plain_inbound};
 pub(crate) use opened::{opened_outbound, upgraded_inbound};
 pub(crate) use undeclared::outbound;
 
@@ -114,6 +115,9 @@ impl Cut {
     }
 
     fn by_the_other(error: &io::Error) -> Self {
+        if let Some(why) = Distrusted::in_error(error) {
+            return Refusal::Distrusted { why: why.to_string() }.into();
+        }
         Refusal::UpstreamReset { detail: error.to_string() }.into()
     }
 }

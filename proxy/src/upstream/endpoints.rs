@@ -22,6 +22,8 @@ pub(crate) struct Chosen<'a> {
     pub(crate) address: SocketAddr,
     /// Whether mutual TLS is spoken there.
     pub(crate) mesh: bool,
+    /// Whether plain text is spoken with a sidecar there, which must be told which port is meant.
+    pub(crate) open: bool,
     /// The try: in flight until it is dropped, which is at the head of the response, or when a connection for bytes stands. What
     /// [`Try::goes_on`] gives is kept for as long as the response or the connection lasts.
     pub(crate) this_try: Try<'a>,
@@ -45,7 +47,8 @@ pub(crate) fn choose<'a>(
     let this_try = balance::choose(&backend.balancer, &backend.endpoints, serves, &wanted, rng)?;
     let endpoint = &backend.endpoints[this_try.index];
     let (address, mesh) = reach(endpoint, port).ok_or(NoEndpoint::None)?;
-    Ok(Chosen { endpoint, address, mesh, this_try })
+    let open = endpoint.open.contains(&port);
+    Ok(Chosen { endpoint, address, mesh: mesh && !open, open, this_try })
 }
 
 /// Why no endpoint of `backend` can be tried, as its caller is told.

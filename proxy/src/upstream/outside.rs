@@ -164,6 +164,7 @@ fn destination(to: &Outside, addresses: &[IpAddr], before: Option<&Destination>,
         state: states().find(|old| old.instance == told.instance).map(|old| Arc::clone(&old.state)).unwrap_or_default(),
         instance: told.instance,
         address: told.address,
+        open: told.open,
     };
     let traffic = TrafficPolicy::default();
     let old = before.map(|before| &before.backend.balancer);

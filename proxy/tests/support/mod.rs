@@ -191,7 +191,7 @@ fn destinations(
         let compiled = compile::destination(&view).unwrap();
         let at = view.ports.iter().map(|port| (port.port, application)).collect();
         let instance = InstanceId::parse("one").unwrap();
-        let endpoint = Endpoint { instance, address: EndpointAddress::Plain(at), state: Arc::default() };
+        let endpoint = Endpoint { instance, address: EndpointAddress::Plain(at), open: Vec::new(), state: Arc::default() };
         let (members, mut rng) = (vec![Member::new("one", 1)], fastrand::Rng::new());
         let backend = Backend {
             name: name.clone(),

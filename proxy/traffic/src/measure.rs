@@ -56,6 +56,8 @@ fn thousand_rules() -> CompiledWorkload {
         services: vec![],
         peer: MtlsMode::Strict,
         peer_ports: vec![],
+        plain_only: false,
+        plain_only_ports: Vec::new(),
         tokens: vec![],
         authorization: (0..100).map(policy).collect(),
         csrf: vec![],

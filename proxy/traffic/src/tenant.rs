@@ -78,6 +78,8 @@ mod tests {
             services: vec![],
             peer: MtlsMode::Strict,
             peer_ports: vec![],
+            plain_only: false,
+            plain_only_ports: Vec::new(),
             tokens: vec![],
             authorization: vec![],
             csrf: vec![],

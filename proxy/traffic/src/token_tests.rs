@@ -146,6 +146,8 @@ fn workload(rules: Vec<(Option<Vec<u16>>, JwtRule)>) -> CompiledWorkload {
         services: vec![],
         peer: MtlsMode::Strict,
         peer_ports: vec![],
+        plain_only: false,
+        plain_only_ports: Vec::new(),
         tokens: tokens.collect(),
         authorization: vec![],
         csrf: vec![],

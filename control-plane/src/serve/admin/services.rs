@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use equerry_policies::document::{DocumentKey, Kind};
 use equerry_policies::names::{Namespace, ServiceName};
 use equerry_policies::policy::{AppProtocol, Meaning, ServicePort};
-use equerry_policies::view::nearest_service;
+use equerry_policies::view::{modes, nearest_service};
 
 use super::calls;
 use super::page::page;
@@ -75,7 +75,7 @@ fn reply(truth: &Truth, connected: &HashSet<InstanceKey>, status: ServiceStatus)
     let slices = truth.meaning.endpoints.values().filter(|slice| slice.service == status.service);
     let addresses: Vec<String> = slices.flat_map(|slice| &slice.addresses).map(ToString::to_string).collect();
     let external = truth.meaning.services.get(&status.service).and_then(|service| service.external.as_ref());
-    let members: Vec<_> = status.members.into_iter().map(|one| member(one, connected)).collect();
+    let members: Vec<_> = status.members.into_iter().map(|one| member(&truth.meaning, one, connected)).collect();
     ServiceReply {
         healthy: members.iter().filter(|member| member.healthy).count() + status.static_endpoints,
         total: members.len() + status.static_endpoints,
@@ -88,9 +88,12 @@ fn reply(truth: &Truth, connected: &HashSet<InstanceKey>, status: ServiceStatus)
     }
 }
 
-fn member(status: MemberStatus, connected: &HashSet<InstanceKey>) -> MemberReply {
+fn member(meaning: &Meaning, status: MemberStatus, connected: &HashSet<InstanceKey>) -> MemberReply {
     let MemberStatus { registration, lease_left } = status;
+    let modes = modes(meaning, &registration.account.namespace, &registration.labels);
+    let plain_text = registration.ports.iter().copied().filter(|port| !modes.of(*port).takes_tls()).collect();
     MemberReply {
+        plain_text,
         connected: connected.contains(&registration.key()),
         instance: registration.id.to_string(),
         account: registration.account.to_string(),

@@ -3,6 +3,7 @@
 
 use super::{
     API_VERSION, CLAIM, Choice, DURATION, FILLED, Form, HEADER, KIND, META, SELECTOR, STATUS, Shape, TARGET_REFS, Text,
+    access_log,
 };
 use super::{may, must, unbuilt};
 use crate::names;
@@ -51,7 +52,11 @@ static MESH_SPEC: Shape = Shape {
             "How long a connection to a port without appProtocol may be silent until it is taken for one whose server speaks first; 5s \
              when nothing is written, 0s: no wait.",
         ),
-        unbuilt("accessLog"),
+        may(
+            "accessLog",
+            Form::Object(&access_log::ACCESS_LOG),
+            "What the sidecars' access logs say beyond what they always say: headers, query parameters and claims by name.",
+        ),
         unbuilt("locality"),
         unbuilt("telemetry"),
     ],
@@ -59,14 +64,19 @@ static MESH_SPEC: Shape = Shape {
 
 static MESH_MTLS: Shape = Shape {
     about: "Whether mutual TLS is asked for.",
-    fields: &[must("mode", Form::Choice(&MTLS_MODE), "STRICT: only mutual TLS. PERMISSIVE: plain text as well.")],
+    fields: &[must(
+        "mode",
+        Form::Choice(&MTLS_MODE),
+        "STRICT: only mutual TLS. PERMISSIVE: plain text as well. DISABLE: only plain text, and nobody is known.",
+    )],
 };
 static AUTHORIZATION: Shape = Shape {
     about: "What happens where no ALLOW policy selects the workload.",
     fields: &[must("default", Form::Choice(&VERDICT), "ALLOW, as in Istio, or DENY, which is recommended.")],
 };
 
-static MTLS_MODE: Choice = Choice { built: &["STRICT", "PERMISSIVE"], unbuilt: &["DISABLE"], default: Some("STRICT") };
+static MTLS_MODE: Choice =
+    Choice { built: &["STRICT", "PERMISSIVE", "DISABLE"], unbuilt: &[], default: Some("STRICT") };
 static VERDICT: Choice = Choice { built: &["ALLOW", "DENY"], unbuilt: &[], default: Some("ALLOW") };
 static ERROR_DETAIL: Choice = Choice { built: &["reason", "full"], unbuilt: &["none"], default: Some("reason") };
 static HTTP10: Choice = Choice { built: &["REFUSE", "SERVE"], unbuilt: &[], default: Some("REFUSE") };
@@ -79,7 +89,7 @@ static TRUST_DOMAIN: Text = Text {
 };
 
 pub(super) static PEER_AUTHENTICATION: Shape = Shape {
-    about: "Whether workloads accept plain text. With a selector it holds for those workloads; without, for its namespace; in \
+    about: "Whether workloads ask for mutual TLS. With a selector it holds for those workloads; without, for its namespace; in \
             equerry-system without a selector, for the mesh. The narrowest holds.",
     fields: &[API_VERSION, KIND, META, must("spec", Form::Object(&PEER_SPEC), "The policy."), STATUS],
 };
@@ -101,10 +111,11 @@ static PEER_MTLS: Shape = Shape {
     fields: &[must(
         "mode",
         Form::Choice(&PEER_MODE),
-        "STRICT: only mutual TLS. PERMISSIVE: plain text as well. UNSET: the wider scope's.",
+        "STRICT: only mutual TLS. PERMISSIVE: plain text as well. DISABLE: only plain text, which sidecars then speak too: nobody is known \
+         there by identity. UNSET: the wider scope's.",
     )],
 };
-static PEER_MODE: Choice = Choice { built: &["STRICT", "PERMISSIVE", "UNSET"], unbuilt: &["DISABLE"], default: None };
+static PEER_MODE: Choice = Choice { built: &["STRICT", "PERMISSIVE", "DISABLE", "UNSET"], unbuilt: &[], default: None };
 static PORT_KEY: Text = Text {
     expected: "an application port from 1 to 65535",
     pattern: Some("^[1-9][0-9]{0,4}$"),

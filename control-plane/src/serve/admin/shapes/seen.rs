@@ -255,6 +255,9 @@ pub struct MemberReply {
     /// The application's ports.
     #[serde(default)]
     pub ports: Vec<u16>,
+    /// Those of them that take nothing but plain text, which the sidecars of callers speak there too: nobody is known by identity.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain_text: Vec<u16>,
     /// Its proxy has an open config stream.
     #[serde(default)]
     pub connected: bool,
