@@ -1,8 +1,11 @@
 //! `equerry status`: is the mesh well? Proxies and what they have, services and who stands behind them.
 
+use std::collections::BTreeSet;
+
 use equerry_control_plane::serve::admin::shapes::{
-    AuditProofReply, ProxyList, ProxyReply, ProxyState, ServiceList, ServiceReply, VersionReply,
+    AuditProofReply, ProxyList, ProxyReply, ProxyState, ServiceList, ServiceReply, ShadowList, ShadowReply, VersionReply,
 };
+use http::{Method, StatusCode};
 use serde_json::json;
 
 use crate::args::Output;
@@ -16,7 +19,10 @@ pub(crate) async fn run(output: Output, client: &mut Client) -> Result<(), Failu
     let version: VersionReply = client.get("/api/v1/version").await?;
     let proxies: ProxyList = client.get("/api/v1/proxies").await?;
     let services: ServiceList = client.get("/api/v1/services").await?;
-    if plain(output, &json!({"controlPlane": version, "proxies": proxies.items, "services": services.items})) {
+    let shadows = shadows(client).await?;
+    let all =
+        json!({"controlPlane": version, "proxies": proxies.items, "services": services.items, "shadows": shadows});
+    if plain(output, &all) {
         return Ok(());
     }
     let connected = proxies.items.iter().filter(|proxy| proxy.connected).count();
@@ -45,6 +51,65 @@ pub(crate) async fn run(output: Output, client: &mut Client) -> Result<(), Failu
         out::data(format_args!("\n{}\n{}", out::styled(out::HEAD, "Amiss"), amiss.join("\n")));
     }
     Ok(())
+}
+
+/// Policies that are not enforced; none where the control plane is of a version that knows nothing of them.
+async fn shadows(client: &mut Client) -> Result<Vec<ShadowReply>, Failure> {
+    let answer = client.ask(Method::GET, "/api/v1/shadows", None::<&()>).await?;
+    if answer.status == StatusCode::NOT_FOUND {
+        return Ok(Vec::new());
+    }
+    if !answer.status.is_success() {
+        return Err(answer.failure());
+    }
+    let list: ShadowList = answer.read()?;
+    Ok(list.items)
+}
+
+/// What enforcing a policy would have changed, in one line.
+fn shadow(shadow: &ShadowReply) -> String {
+    let over = match shadow.seconds {
+        60 => "minute".to_owned(),
+        seconds => format!("{} minutes", seconds / 60),
+    };
+    let requests = |count: u64| format!("{count} request{}", if count == 1 { "" } else { "s" });
+    let mut would = Vec::new();
+    if shadow.would_deny > 0 {
+        would.push(format!("would have denied {}", requests(shadow.would_deny)));
+    }
+    if shadow.would_allow > 0 {
+        would.push(format!("would have allowed {} that were refused", requests(shadow.would_allow)));
+    }
+    let told = match (would.is_empty(), shadow.unchanged) {
+        (true, 0) => format!("nothing came by it in the last {over}"),
+        (true, unchanged) => format!("would have changed none of {} in the last {over}", requests(unchanged)),
+        (false, _) => format!("{} in the last {over}", would.join(" and ")),
+    };
+    let last = shadow.last.as_ref().map_or_else(String::new, |last| {
+        let unknown = || "unknown".to_owned();
+        let (source, destination) =
+            (last.source.clone().unwrap_or_else(unknown), last.destination.clone().unwrap_or_else(unknown));
+        format!(" (last: {source} -> {destination}, {}, {})", last.rule, last.at)
+    });
+    format!("AuthorizationPolicy {} (shadow): {told}{last}", shadow.policy)
+}
+
+/// Where sidecars speak plain text with each other: one line for each instance.
+fn in_plain_text(services: &[ServiceReply]) -> Vec<String> {
+    let mut lines = BTreeSet::new();
+    for service in services {
+        for member in service.members.iter().filter(|member| !member.plain_text.is_empty()) {
+            let ports: Vec<String> = member.plain_text.iter().map(ToString::to_string).collect();
+            let port = if ports.len() == 1 { "port" } else { "ports" };
+            lines.insert(format!(
+                "{} behind {}: {port} {} (PeerAuthentication DISABLE); rules about principals match nobody there",
+                member.instance,
+                service.service,
+                ports.join(", ")
+            ));
+        }
+    }
+    lines.into_iter().collect()
 }
 
 /// What is not as it should be, and why: one line each.
@@ -120,5 +185,47 @@ mod tests {
         assert_eq!(of_audit(&proof(None)), None);
         let told = of_audit(&proof(Some("entry 4 does not follow from entry 3"))).unwrap();
         assert!(told.starts_with("audit log: entry 4 does not follow from entry 3; compare"), "{told}");
+    }
+
+    #[test]
+    fn what_shadows_would_have_changed_is_told_in_a_sentence() {
+        let told = |json: serde_json::Value| shadow(&serde_json::from_value(json).unwrap());
+        let last = json!({"at": "2026-01-31T12:00:00Z", "source": "shop/frontend", "destination": "shop/orders",
+            "rule": "shop/x rules[0]", "would": "deny"});
+        assert_eq!(
+            told(
+                json!({"policy": "shop/x", "seconds": 300, "unchanged": 5, "wouldDeny": 12, "wouldAllow": 0, "last": last})
+            ),
+            "AuthorizationPolicy shop/x (shadow): would have denied 12 requests in the last 5 minutes (last: shop/frontend -> \
+             shop/orders, shop/x rules[0], 2026-01-31T12:00:00Z)"
+        );
+        assert_eq!(
+            told(json!({"policy": "shop/x", "seconds": 300, "unchanged": 1, "wouldDeny": 0, "wouldAllow": 0})),
+            "AuthorizationPolicy shop/x (shadow): would have changed none of 1 request in the last 5 minutes"
+        );
+        assert_eq!(
+            told(json!({"policy": "shop/x", "seconds": 300, "unchanged": 0, "wouldDeny": 0, "wouldAllow": 0})),
+            "AuthorizationPolicy shop/x (shadow): nothing came by it in the last 5 minutes"
+        );
+        let both = json!({"policy": "shop/x", "seconds": 60, "unchanged": 0, "wouldDeny": 1, "wouldAllow": 2,
+            "last": {"at": "t", "rule": "r", "would": "allow"}});
+        assert_eq!(
+            told(both),
+            "AuthorizationPolicy shop/x (shadow): would have denied 1 request and would have allowed 2 requests that were refused \
+             in the last minute (last: unknown -> unknown, r, t)"
+        );
+    }
+
+    #[test]
+    fn ports_that_take_plain_text_alone_are_named_with_what_that_means() {
+        let services: Vec<ServiceReply> = serde_json::from_value(json!([
+            {"service": "shop/orders", "healthy": 1, "total": 2, "members": [
+                {"instance": "a", "account": "shop/orders", "address": "10.0.0.1:15006", "healthy": true, "leaseMs": 1, "ports": [80, 90], "plainText": [90]},
+                {"instance": "b", "account": "shop/orders", "address": "10.0.0.2:15006", "healthy": true, "leaseMs": 1, "ports": [80]}]}]))
+        .unwrap();
+        assert_eq!(
+            in_plain_text(&services),
+            ["a behind shop/orders: port 90 (PeerAuthentication DISABLE); rules about principals match nobody there"]
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! is believed about others: a caller's sidecar speaks for its own account, a callee's for the Services it stands behind.
 
 pub mod lookers;
+pub mod shadows;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};

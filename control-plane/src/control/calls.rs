@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::MutexGuard;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use equerry_policies::names::AccountName;
+use equerry_policies::names::{AccountName, PolicyName};
 use equerry_wire::proto;
 use tokio::sync::watch;
 
 use super::leases::memberships_in;
 use super::{ControlPlane, locked};
 use crate::calls::lookers::Lookers;
+use crate::calls::shadows::Seen;
 use crate::calls::{Edge, Pair, Speaker};
 use crate::registry::InstanceKey;
 
@@ -37,15 +38,23 @@ impl ControlPlane {
             memberships_in(&mut locked(&self.0.registry), &truth, key)
         };
         let speaker = Speaker { key, account, services: &services };
-        let left_out = locked(&self.0.calls).take(speaker, report, Instant::now());
+        let now = Instant::now();
+        let left_out = locked(&self.0.calls).take(speaker, report, now);
+        locked(&self.0.shadows).take(speaker, report, now, SystemTime::now());
         if left_out > 0 {
             tracing::debug!(instance = %key, left_out, "counts of calls are left out: they are of others, or too many");
         }
     }
 
+    /// What a policy that is not enforced would have changed lately.
+    pub fn shadow(&self, policy: &PolicyName) -> Seen {
+        locked(&self.0.shadows).seen(policy, Instant::now())
+    }
+
     /// Forgets who calls nobody any more. Called now and then.
     pub(crate) fn forget_calls(&self) {
         locked(&self.0.calls).forget(Instant::now());
+        locked(&self.0.shadows).forget(Instant::now());
     }
 
     /// Those who look on at single calls; tell [`ControlPlane::wishes_changed`] when what they wish changes.

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey, Kind};
-use equerry_policies::names::{Namespace, ResourceName, ServiceName};
+use equerry_policies::names::{Namespace, ResourceName, ServiceName, SpiffeId};
 use equerry_policies::policy::Meaning;
 use equerry_policies::view::{self, NotListed};
 use tokio::sync::watch;
@@ -31,6 +31,7 @@ use crate::audit::{By, Note};
 use crate::authority::Authority;
 use crate::calls::Calls;
 use crate::calls::lookers::Lookers;
+use crate::calls::shadows::Shadows;
 use crate::config::Setting;
 use crate::metrics::Metrics;
 use crate::quota::Books;
@@ -79,6 +80,7 @@ struct Inner {
     admins: RwLock<Vec<AdminRow>>,
     history: Mutex<history::History>,
     calls: Mutex<Calls>,
+    shadows: Mutex<Shadows>,
     lookers: Mutex<Lookers>,
     /// Woken when what people wish to be told of calls changes.
     wished: watch::Sender<u64>,
@@ -109,10 +111,10 @@ pub struct Applied {
     pub epoch: u64,
     /// Each document named.
     pub changes: Vec<Change>,
-}
-
     /// What is hardly meant in these documents, and in others since this change.
     pub warnings: Vec<Complaint>,
+}
+
 /// Which documents are asked for; `None`: all.
 #[derive(Debug, Clone, Default)]
 pub struct DocumentFilter {
@@ -240,6 +242,7 @@ impl ControlPlane {
             admins: RwLock::new(admins),
             history: Mutex::new(history::History::new(epoch)),
             calls: Mutex::default(),
+            shadows: Mutex::default(),
             lookers: Mutex::default(),
             wished: watch::Sender::new(0),
             streams: Arc::new(tokio::sync::Semaphore::new(STREAMS)),
@@ -466,7 +469,26 @@ impl ControlPlane {
     /// Every proxy that listens, and every registered instance whose proxy should; one that was registered over the API has none.
     pub fn proxies(&self) -> Vec<ProxyStatus> {
         let expected = self.expected();
-        locked(&self.0.proxies).status(self.epoch(), expected.into_iter())
+        let mut all = locked(&self.0.proxies).status(self.epoch(), expected.into_iter());
+        self.fill_in_certificates(&mut all);
+        all
+    }
+
+    /// Those that have not connected since this control plane started: until when the last certificate holds that is known of their account.
+    fn fill_in_certificates(&self, proxies: &mut [ProxyStatus]) {
+        let mut unknown = proxies.iter_mut().filter(|proxy| !proxy.connected && proxy.spiffe_id.is_none()).peekable();
+        if unknown.peek().is_none() {
+            return;
+        }
+        let latest = locked(&self.0.ledger).latest();
+        let registry = locked(&self.0.registry);
+        for proxy in unknown {
+            let Some(known) = registry.get(&proxy.instance) else { continue };
+            let account = &known.registration.account;
+            let domain = self.0.authority.trust_domain().clone();
+            let id = SpiffeId::new(domain, account.namespace.clone(), account.name.clone());
+            proxy.certificate_not_after = latest.get(&id).copied();
+        }
     }
 
     /// How far an epoch has come; `None` for one that is not made yet.

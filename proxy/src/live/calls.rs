@@ -17,6 +17,7 @@ use super::backoff::Backoff;
 use super::link::Link;
 use super::unix_ms;
 use crate::observe::lookout::{Filter, Follow, Lookout, Sample, went_wrong};
+use crate::observe::shadows::{Change, Totals};
 use crate::observe::tally::{Tally, Way, verdict};
 use crate::observe::{Direction, Observer};
 
@@ -39,8 +40,15 @@ const MOST_FOLLOWS: usize = 64;
 pub(crate) async fn run(instance: InstanceId, observe: Observer, link: Link) {
     let lookout = Arc::clone(observe.lookout());
     let Some(mut told) = lookout.told() else { return };
-    let mut teller =
-        Teller { instance, observe, lookout, started: SystemTime::now(), since: Instant::now(), last: BTreeMap::new() };
+    let mut teller = Teller {
+        instance,
+        observe,
+        lookout,
+        started: SystemTime::now(),
+        since: Instant::now(),
+        last: BTreeMap::new(),
+        shadows: BTreeMap::new(),
+    };
     let mut backoff = Backoff::default();
     loop {
         let ended = teller.talk(&link, &mut told, &mut backoff).await;
@@ -60,6 +68,8 @@ struct Teller {
     since: Instant,
     /// What was told on this stream.
     last: BTreeMap<Way, Tally>,
+    /// And of policies that are not enforced.
+    shadows: BTreeMap<String, Totals>,
 }
 
 impl Teller {
@@ -74,8 +84,9 @@ impl Teller {
         let (reports, sent) = channel(WAITING);
         self.last.clear();
         // Told before the stream is asked for: the control plane knows who speaks from the first report.
-        for counts in self.counts().into_iter().take(WAITING) {
-            send(&reports, proto::CallReport { counts, ..self.report() }).await?;
+        self.shadows.clear();
+        for report in self.news().into_iter().take(WAITING) {
+            send(&reports, report).await?;
         }
         let mut client = CallsClient::new(link.channel());
         let mut wishes = client.report(ReceiverStream::new(sent)).await?.into_inner();
@@ -92,8 +103,8 @@ impl Teller {
                     }
                 }
                 _ = beat.tick() => {
-                    for counts in self.counts() {
-                        send(&reports, proto::CallReport { counts, ..self.report() }).await?;
+                    for report in self.news() {
+                        send(&reports, report).await?;
                     }
                 }
                 count = told.recv_many(&mut samples, MOST_SAMPLES) => {
@@ -117,6 +128,26 @@ impl Teller {
             dropped: self.lookout.dropped(),
             ..proto::CallReport::default()
         }
+    }
+
+    /// Everything that changed since it was told on this stream.
+    fn news(&mut self) -> Vec<proto::CallReport> {
+        let mut shadows = self.shadows();
+        let counts = self.counts();
+        let report = |counts| proto::CallReport { counts, shadows: std::mem::take(&mut shadows), ..self.report() };
+        counts.into_iter().map(report).collect()
+    }
+
+    /// What policies that are not enforced looked at, where that changed.
+    fn shadows(&mut self) -> Vec<proto::ShadowCount> {
+        let mut news = Vec::new();
+        for (policy, (totals, last)) in self.observe.shadows() {
+            if self.shadows.get(&policy) != Some(&totals) {
+                news.push(shadow(&policy, totals, last));
+                self.shadows.insert(policy, totals);
+            }
+        }
+        news
     }
 
     /// Every count that changed, as many reports as it takes; one that says nothing when none did: this sidecar is still there.
@@ -174,6 +205,18 @@ fn count(way: &Way, tally: &Tally) -> proto::CallCount {
         bytes_in: tally.bytes_in,
         bytes_out: tally.bytes_out,
     }
+}
+
+fn shadow(policy: &str, totals: Totals, last: Option<Change>) -> proto::ShadowCount {
+    let last = last.map(|change| proto::ShadowChange {
+        ago_ms: u64::try_from(change.ago().as_millis()).unwrap_or(u64::MAX),
+        source: change.source.map(|account| account.to_string()).unwrap_or_default(),
+        destination: change.destination.map(|service| service.to_string()).unwrap_or_default(),
+        rule: change.rule,
+        allow: change.allow,
+    });
+    let Totals { unchanged, would_deny, would_allow } = totals;
+    proto::ShadowCount { policy: policy.to_owned(), unchanged, would_deny, would_allow, last }
 }
 
 fn sample(sample: Sample) -> proto::CallSample {

@@ -21,6 +21,7 @@ use prometheus::{
 };
 
 use super::family::Capped;
+use super::shadows::{self, Change, Totals};
 use super::standing::{Config, Connections, Dns, IssuerKeys};
 use super::tally::{self, Tally, Way, tally};
 use super::{Direction, Exchange, process, reason};
@@ -46,6 +47,7 @@ pub(super) struct Metrics {
     tunnel_bytes: Capped<IntCounterVec>,
     audited: Capped<IntCounterVec>,
     shadows: Capped<IntCounterVec>,
+    shadowed: shadows::Last,
     pub(super) quota: Capped<IntCounterVec>,
     pub(super) breaker_state: Capped<IntGaugeVec>,
     pub(super) endpoint_health: Capped<IntGaugeVec>,
@@ -183,6 +185,7 @@ impl Metrics {
                 "Requests and connections that a rule of an AUDIT policy matched.",
                 &["policy"],
             ),
+            shadowed: shadows::Last::default(),
             shadows: counters(
                 "equerry_authz_shadow_total",
                 "Requests and connections that a shadow policy looked at, by what enforcing it would change.",
@@ -252,6 +255,7 @@ impl Metrics {
     pub(super) fn exchange(&self, exchange: &Exchange) {
         if let Some(noted) = &exchange.noted {
             self.noted(noted);
+            self.shadowed.note(exchange, noted);
         }
         if exchange.tunnel {
             return self.tunnel(exchange);
@@ -339,6 +343,12 @@ impl Metrics {
             tunnels: self.tunnels.read(),
             bytes: self.tunnel_bytes.read(),
         })
+    }
+
+    /// How often policies that are not enforced looked since the start, and what each would have changed last.
+    pub(super) fn shadows(&self) -> BTreeMap<String, (Totals, Option<Change>)> {
+        let totals = tally::shadows(&self.shadows.read());
+        totals.into_iter().map(|(policy, totals)| (policy.clone(), (totals, self.shadowed.of(&policy)))).collect()
     }
 
     /// The text format 0.0.4.

@@ -5,10 +5,12 @@
 
 mod access_log;
 mod family;
+mod logged;
 pub(crate) mod lookout;
 mod metrics;
 mod process;
 mod reason;
+pub(crate) mod shadows;
 mod standing;
 pub(crate) mod tally;
 pub(crate) mod trace;
@@ -25,6 +27,7 @@ use equerry_traffic::authorize::Noted;
 
 use access_log::AccessLog;
 pub use access_log::AccessLogTarget;
+pub use logged::Logged;
 use lookout::Lookout;
 #[cfg(test)]
 pub(crate) use metrics::BUCKETS;
@@ -129,6 +132,8 @@ pub struct Exchange {
     pub sni: Option<Arc<str>>,
     /// Why it failed, for people: an I/O or TLS error in words.
     pub detail: Option<String>,
+    /// What is logged of it because a policy asks for it by name.
+    pub logged: Option<Box<Logged>>,
 }
 
 /// State of a breaker as `equerry_breaker_state` shows it.
@@ -261,6 +266,11 @@ impl Observer {
         }
     }
 
+    /// Whether there is an access log.
+    pub(crate) fn logs(&self) -> bool {
+        self.0.access_log.is_on()
+    }
+
     /// Single calls, for people who look on.
     pub(crate) fn lookout(&self) -> &Arc<Lookout> {
         &self.0.lookout
@@ -269,6 +279,11 @@ impl Observer {
     /// All calls counted since the start, by direction, source and destination.
     pub(crate) fn tally(&self) -> BTreeMap<Way, Tally> {
         self.0.metrics.tally()
+    }
+
+    /// How often policies that are not enforced looked since the start, by name, and what each would have changed last.
+    pub(crate) fn shadows(&self) -> BTreeMap<String, (shadows::Totals, Option<shadows::Change>)> {
+        self.0.metrics.shadows()
     }
 
     /// Counts an open connection for as long as the guard lives.
@@ -465,6 +480,7 @@ pub(crate) mod tests {
             x_forwarded_for: None,
             sni: None,
             detail: None,
+            logged: None,
         }
     }
 

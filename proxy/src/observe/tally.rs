@@ -8,6 +8,7 @@ use prometheus::proto::{Metric, MetricFamily};
 
 use super::Direction;
 use super::lookout::{failed, refused};
+use super::shadows::Totals;
 
 /// All calls of one direction between two.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +58,21 @@ pub(super) fn tally(families: &Families) -> BTreeMap<Way, Tally> {
         let tally = all.entry(way).or_default();
         let bytes = whole(metric.get_counter().get_value());
         if label(metric, "way") == "received" { tally.bytes_in += bytes } else { tally.bytes_out += bytes }
+    }
+    all
+}
+
+/// How often each policy that is not enforced looked since the start.
+pub(super) fn shadows(families: &[MetricFamily]) -> BTreeMap<String, Totals> {
+    let mut all: BTreeMap<String, Totals> = BTreeMap::new();
+    for metric in families.iter().flat_map(MetricFamily::get_metric) {
+        let totals = all.entry(label(metric, "policy").to_owned()).or_default();
+        let count = whole(metric.get_counter().get_value());
+        match label(metric, "decision") {
+            "would_deny" => totals.would_deny += count,
+            "would_allow" => totals.would_allow += count,
+            _ => totals.unchanged += count,
+        }
     }
     all
 }

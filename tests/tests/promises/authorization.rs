@@ -1,7 +1,9 @@
 //! Who may do what is decided by identity, and every refusal names its cause.
 
-use anyhow::{Result, ensure};
-use equerry_tests::Mesh;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use equerry_tests::{Mesh, eventually};
 
 use crate::{PAIR, program};
 
@@ -97,6 +99,20 @@ async fn what_a_rule_excludes_passes_and_a_shadow_only_tells() -> Result<()> {
         told += home.scrape().await?.sum("equerry_authz_shadow_total", &would_deny);
     }
     ensure!(told == 1.0, "the shadow told {told} times what it would refuse");
+    let begins = "AuthorizationPolicy shop/no-reports (shadow): would have denied 1 request in the last 5 minutes (last: shop/orders -> \
+                  shop/inventory, shop/no-reports rules[0], ";
+    eventually(Duration::from_secs(30), "status to tell of the shadow", async || {
+        let said = mesh.town.equerry(&["status"]).await?.succeeded()?.out;
+        if said.contains(begins) { Ok(Some(())) } else { bail!("{said}") }
+    })
+    .await?;
+    let shadows = mesh.status().await?["shadows"].clone();
+    ensure!(
+        shadows[0]["policy"] == "shop/no-reports"
+            && shadows[0]["wouldDeny"] == 1
+            && shadows[0]["last"]["would"] == "deny",
+        "{shadows}"
+    );
     let undone = TRIED_OUT.replace("action: DENY", "action: AUDIT").replace("  mode: shadow\n", "");
     ensure!(mesh.apply(&undone).await.is_err(), "a change was applied that its own test refuses");
     Ok(())

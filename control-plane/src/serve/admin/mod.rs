@@ -27,6 +27,7 @@ mod proxies;
 mod related;
 mod selector;
 mod services;
+mod shadows;
 pub mod shapes;
 #[cfg(test)]
 mod tests;
@@ -107,6 +108,7 @@ fn api() -> OpenApiRouter<ControlPlane> {
         .routes(routes!(calls::list))
         .routes(routes!(calls::recent))
         .routes(routes!(calls::tap))
+        .routes(routes!(shadows::list))
         .routes(routes!(usage::list))
         .routes(routes!(usage::get))
         .routes(routes!(certs::report))

@@ -4,6 +4,7 @@
 
 mod calls;
 mod seen;
+mod shadows;
 mod trust;
 
 use equerry_policies::complaint::Complaint;
@@ -21,6 +22,7 @@ pub use seen::{
     RelatedReply, ServiceDetail, ServiceList, ServiceReply, ShareReply, UsageList, UsageReply, VersionReply,
 };
 
+pub use shadows::{ShadowChange, ShadowList, ShadowReply};
 pub use trust::{
     AdvanceRequest, AnchorReply, BringRequest, CertificateReport, DarkReply, LeafReply, RevocationAnswer,
     RevocationList, RevocationReply, RevocationRequest, RotationReply, RotationRequest, WaitingReply,
@@ -81,12 +83,12 @@ pub struct ApplyReply {
     pub dry_run: bool,
     /// One for each document.
     pub changes: Vec<ChangeReply>,
-}
-
     /// What is hardly meant as it is written, though nothing is refused for it: as complaints, each with `warning`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
     pub warnings: Vec<Complaint>,
+}
+
 /// What became of one document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
