@@ -4,6 +4,7 @@
 //! anything: a request that carries an `Origin` may only read.
 
 mod config;
+mod explain;
 mod health;
 mod level;
 
@@ -14,7 +15,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
@@ -66,8 +68,8 @@ pub(crate) async fn serve(listener: TcpListener, side: Side, window: Window) {
         let window = window.clone();
         tokio::spawn(async move {
             let answer = service_fn(|request| {
-                let answer = window.answer(side, &request);
-                async move { Ok::<_, Infallible>(answer) }
+                let window = &window;
+                async move { Ok::<_, Infallible>(window.respond(side, request).await) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
@@ -80,6 +82,24 @@ pub(crate) async fn serve(listener: TcpListener, side: Side, window: Window) {
 }
 
 impl Window {
+    async fn respond(&self, side: Side, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let asks = side == Side::Admin && request.uri().path() == "/explain" && request.method() == Method::POST;
+        if !asks || request.headers().contains_key(http::header::ORIGIN) {
+            return self.answer(side, &request);
+        }
+        let Some(shared) = self.shared.get() else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "starting: there is no identity yet\n");
+        };
+        let read = Limited::new(request.into_body(), explain::LONGEST).collect();
+        let Ok(Ok(question)) = tokio::time::timeout(HEAD_PATIENCE, read).await else {
+            return text(StatusCode::BAD_REQUEST, "the question is too long, or did not come whole\n");
+        };
+        match explain::answer(shared, &question.to_bytes()).await {
+            Ok(told) => reply(StatusCode::OK, "application/json", told),
+            Err(why) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        }
+    }
+
     fn answer<B>(&self, side: Side, request: &Request<B>) -> Response<Full<Bytes>> {
         match (side, request.method(), request.uri().path()) {
             (Side::Telemetry, &Method::GET, "/metrics") => {
@@ -100,6 +120,7 @@ impl Window {
             (Side::Admin, method, _) if !method.is_safe() && request.headers().contains_key(http::header::ORIGIN) => {
                 text(StatusCode::FORBIDDEN, "a web page may not change this proxy\n")
             }
+            (Side::Admin, _, "/explain") => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
             (Side::Admin, method, "/log") => level::answer(&self.levels, method, request.uri().query()),
             (Side::Admin, &Method::POST, "/certificate/renew") => self.renew(),
             (Side::Admin, _, "/certificate/renew") => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
@@ -162,6 +183,7 @@ impl Window {
 const ADMIN_PAGE: &str = "equerry-proxy, admin\n\n\
     GET  /config   what is in force, secrets masked: settings, epoch, certificate, policy, destinations and their endpoints\n\
     GET  /endpoints  where requests can go: each endpoint's health, what says so, and since when\n\
+    POST /explain  what would become of a request here, and why; `equerry explain --proxy` asks\n\
     GET  /healthz  ready, or what is missing\n\
     GET  /log      what is logged; PUT /log?filter=info,equerry_proxy::live=debug&for=10m changes it for a while, DELETE ends that\n\
     POST /certificate/renew  ask for a new certificate now, whatever is left of this one\n\
@@ -196,7 +218,6 @@ mod tests {
     }
 
     async fn ask(window: &Window, side: Side, request: http::request::Builder) -> (u16, String) {
-        use http_body_util::BodyExt;
         let answer = window.answer(side, &request.body(()).unwrap());
         let status = answer.status().as_u16();
         (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())

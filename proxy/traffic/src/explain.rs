@@ -4,15 +4,17 @@
 //! outcome is that of the deciding function itself.
 
 mod balance;
+mod callee;
 mod routes;
+mod verdict;
 
 use std::time::SystemTime;
 
 use equerry_policies::compile::{CompiledWorkload, Policy, Predicate, Turn};
 use equerry_policies::names::SpiffeId;
-use equerry_policies::policy::{Origin, Verdict};
+use equerry_policies::policy::{self, Origin};
 use http::header::HeaderMap;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::authorize::{
     self, Asked, Connection, Facts, Failed, Noted, Permit, Would, authorize, authorize_connection, rule_words,
@@ -23,10 +25,12 @@ use crate::tenant;
 use crate::token::{self, Caller, Shown};
 
 pub use balance::{balancer, health};
+pub use callee::{Coming, callee, mode};
 pub use routes::{connect, route};
+pub use verdict::{Callee, Explanation, Sidecar, Stage, Verdict};
 
 /// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// What: `shop/orders-routes rules[0]`.
     pub subject: String,
@@ -39,7 +43,7 @@ pub struct Step {
 }
 
 /// How a step came out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It fits, and decided.
@@ -154,7 +158,7 @@ impl Judged<'_> {
         if all.holding(Turn::Allow, self.asked.port()).next().is_none() {
             let decides = decided == "Mesh.authorization.default";
             let found = if decides { Outcome::Decided } else { Outcome::TooLate };
-            let word = if all.default == Verdict::Allow { "ALLOW" } else { "DENY" };
+            let word = if all.default == policy::Verdict::Allow { "ALLOW" } else { "DENY" };
             let because = format!("no ALLOW policy selects the workload here; the default is {word}");
             steps.push(Step::new("Mesh.authorization.default", found, because, &self.workload.mesh.origin));
         }
@@ -267,7 +271,7 @@ mod tests {
     use equerry_policies::compile;
     use equerry_policies::names::{PolicyName, TrustDomain};
     use equerry_policies::policy::{
-        self, Action, AuthorizationPolicy, AuthorizationRule, Mesh, MtlsMode, StringMatch, Target,
+        Action, AuthorizationPolicy, AuthorizationRule, Mesh, MtlsMode, StringMatch, Target,
     };
     use equerry_policies::view::{Scoped, WorkloadView};
     use http::Method;
@@ -308,6 +312,8 @@ mod tests {
             services: vec![],
             peer: MtlsMode::Strict,
             peer_ports: vec![],
+            plain_only: false,
+            plain_only_ports: Vec::new(),
             tokens: vec![],
             authorization: vec![Scoped { ports: None, policy: callers }],
             csrf: vec![],

@@ -10,6 +10,7 @@ mod breaker;
 mod commands;
 mod demo_story;
 mod drain;
+mod explained;
 mod faults;
 mod filters;
 mod flow;

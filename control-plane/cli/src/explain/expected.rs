@@ -178,7 +178,8 @@ fn arguments(case: &PolicyTestCase, token: Option<String>, trust_domain: &str) -
         url: case.url.clone(),
         method: case.method.clone(),
         headers: case.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect(),
-        from: case.from.to_string(),
+        from: Some(case.from.to_string()),
+        proxy: None,
         token,
         at: None,
         policies: Vec::new(),
@@ -230,7 +231,7 @@ fn compare(case: &PolicyTestCase, explanation: &walk::Explanation) -> Vec<String
         differ("decision", wanted, &format!("{}{because}", word(verdict.allowed)));
     }
     if let Some(reason) = &expect.reason {
-        differ("reason", reason, verdict.reason);
+        differ("reason", reason, &verdict.reason);
     }
     let decided = |stages: &[walk::Stage], name: &str| -> Option<String> {
         let stage = stages.iter().find(|stage| stage.name == name)?;

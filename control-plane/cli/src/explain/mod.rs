@@ -4,11 +4,12 @@
 //! and asks the same functions the sidecars ask, in the same order.
 
 mod expected;
+mod live;
 mod tell;
 mod traffic;
 mod walk;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -34,7 +35,7 @@ const TCP: &str = "tcp://";
 /// `equerry explain`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  equerry explain http://inventory/items --from shop/orders --policies policies/\n  equerry explain -X POST -H 'x-tenant: acme' http://orders.shop/ --from shop/frontend --token \"$TOKEN\" --policies policies/\n  equerry explain tcp://db.shop:5432 --from shop/orders --policies policies/\n\nExits with 0 when the request would be allowed, with 5 when it would be refused."
+    after_help = "Examples:\n  equerry explain http://inventory/items --from shop/orders --policies policies/\n  equerry explain -X POST -H 'x-tenant: acme' http://orders.shop/ --from shop/frontend --token \"$TOKEN\" --policies policies/\n  equerry explain tcp://db.shop:5432 --from shop/orders --policies policies/\n  equerry explain http://orders/ --proxy 127.0.0.1:15000\n\nExits with 0 when the request would be allowed, with 5 when it would be refused."
 )]
 pub(crate) struct ExplainArgs {
     /// The request as the application makes it: http://orders/path, or orders.shop:8080/path; a connection: tcp://db:5432
@@ -46,9 +47,12 @@ pub(crate) struct ExplainArgs {
     /// A header of it; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
-    /// Who makes it
-    #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
-    from: String,
+    /// Who makes it; with --proxy: its own workload when nothing is said, else that workload is the callee
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT", required_unless_present = "proxy")]
+    from: Option<String>,
+    /// Ask a running sidecar, at its admin port, what it would decide now
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["policies", "to_account"])]
+    proxy: Option<SocketAddr>,
     /// A token it carries: the same as -H 'authorization: Bearer JWT'
     #[arg(long, value_name = "JWT")]
     token: Option<String>,
@@ -56,7 +60,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "RFC3339")]
     at: Option<String>,
     /// The policies that hold: file, directory or -; may be repeated
-    #[arg(long, value_name = "FILE|DIR|-", required = true)]
+    #[arg(long, value_name = "FILE|DIR|-", required_unless_present = "proxy")]
     policies: Vec<PathBuf>,
     /// The account the callee runs as, where its Service lists several; the first by default
     #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
@@ -90,6 +94,9 @@ pub(crate) struct Question {
 }
 
 pub(crate) fn run(args: &ExplainArgs) -> Result<(), Failure> {
+    if let Some(proxy) = args.proxy {
+        return show(&live::ask(args, proxy)?, args.output.output);
+    }
     let question = read(args)?;
     let files = files::collect(&args.policies)?;
     let (_, meaning) = complaints::read_all(&files).map_err(|mistakes| {
@@ -97,11 +104,15 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<(), Failure> {
     })?;
     let explanation =
         walk::walk(&meaning, &question).map_err(|mistakes| complaints::show(&mistakes, "", args.output.output))?;
-    match args.output.output {
-        Output::Json => out::data(out::json(&explanation)),
-        Output::Yaml => out::data(out::yaml(&explanation)),
-        Output::Name => out::data(explanation.verdict.reason),
-        Output::Table | Output::Wide => out::data(tell::tell(&explanation)),
+    show(&explanation, args.output.output)
+}
+
+fn show(explanation: &walk::Explanation, output: Output) -> Result<(), Failure> {
+    match output {
+        Output::Json => out::data(out::json(explanation)),
+        Output::Yaml => out::data(out::yaml(explanation)),
+        Output::Name => out::data(&explanation.verdict.reason),
+        Output::Table | Output::Wide => out::data(tell::tell(explanation)),
     }
     if explanation.verdict.allowed { Ok(()) } else { Err(Failure::silent(Code::WouldBeRefused)) }
 }
@@ -112,22 +123,26 @@ fn read(args: &ExplainArgs) -> Result<Question, Failure> {
             Failure::usage(format_args!("{flag}: {bad}")).hint(format_args!("write it as {flag} shop/frontend"))
         })
     };
-    let now = match &args.at {
-        Some(text) => OffsetDateTime::parse(text, &Rfc3339).map(SystemTime::from).map_err(|_| {
-            Failure::usage(format_args!("--at: {text:?} is not a time")).hint("write it as 2026-01-31T12:00:00Z")
-        })?,
-        None => SystemTime::now(),
-    };
     Ok(Question {
         parts: request(args)?,
         tcp: args.url.starts_with(TCP),
-        from: account("--from", &args.from)?,
+        from: account("--from", args.from.as_deref().unwrap_or_default())?,
         to: args.to_account.as_deref().map(|text| account("--to-account", text)).transpose()?,
-        now,
+        now: moment(args)?.unwrap_or_else(SystemTime::now),
         from_ip: args.from_ip,
         trust_domain: TrustDomain::parse(&args.trust_domain)
             .map_err(|bad| Failure::usage(format_args!("--trust-domain: {bad}")))?,
     })
+}
+
+/// When it is made, if that was said.
+fn moment(args: &ExplainArgs) -> Result<Option<SystemTime>, Failure> {
+    let read = |text: &String| {
+        OffsetDateTime::parse(text, &Rfc3339).map(SystemTime::from).map_err(|_| {
+            Failure::usage(format_args!("--at: {text:?} is not a time")).hint("write it as 2026-01-31T12:00:00Z")
+        })
+    };
+    args.at.as_ref().map(read).transpose()
 }
 
 /// The request in origin form with a `Host`, as a client library sends it.

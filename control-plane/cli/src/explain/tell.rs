@@ -9,9 +9,14 @@ use crate::out;
 /// The whole explanation.
 pub(super) fn tell(explanation: &Explanation) -> String {
     let mut lines = vec![format!("{} from {}", out::styled(out::HEAD, &explanation.request), explanation.from)];
-    lines.push(format!("\n{}", out::styled(out::HEAD, "the caller's sidecar")));
+    if let Some(live) = &explanation.live {
+        lines.push(format!("as {} decides now, at epoch {}", live.id, live.epoch));
+    }
     let refused_here = !explanation.verdict.allowed && explanation.callees.is_empty();
-    stages(&explanation.caller, refused_here, &mut lines);
+    if !explanation.caller.is_empty() || explanation.live.is_none() {
+        lines.push(format!("\n{}", out::styled(out::HEAD, "the caller's sidecar")));
+        stages(&explanation.caller, refused_here, &mut lines);
+    }
     for callee in &explanation.callees {
         let account = callee.account.as_ref().map_or_else(String::new, |account| format!(", running as {account}"));
         let share = if explanation.callees.len() > 1 {
@@ -36,6 +41,12 @@ pub(super) fn tell(explanation: &Explanation) -> String {
     let part =
         if refusing > 0.0 && refusing < 99.95 { format!(" ({refusing:.1}% of the requests)") } else { String::new() };
     lines.push(format!("\n{}{part}", verdict(&explanation.verdict)));
+    if explanation.live.is_some() && explanation.verdict.allowed && explanation.callees.is_empty() {
+        lines.push(
+            "to leave; what its callee would say, the callee's sidecar tells: --proxy there, --from this one"
+                .to_owned(),
+        );
+    }
     lines.join("\n")
 }
 
@@ -59,7 +70,7 @@ fn stages(stages: &[Stage], refused: bool, lines: &mut Vec<String>) {
     for (index, stage) in stages.iter().enumerate() {
         let last = refused && index + 1 == stages.len();
         for (number, step) in stage.steps.iter().enumerate() {
-            let name = if number == 0 { stage.name } else { "" };
+            let name = if number == 0 { &*stage.name } else { "" };
             lines.push(line(name, step, last));
         }
     }

@@ -89,6 +89,26 @@ fn a_refusal_is_named_in_the_words_of_logs_with_file_and_line() {
 }
 
 #[test]
+fn where_plain_text_is_spoken_nobody_is_known_and_that_is_said_with_file_and_line() {
+    let disable = "\
+apiVersion: equerry.dev/v1
+kind: PeerAuthentication
+metadata: {name: old, namespace: shop}
+spec: {selector: {matchLabels: {app: orders}}, portLevelMtls: {\"8080\": {mode: DISABLE}}}
+";
+    let line = ["http://orders/x", "--from", "shop/frontend"];
+    let refused = explained(&line, &[("shop.yaml", SHOP), ("old.yaml", disable)]);
+    assert_eq!(refused["verdict"]["cause"], "no rule of shop/orders-callers matched", "{refused:#}");
+    let step = &refused["callees"][0]["stages"][0]["steps"][0];
+    assert_eq!((&step["outcome"], &step["origin"]["file"]), (&json!("noted"), &json!("old.yaml")), "{step:#}");
+    assert_eq!(
+        step["because"],
+        "DISABLE on port 8080; plain text, between sidecars too: nobody is known by an identity, and rules about principals match \
+         nobody"
+    );
+}
+
+#[test]
 fn what_the_application_asks_for_wrongly_is_refused_by_its_own_sidecar() {
     for (url, status, reason, says) in [
         ("http://ordrs/", 502, "no_service", "did you mean"),

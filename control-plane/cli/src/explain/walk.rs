@@ -4,83 +4,20 @@ use equerry_policies::compile::{self, CompiledDestination};
 use equerry_policies::complaint::Complaint;
 use equerry_policies::names::{AccountName, Authority, ServiceName, SpiffeId, TrustDomain};
 use equerry_policies::policy::{
-    AppProtocol, Meaning, MtlsMode, Origin, PeerAuthentication, Service, ServicePort, Target as Scope,
+    AppProtocol, Meaning, Origin, PeerAuthentication, Service, ServicePort, Target as Scope,
 };
 use equerry_policies::view::{self, WorkloadFacts};
-use equerry_traffic::authorize::{Connection, Facts};
-use equerry_traffic::explain::{self, Outcome, Step};
+use equerry_traffic::Refusal;
+use equerry_traffic::explain::{self, Coming, Outcome, Step};
 use equerry_traffic::filter::{self, Answer, Filters};
 use equerry_traffic::normalize::{Direction, Normal, normalize};
 use equerry_traffic::outside::{self, ChosenBy, Host};
 use equerry_traffic::route::{Choice, Decision, Known, may_leave};
-use equerry_traffic::token;
-use equerry_traffic::{Reason, Refusal};
 use http::request::Parts;
-use serde::Serialize;
 
 use super::{Question, traffic};
 
-/// Everything that was decided, in order.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Explanation {
-    /// The request in its normal form.
-    pub(crate) request: String,
-    /// Who makes it.
-    pub(crate) from: String,
-    /// What becomes of it; of several callees, the worst.
-    pub(crate) verdict: Verdict,
-    /// What the caller's sidecar decides.
-    pub(crate) caller: Vec<Stage>,
-    /// What the sidecar of each possible callee decides.
-    pub(crate) callees: Vec<Callee>,
-}
-
-/// What becomes of a request.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Verdict {
-    /// It reaches the application.
-    pub(crate) allowed: bool,
-    /// The mesh's own status when it is refused.
-    pub(crate) status: Option<u16>,
-    /// One of the mesh's reasons; `ok` when it is allowed.
-    pub(crate) reason: &'static str,
-    /// What refused it, in the words of logs and response bodies.
-    pub(crate) cause: Option<String>,
-    /// The same in a sentence.
-    pub(crate) detail: Option<String>,
-    /// Where what refused it was written.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) origin: Option<Origin>,
-}
-
-/// Decisions of one kind.
-#[derive(Debug, Serialize)]
-pub(crate) struct Stage {
-    /// Which kind.
-    pub(crate) name: &'static str,
-    /// What was looked at.
-    pub(crate) steps: Vec<Step>,
-}
-
-/// What a possible callee decides.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Callee {
-    /// The backend Service.
-    pub(crate) service: String,
-    /// The application's port.
-    pub(crate) port: u16,
-    /// The account it is taken to run as; none for endpoints without a sidecar.
-    pub(crate) account: Option<String>,
-    /// Its share of the requests, in percent.
-    pub(crate) percent: f64,
-    /// What becomes of a request there.
-    pub(crate) verdict: Verdict,
-    /// Its decisions.
-    pub(crate) stages: Vec<Stage>,
-}
+pub(crate) use equerry_traffic::explain::{Callee, Explanation, Stage, Verdict};
 
 /// A backend and its share.
 struct Target<'m> {
@@ -110,6 +47,7 @@ pub(crate) fn walk(meaning: &Meaning, question: &Question) -> Result<Explanation
     let mut explanation = Explanation {
         request: format!("{} {}", parts.method, parts.uri),
         from: question.from.to_string(),
+        live: None,
         verdict: Verdict::ok(),
         caller: Vec::new(),
         callees: Vec::new(),
@@ -121,7 +59,7 @@ pub(crate) fn walk(meaning: &Meaning, question: &Question) -> Result<Explanation
                 "request",
                 vec![step("the request", Outcome::NoMatch, refusal.to_string(), &Origin::default())],
             ));
-            explanation.verdict = Verdict::refused(&refusal);
+            explanation.verdict = Verdict::refused(&refusal, &[]);
             return Ok(explanation);
         }
     };
@@ -133,7 +71,7 @@ pub(crate) fn walk(meaning: &Meaning, question: &Question) -> Result<Explanation
     let (stages, targets) = outbound(meaning, question, &normal, &parts)?;
     explanation.caller = stages;
     match targets {
-        Err(refusal) => explanation.verdict = Verdict::refused(&refusal),
+        Err(refusal) => explanation.verdict = Verdict::refused(&refusal, &[]),
         Ok(Sent::Answered(answer)) => explanation.verdict = Verdict::answered(&answer),
         Ok(Sent::Outside) => explanation.verdict = Verdict::outside(),
         Ok(Sent::To(targets)) => {
@@ -321,59 +259,30 @@ fn inbound(meaning: &Meaning, question: &Question, target: &Target<'_>) -> Resul
         let refusal = Refusal::IdentityMismatch { expected, found: Some(Box::new(own)) };
         let refused = step("mutual TLS", Outcome::Decided, refusal.to_string(), &service.origin);
         callee.stages.push(stage("mtls", vec![refused]));
-        callee.verdict = Verdict::refused(&refusal);
+        callee.verdict = Verdict::refused(&refusal, &[]);
         return Ok(callee);
     }
-    let mode = if workload.mtls(callee.port) == MtlsMode::Strict { "STRICT" } else { "PERMISSIVE" };
-    let because = format!("{mode} on port {}; between sidecars always mutual TLS: {peer} calls {own}", callee.port);
-    callee
-        .stages
-        .push(stage("mtls", vec![step("mutual TLS", Outcome::Decided, because, &mode_origin(meaning, &facts))]));
-
-    let mut parts = target.sent.clone();
-    let outcome = (|| {
-        spoken(target, question.tcp)?;
-        let mut normal = normalize(&mut parts, Direction::Inbound { mesh_peer: true, trusted_hops: 0 })?;
-        let shown = token::Shown { headers: &mut parts.headers, normal: Some(&mut normal) };
-        let (steps, caller) = explain::token(&workload, callee.port, shown, Some(&peer), question.now);
-        callee.stages.push(stage(
-            "token",
-            or_none(steps, "no RequestAuthentication selects the workload here: tokens are passed on unread"),
-        ));
-        let caller = caller?;
-        let server_name = format!("p{}.{}.{}.mesh", callee.port, service.name.name, service.name.namespace);
-        let facts = Facts {
-            method: &parts.method,
-            authority: normal.authority(),
-            path: normal.path(),
-            headers: &parts.headers,
-            connection: Connection {
-                port: callee.port,
-                peer_ip: question.from_ip,
-                local_ip: None,
-                sni: Some(&server_name),
-            },
-        };
-        let (steps, permitted) = if question.tcp {
-            explain::connection(&caller, &facts.connection, &workload)
-        } else {
-            explain::authorization(&caller, &facts, &workload)
-        };
-        callee.stages.push(stage("authorization", steps));
-        permitted?;
-        if question.tcp {
-            return Ok(());
-        }
-        callee.stages.push(stage("tenant", explain::tenant(&workload, &caller, &parts.headers, callee.port)));
-        Ok(())
-    })();
+    let mode = workload.mtls(callee.port);
+    let known = mode.takes_tls().then_some(&peer);
+    let secured = explain::mode(mode, callee.port, known, &own, &mode_origin(meaning, &facts));
+    callee.stages.push(Stage::new("mtls", vec![secured]));
+    let server_name = format!("p{}.{}.{}.mesh", callee.port, service.name.name, service.name.namespace);
+    let coming = Coming {
+        port: callee.port,
+        peer: known,
+        peer_ip: question.from_ip,
+        sni: known.map(|_| &*server_name),
+        tcp: question.tcp,
+        now: question.now,
+    };
+    let (stages, outcome) = match spoken(target, question.tcp) {
+        Ok(()) => explain::callee(&workload, &coming, target.sent.clone()),
+        Err(refusal) => (Vec::new(), Err(refusal)),
+    };
     if let Err(refusal) = outcome {
-        callee.verdict = Verdict::refused(&refusal);
-        // A token's fault names its document only; the step that decided knows the line.
-        let decided =
-            callee.stages.last().and_then(|stage| stage.steps.iter().find(|step| step.outcome == Outcome::Decided));
-        callee.verdict.origin = callee.verdict.origin.or_else(|| decided.map(|step| step.origin.clone()));
+        callee.verdict = Verdict::refused(&refusal, &stages);
     }
+    callee.stages.extend(stages);
     Ok(callee)
 }
 
@@ -403,52 +312,10 @@ fn mode_origin(meaning: &Meaning, facts: &WorkloadFacts) -> Origin {
     narrowest.map_or_else(|| meaning.mesh.origin.clone(), |(_, peer)| peer.origin.clone())
 }
 
-fn or_none(steps: Vec<Step>, because: &str) -> Vec<Step> {
-    if steps.is_empty() { vec![step("token", Outcome::NotHere, because, &Origin::default())] } else { steps }
-}
-
 fn stage(name: &'static str, steps: Vec<Step>) -> Stage {
-    Stage { name, steps }
+    Stage::new(name, steps)
 }
 
 pub(super) fn step(subject: impl Into<String>, outcome: Outcome, because: impl Into<String>, origin: &Origin) -> Step {
     Step { subject: subject.into(), outcome, because: because.into(), origin: origin.clone() }
-}
-
-impl Verdict {
-    fn ok() -> Self {
-        Self { allowed: true, status: None, reason: Reason::Ok.as_str(), cause: None, detail: None, origin: None }
-    }
-
-    /// It leaves the mesh.
-    fn outside() -> Self {
-        Self { detail: Some("it leaves the mesh, where nothing is asked of it".to_owned()), ..Self::ok() }
-    }
-
-    /// The mesh gives the answer itself, as a filter says.
-    fn answered(answer: &Answer) -> Self {
-        let rule = &answer.rule;
-        Self {
-            status: Some(answer.status.as_u16()),
-            cause: Some(format!("{} rules[{}]", rule.route, rule.number)),
-            detail: Some(format!("answered by the caller's sidecar: {}", answer.kind)),
-            origin: Some(rule.origin.clone()),
-            ..Self::ok()
-        }
-    }
-
-    fn refused(refusal: &Refusal) -> Self {
-        let origin = match refusal {
-            Refusal::Authz(denied) => Some(denied.origin.clone()),
-            _ => None,
-        };
-        Self {
-            allowed: false,
-            status: Some(refusal.status().as_u16()),
-            reason: refusal.reason().as_str(),
-            cause: refusal.cause().map(str::to_owned),
-            detail: Some(refusal.to_string()),
-            origin,
-        }
-    }
 }
