@@ -41,6 +41,11 @@ class Server:
         for request in requests:
             yield b"re " + request
 
+    def ticks(self, request, context):
+        while context.is_active():
+            yield b"tick"
+            time.sleep(0.1)
+
     def fail(self, request, context):
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "nothing left")
 
@@ -90,6 +95,9 @@ SHAPES = {
     "Count": grpc.unary_stream_rpc_method_handler,
     "Sum": grpc.stream_unary_rpc_method_handler,
     "Chat": grpc.stream_stream_rpc_method_handler,
+    "Ticks": grpc.unary_stream_rpc_method_handler,
+    "Tocks": grpc.unary_stream_rpc_method_handler,
+    "Pour": grpc.stream_unary_rpc_method_handler,
     "Fail": grpc.unary_unary_rpc_method_handler,
     "Late": grpc.unary_stream_rpc_method_handler,
     "Details": grpc.unary_unary_rpc_method_handler,
@@ -103,7 +111,7 @@ SHAPES = {
     "Secret": grpc.unary_unary_rpc_method_handler,
 }
 # Methods that do the same under names that other rules are about.
-ALIKE = {"Patient": "wait", "Steady": "flaky", "Secret": "say"}
+ALIKE = {"Tocks": "ticks", "Pour": "sum", "Patient": "wait", "Steady": "flaky", "Secret": "say"}
 
 
 def serve(port, name):
@@ -153,6 +161,34 @@ def chat(channel):
         heard.append(next(answers).decode())
     words.put(None)
     return ", ".join(heard + [answer.decode() for answer in answers])
+
+
+def listen(channel, name="Ticks"):
+    """Says each message that comes, for a minute at most."""
+    try:
+        for word in method(channel, "unary_stream", name)(b"", timeout=60):
+            print(word.decode(), flush=True)
+        return "over"
+    except grpc.RpcError as error:
+        return ended(error)
+
+
+def listen_on(channel):
+    return listen(channel, "Tocks")
+
+
+def pour(channel):
+    """Sends without end, and is not answered meanwhile."""
+    def drops():
+        for _ in range(600):
+            print("drop", flush=True)
+            yield b"x"
+            time.sleep(0.1)
+
+    try:
+        return method(channel, "stream_unary", "Pour")(drops(), timeout=60).decode()
+    except grpc.RpcError as error:
+        return ended(error)
 
 
 def late(channel):

@@ -51,6 +51,11 @@ impl<F: Future<Output = ()> + Unpin> Seldom<F> {
         self.over
     }
 
+    /// From now on this task asks.
+    pub(crate) fn asked_by(&self, task: &Waker) {
+        self.bell.task.register(task);
+    }
+
     /// The future.
     pub(crate) fn future(&self) -> &F {
         &self.future

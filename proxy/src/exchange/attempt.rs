@@ -3,8 +3,10 @@
 //! A kept connection may be closing just as it is used. When nothing of the request was sent, or nothing can have come
 //! of it, it goes out once more over a fresh connection: that is no retry of policy, and costs no budget.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use equerry_traffic::Refusal;
@@ -18,9 +20,16 @@ use http_body_util::BodyExt;
 
 use super::body::ToSend;
 use super::now;
+use super::standing::UnderWay;
 use crate::codec::http1::call;
 use crate::codec::{Early, http2};
-use crate::upstream::{ConnectFailure, Lease, Message, Pool, Protocol, ResponseBody, SendFailure, Target, Told};
+use crate::upstream::{
+    ConnectFailure, Lease, Message, Pool, Protocol, RequestBody, ResponseBody, SendFailure, Target, Told,
+};
+
+#[cfg(test)]
+pub(super) use crate::upstream::IMPATIENT;
+pub(super) use crate::upstream::patience;
 
 /// How long the rest of a response that nobody will see may take.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
@@ -37,6 +46,8 @@ pub(crate) struct Outgoing<'a> {
     body: ToSend,
     /// What the caller hears before its answer.
     early: &'a Early,
+    /// What let it in, where that is judged again.
+    under_way: Option<&'a UnderWay<'a>>,
 }
 
 /// A try that got no response head.
@@ -75,7 +86,23 @@ impl<'a> Outgoing<'a> {
             // Nobody waits any more.
             head.headers.remove(EXPECT);
         }
-        Self { head, normal, body, early }
+        Self { head, normal, body, early, under_way: None }
+    }
+
+    /// Judges it again while it is under way.
+    pub(super) fn judged_by(&mut self, under_way: &'a UnderWay<'a>) {
+        self.under_way = Some(under_way);
+    }
+
+    /// Its normal form.
+    pub(super) fn into_normal(self) -> Normal {
+        self.normal
+    }
+
+    /// Whether it may go on.
+    fn stands(&self, cx: &mut Context<'_>) -> Result<(), Refusal> {
+        let Some(under_way) = self.under_way else { return Ok(()) };
+        under_way.poll(&self.head.method, &self.normal, &self.head.headers, cx)
     }
 
     /// Its method.
@@ -103,8 +130,8 @@ impl<'a> Outgoing<'a> {
         &mut self.head.headers
     }
 
-    /// The next try of it, in the words of `target`; `None` when its body is gone.
-    fn next(&mut self, target: &Target<'_>) -> Option<Message<'_>> {
+    /// The body for the next try of it, whose head is put into the words of `target`; `None` when it is gone.
+    fn next(&mut self, target: &Target<'_>) -> Option<RequestBody> {
         let body = self.body.next()?;
         if self.normal.expects_continue() {
             if target.protocol == Protocol::Http1 || target.whom.is_some() {
@@ -114,9 +141,19 @@ impl<'a> Outgoing<'a> {
                 self.head.headers.remove(EXPECT);
             }
         }
+        if target.protocol == Protocol::Http1
+            && let Some(cookies) = join_cookies(&mut self.head.headers)
+            && let Some(under_way) = self.under_way
+        {
+            under_way.came_with(cookies);
+        }
+        Some(body)
+    }
+
+    /// The next try of it, in the words of `target`.
+    fn message(&self, target: &Target<'_>, body: RequestBody) -> Option<Message<'_>> {
         match target.protocol {
             Protocol::Http1 => {
-                join_cookies(&mut self.head.headers);
                 let target = self.normal.target().as_str();
                 let Parts { method, headers, .. } = &*self.head;
                 let head = call::Head { method, target, headers, early: self.early };
@@ -134,16 +171,17 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-/// HTTP/2 may split the cookie header; HTTP/1.1 may not (RFC 9113 section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
+/// HTTP/2 may split the cookie header; HTTP/1.1 may not (RFC 9113 section 8.2.3). What was put together, if anything was.
+fn join_cookies(headers: &mut HeaderMap) -> Option<Vec<HeaderValue>> {
     // As many values as names: none is there twice.
     if headers.len() == headers.keys_len() || headers.get_all(COOKIE).iter().nth(1).is_none() {
-        return;
+        return None;
     }
-    let values: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if let Ok(joined) = HeaderValue::from_bytes(&values.join(&b"; "[..])) {
-        headers.insert(COOKIE, joined);
-    }
+    let values: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
+    let texts: Vec<&[u8]> = values.iter().map(HeaderValue::as_bytes).collect();
+    let joined = HeaderValue::from_bytes(&texts.join(&b"; "[..])).ok()?;
+    headers.insert(COOKIE, joined);
+    Some(values)
 }
 
 /// How long a try may take.
@@ -178,7 +216,9 @@ pub(crate) async fn send(
     let mut sending = pin!(over_some_connection(pool, target, outgoing));
     loop {
         let still = watched.as_ref().and_then(|(idle, told)| stands_still(*idle, told, began));
-        let paced = still.and_then(|_| pace.since.checked_add(patience()));
+        // A request that has come whole may still wait for whoever takes it.
+        let under_way = watched.as_ref().filter(|(_, told)| still.is_some() || told.is_being_taken());
+        let paced = under_way.and_then(|_| pace.since.checked_add(patience()));
         let Some(at) = end.into_iter().chain(still).chain(paced).min() else { return sending.await };
         if let Ok(sent) = tokio::time::timeout_at(at.into(), sending.as_mut()).await {
             return sent;
@@ -206,27 +246,15 @@ struct Pace {
 }
 
 impl Pace {
-    /// Judges what came since, where it is the caller who is waited for, and begins anew.
+    /// Judges what came since, where it is the caller who is waited for, and how it was taken; begins anew.
     fn judge(&mut self, told: &Told, now: Instant) -> Result<(), Refusal> {
+        if let Some(crawled) = told.crawled.get() {
+            return Err(Refusal::TakesTooSlowly(crawled));
+        }
         let (came, after) = (told.bytes.get() - self.had, now.saturating_duration_since(self.since));
         *self = Self { since: now, had: told.bytes.get() };
         if told.waits.get() { deadline::not_crawling(came, after) } else { Ok(()) }
     }
-}
-
-#[cfg(test)]
-thread_local! {
-    /// Tests of this thread wait no longer than that.
-    pub(super) static IMPATIENT: std::cell::Cell<Option<Duration>> = const { std::cell::Cell::new(None) };
-}
-
-/// How long a caller may send before its rate is judged.
-pub(super) fn patience() -> Duration {
-    #[cfg(test)]
-    if let Some(impatient) = IMPATIENT.get() {
-        return impatient;
-    }
-    deadline::CRAWL
 }
 
 /// When a body that is still on its way will have stood still for too long.
@@ -276,10 +304,21 @@ async fn over(
     if !outgoing.body.is_empty() {
         confirmed(&mut lease, target).await.map_err(|failed| (failed, false))?;
     }
-    let Some(message) = outgoing.next(target) else {
-        return Err((Failed::reset("the body of the request is gone".to_owned()), false));
+    let gone = || (Failed::reset("the body of the request is gone".to_owned()), false);
+    let sent = {
+        let mut sending = pin!({
+            let body = outgoing.next(target).ok_or_else(gone)?;
+            lease.send(outgoing.message(target, body).ok_or_else(gone)?)
+        });
+        let outgoing = &*outgoing;
+        poll_fn(|cx| match outgoing.stands(cx) {
+            Ok(()) => sending.as_mut().poll(cx).map(Ok),
+            // What is under way ends with `sending`.
+            Err(refusal) => Poll::Ready(Err((Failed { refusal, unprocessed: false }, false))),
+        })
+        .await?
     };
-    let answered = lease.send(message).await.map_err(|failure| {
+    let answered = sent.map_err(|failure| {
         let took_leave = failure.took_leave;
         (not_answered(failure, outgoing), took_leave)
     })?;
@@ -308,7 +347,7 @@ async fn confirmed(lease: &mut Lease, target: &Target<'_>) -> Result<(), Failed>
 }
 
 fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
-    let SendFailure { refused, body, not_connected, detail, .. } = failure;
+    let SendFailure { refused, body, not_connected, distrusted, detail, .. } = failure;
     if let Some(body) = body {
         outgoing.body.unsent(body);
     }
@@ -317,10 +356,12 @@ fn not_answered(failure: SendFailure, outgoing: &mut Outgoing<'_>) -> Failed {
     }
     // What was refused was not begun. A sidecar before us could not know that of a reset.
     if not_connected || refused {
-        Failed::unprocessed(Refusal::ConnectFailed { detail })
-    } else {
-        Failed::reset(detail)
+        return Failed::unprocessed(Refusal::ConnectFailed { detail });
     }
+    if distrusted {
+        return Failed { refusal: Refusal::Distrusted { why: detail }, unprocessed: false };
+    }
+    Failed::reset(detail)
 }
 
 /// Why there is no connection, as callers are told.

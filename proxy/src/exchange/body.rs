@@ -14,6 +14,7 @@ use equerry_traffic::balance::Verdict;
 use equerry_traffic::deadline::{self, Kind};
 use equerry_traffic::retry::Stop;
 use equerry_traffic::{Reason, Refusal};
+use http::Response;
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -23,9 +24,9 @@ use super::attempt::patience;
 use super::facts::Record;
 use super::now;
 use super::reply;
-use super::upgrade::Asked;
 use super::watch::Watch;
 use crate::codec::{BodyError, Incoming, Outgoing, Pipe};
+use crate::live::trust::Distrusted;
 use crate::upstream::{BrokeOff, RequestBody, ResponseBody, Switched, Told};
 
 /// The body of a request, and whether it can be sent more than once.
@@ -208,8 +209,6 @@ pub(crate) struct Answer {
     held: Held,
     /// What may still happen; `None`: anything.
     watch: Option<Watch>,
-    /// What a request that changed the protocol of its connection was judged by.
-    asked: Option<Box<Asked>>,
     record: Record,
 }
 
@@ -221,8 +220,6 @@ pub(crate) struct Opened {
     pub(crate) held: Held,
     /// The limits on it.
     pub(crate) watch: Option<Watch>,
-    /// What it was judged by.
-    pub(crate) asked: Option<Box<Asked>>,
     /// Told at its end.
     pub(crate) record: Record,
 }
@@ -245,25 +242,32 @@ impl Answer {
     /// A body that the mesh made.
     pub(crate) fn ours(content: Bytes, record: Record) -> Self {
         let content = if content.is_empty() { Content::Passed } else { Content::Ours(Some(content)) };
-        Self { content, left: None, held: None, watch: None, asked: None, record }
+        Self { content, left: None, held: None, watch: None, record }
     }
 
     /// The upstream's body.
     pub(crate) fn theirs(from: ResponseBody, held: Held, watch: Option<Watch>, record: Record) -> Self {
         let left = from.size_hint().exact();
         let content = if from.is_end_stream() { end(watch.as_ref()) } else { Content::Theirs(from) };
-        Self { content, left, held, watch, asked: None, record }
+        Self { content, left, held, watch, record }
     }
 
     /// A connection that stands, in the place of a body.
     pub(crate) fn connected(far: Switched, held: Held, watch: Watch, record: Record) -> Self {
         let content = Content::Connected(Box::new(far));
-        Self { content, left: Some(0), held, watch: Some(watch), asked: None, record }
+        Self { content, left: Some(0), held, watch: Some(watch), record }
     }
 
-    /// Keeps what was judged with a connection that will speak another protocol.
-    pub(crate) fn asked_with(&mut self, asked: Option<Box<Asked>>) {
-        self.asked = asked;
+    /// Holds on to what the access log is to say of the response that this is the body of.
+    pub(crate) fn log_answer(response: &mut Response<Self>) {
+        if response.body_mut().record.logged().is_none() {
+            return;
+        }
+        let headers = std::mem::take(response.headers_mut());
+        if let Some(logged) = response.body_mut().record.logged() {
+            logged.answered(&headers);
+        }
+        *response.headers_mut() = headers;
     }
 
     /// The connection to the other side, where it goes on without HTTP, and all that must last as long.
@@ -280,7 +284,7 @@ impl Answer {
         let untold = Record::untold(self.record.observe());
         let record = std::mem::replace(&mut self.record, untold);
         let held = std::mem::take(&mut self.held);
-        Some(Opened { far, held, watch: self.watch.take(), asked: self.asked.take(), record })
+        Some(Opened { far, held, watch: self.watch.take(), record })
     }
 
     /// The rest of it will not come.
@@ -318,6 +322,11 @@ impl Answer {
     }
 }
 
+/// What is told of a response whose sender is believed no more.
+fn refused(why: &Distrusted) -> Refusal {
+    Refusal::Distrusted { why: why.to_string() }
+}
+
 /// What is left when all of a response has come.
 fn end(watch: Option<&Watch>) -> Content {
     if watch.is_some_and(Watch::owes_status) { Content::Unended } else { Content::Passed }
@@ -339,6 +348,9 @@ impl Body for Answer {
             }
             Content::Unended => Poll::Ready(this.end()),
             Content::Theirs(from) => {
+                if let Some(watch) = &mut this.watch {
+                    watch.asks();
+                }
                 if let Some(Err(refusal)) = this.watch.as_mut().map(|watch| watch.stands(cx)) {
                     return Poll::Ready(this.cut(&refusal));
                 }
@@ -350,7 +362,12 @@ impl Body for Answer {
                         }
                     }
                     Poll::Ready(None) => return Poll::Ready(this.end()),
-                    Poll::Ready(Some(Err(_))) => this.upstream_broke(),
+                    Poll::Ready(Some(Err(_))) => {
+                        if let Some(refusal) = from.distrusted().map(refused) {
+                            return Poll::Ready(this.cut(&refusal));
+                        }
+                        this.upstream_broke();
+                    }
                     Poll::Ready(Some(Ok(frame))) => {
                         let ended = from.is_end_stream();
                         let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -394,16 +411,25 @@ impl Body for Answer {
 }
 
 impl Outgoing for Answer {
-    fn blocked(&mut self, moved: bool, cx: &mut Context<'_>) -> Result<(), BodyError> {
+    fn blocked(&mut self, moved: u64, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        let distrusted = if let Content::Theirs(from) = &self.content { from.is_distrusted(cx) } else { None };
         let watch = self.watch.get_or_insert_with(Watch::over_sending);
-        let Err(refusal) = watch.blocked(moved, cx) else { return Ok(()) };
+        let stands = distrusted.map(refused).map_or(Ok(()), Err);
+        let Err(refusal) = stands.and_then(|()| watch.blocked(moved, cx)) else { return Ok(()) };
         // Whoever takes nothing is told nothing either.
         let _ = self.cut(&refusal);
         Err(BodyError::Cut)
     }
 
     fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
+        // What a gRPC call owes is seen in frames alone.
+        if self.watch.as_ref().is_some_and(Watch::owes_status) {
+            return None;
+        }
         let Content::Theirs(from) = &mut self.content else { return None };
+        if let Some(watch) = &mut self.watch {
+            watch.asks();
+        }
         if let Some(Err(refusal)) = self.watch.as_mut().map(|watch| watch.stands(cx)) {
             let _ = self.cut(&refusal);
             return Some(Poll::Ready(Err(BodyError::Cut)));

@@ -165,3 +165,23 @@ fn the_timers_of_a_body_hold_where_it_is_not_looked_at() {
         assert!(Pipe::moved() - before > 1_000_000, "they were moved");
     });
 }
+
+#[test]
+fn a_grpc_call_that_ends_without_a_status_is_no_success_however_large_it_is() {
+    on_one_thread(async {
+        let (address, _connections) = listen(|mut stream, _| async move {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ncontent-length: 3000000\r\n\r\n";
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(&pattern(3_000_000)).await;
+            let _ = stream.read(&mut [0; 4096]).await;
+        })
+        .await;
+        let sidecar = caller(SERVICE, &[address]).await;
+        let mut asked = request("POST", "orders", "/shop.Orders/List", "x");
+        asked.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        let answered = call(sidecar.outbound, asked).await;
+        assert_eq!(answered.body().len(), 3_000_000);
+        assert_eq!(sidecar.log(1).await[0]["reason"], "upstream_reset");
+    });
+}

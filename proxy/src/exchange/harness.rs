@@ -220,7 +220,13 @@ impl World {
 impl Sidecar {
     /// The access log's lines once there are `count` of them.
     pub(crate) async fn log(&self, count: usize) -> Vec<serde_json::Value> {
-        let read = || std::fs::read_to_string(&self.log).unwrap_or_default();
+        let read = || {
+            let read = std::fs::read(&self.log).unwrap_or_default();
+            // What is being written just now is no line yet.
+            let whole = read.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            String::from_utf8_lossy(&read[..whole]).into_owned()
+        };
+        };
         until("access log lines", || read().lines().count() >= count).await;
         read().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }

@@ -65,7 +65,7 @@ fn policy(issuer: &Issuer, more: &str) -> String {
 struct Pair {
     frontend: Sidecar,
     orders: Sidecar,
-    _world: World,
+    world: World,
 }
 
 /// frontend → orders, whose application listens there.
@@ -74,7 +74,7 @@ async fn pair(issuer: &Issuer, more: &str, application: SocketAddr) -> Pair {
     let orders = world.sidecar("shop/orders", LABELS, &[(8080, application)], &[]).await;
     let at = vec![At::Mesh(orders.inbound)];
     let frontend = world.sidecar("shop/frontend", &[], &[], &[("shop/orders", at)]).await;
-    Pair { frontend, orders, _world: world }
+    Pair { frontend, orders, world: world }
 }
 
 impl Pair {
@@ -99,22 +99,28 @@ const LIFE: Duration = Duration::from_secs(300);
 fn keys_are_followed_through_a_rotation_without_a_wrong_answer() {
     on_one_thread(async {
         let (old, new, never) = (Signer::new("old"), Signer::new("new"), Signer::new("never"));
-        let issuer = Issuer::start(Says::Body(Signer::published(&[&old]))).await;
-        let application = application(|_, _| async { says(200, "") }).await;
-        let mesh = pair(&issuer, "", application.address).await;
-        assert_eq!(mesh.with(&old.token(LIFE)).await.0, 200, "the very first request waits for the keys");
-        assert!(!application.seen.borrow()[0].headers.contains_key("authorization"), "the token is not forwarded");
-        issuer.say(Says::Body(Signer::published(&[&old, &new])));
-        assert_eq!(mesh.with(&new.token(LIFE)).await.0, 200, "a key that was just published");
-        assert_eq!(mesh.with(&old.token(LIFE)).await.0, 200);
-        let (status, reason) = mesh.with(&never.token(LIFE)).await;
-        assert!(status == 401 && reason.contains("token_unknown_key"), "{status} {reason}");
-        let forged = Signer("new", Ed25519KeyPair::generate().unwrap());
-        let before = issuer.asked();
-        let (status, reason) = mesh.with(&forged.token(LIFE)).await;
-        assert!(status == 401 && reason.contains("token_invalid"), "{status} {reason}");
-        assert_eq!(issuer.asked(), before, "nobody is asked about a key that is known");
+        for more in ["", ENDS] {
+            keys_are_followed(more, [&old, &new, &never]).await;
+        }
     });
+}
+
+async fn keys_are_followed(more: &str, [old, new, never]: [&Signer; 3]) {
+    let issuer = Issuer::start(Says::Body(Signer::published(&[old]))).await;
+    let application = application(|_, _| async { says(200, "") }).await;
+    let mesh = pair(&issuer, more, application.address).await;
+    assert_eq!(mesh.with(&old.token(LIFE)).await.0, 200, "the very first request waits for the keys");
+    assert!(!application.seen.borrow()[0].headers.contains_key("authorization"), "the token is not forwarded");
+    issuer.say(Says::Body(Signer::published(&[old, new])));
+    assert_eq!(mesh.with(&new.token(LIFE)).await.0, 200, "a key that was just published");
+    assert_eq!(mesh.with(&old.token(LIFE)).await.0, 200);
+    let (status, reason) = mesh.with(&never.token(LIFE)).await;
+    assert!(status == 401 && reason.contains("token_unknown_key"), "{status} {reason}");
+    let forged = Signer("new", Ed25519KeyPair::generate().unwrap());
+    let before = issuer.asked();
+    let (status, reason) = mesh.with(&forged.token(LIFE)).await;
+    assert!(status == 401 && reason.contains("token_invalid"), "{status} {reason}");
+    assert_eq!(issuer.asked(), before, "nobody is asked about a key that is known");
 }
 
 #[test]
@@ -258,11 +264,19 @@ fn a_stream_ends_when_its_key_is_withdrawn_and_only_where_the_rule_says_so() {
             while !read.ends_with(b"1\r\nx\r\n") {
                 read.push(stream.read_u8().await.unwrap());
             }
-            let reading = tokio::task::spawn_local(async move {
+            let mut reading = tokio::task::spawn_local(async move {
                 let _ = stream.read_to_end(&mut read).await;
                 String::from_utf8_lossy(&read).into_owned()
             });
-            withdraw(&mesh.orders, &Signer::published(&[&next]));
+            // Its key came to the request itself, and what is published next may not hold it yet.
+            let live = mesh.orders.shared.live.load();
+            let again = (**live.workload.as_ref().unwrap()).clone();
+            let early =
+                crate::live::Live { workload: Some(again.into()), ..crate::live::Live::nothing(live.own.clone()) };
+            mesh.orders.shared.live.publish(early);
+            let still = tokio::time::timeout(Duration::from_millis(200), &mut reading).await;
+            assert!(still.is_err(), "a key that is new is not withdrawn");
+            withdraw(&mesh.orders, &issuer, &Signer::published(&[&next])).await;
             if ends {
                 let read = tokio::time::timeout(Duration::from_secs(5), reading).await.expect("it ends").unwrap();
                 assert!(read.starts_with("HTTP/1.1 200") && !read.ends_with("0\r\n\r\n"), "{read}");
@@ -276,14 +290,46 @@ fn a_stream_ends_when_its_key_is_withdrawn_and_only_where_the_rule_says_so() {
     });
 }
 
-/// Puts other keys in force, as the subscriber does when they were fetched.
-fn withdraw(sidecar: &Sidecar, set: &str) {
+/// Has the issuer publish other keys, and puts them in force, as the subscriber does when they were fetched.
+async fn withdraw(sidecar: &Sidecar, issuer: &Issuer, set: &str) {
+    issuer.say(Says::Body(set.to_owned()));
     let live = sidecar.shared.live.load();
     let workload = live.workload.as_ref().unwrap();
     let from = workload.tokens.sources().next().unwrap();
-    let keys = equerry_policies::compile::keys::read_published(set).unwrap().0;
-    let next = workload.with_keys_of(from, &keys.into());
+    let known = sidecar.shared.keys.newest(from);
+    let keys = sidecar.shared.keys.learn(from, known.as_deref()).await.unwrap();
+    let next = workload.with_keys_of(from, &keys);
     let next =
         crate::live::Live { epoch: 8, workload: Some(next.into()), ..crate::live::Live::nothing(live.own.clone()) };
     sidecar.shared.live.publish(next);
+}
+
+#[test]
+fn a_stream_is_judged_again_by_the_claims_that_let_it_in() {
+    on_one_thread(async {
+        let key = Signer::new("a");
+        let issuer = Issuer::start(Says::Body(Signer::published(&[&key]))).await;
+        let only = |who: &str| {
+            format!(
+                "---\napiVersion: equerry.dev/v1\nkind: AuthorizationPolicy\nmetadata: {{name: who, namespace: shop}}\nspec:\n  \
+                 targetRefs: [{{kind: Service, name: orders}}]\n  rules: [{{when: [{{key: 'request.auth.claims[sub]', values: \
+                 [{who}]}}]}}]\n"
+            )
+        };
+        let application = endless(STREAM, true).await;
+        let mut mesh = pair(&issuer, &only("alice"), application).await;
+        let said = format!("GET / HTTP/1.1\r\nhost: orders\r\nauthorization: Bearer {}\r\n\r\n", key.token(LIFE));
+        let mut stream = TcpStream::connect(mesh.frontend.outbound).await.unwrap();
+        stream.write_all(said.as_bytes()).await.unwrap();
+        let mut read = vec![0; 12];
+        stream.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, b"HTTP/1.1 200");
+        mesh.world.mean(&policy(&issuer, &only("bob")));
+        let next = mesh.world.live("shop/orders", LABELS, &[(8080, application)], &[]);
+        mesh.orders.shared.live.publish(next);
+        let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut read)).await;
+        assert!(ended.is_ok() && !read.ends_with(b"0\r\n\r\n"), "it goes on");
+        let line = &mesh.orders.log(1).await[0];
+        assert_eq!((&line["reason"], &line["policy"]), (&"authz_denied".into(), &"no rule of shop/who matched".into()));
+    });
 }

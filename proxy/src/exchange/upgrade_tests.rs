@@ -420,3 +420,26 @@ async fn next_frame(stream: &mut TcpStream) -> (u8, u8, u32, Vec<u8>) {
     stream.read_exact(&mut payload).await.unwrap();
     (head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload)
 }
+
+#[test]
+fn a_connection_to_whoever_is_believed_no_more_is_cut_and_the_log_says_why() {
+    on_one_thread(async {
+        const CONNECT: &str = "CONNECT chat.shop:5432 HTTP/1.1\r\nhost: chat.shop:5432\r\n\r\n";
+        for (said, status) in [(ASKED, "101"), (CONNECT, "200")] {
+            let Pair { world, frontend, .. } = pair("", TAKEN).await;
+            let (mut stream, answered) = says_to(frontend.outbound, said).await;
+            assert!(answered.starts_with(&format!("HTTP/1.1 {status}")), "{answered}");
+            stream.write_all(b"are you there").await.unwrap();
+            let (identity, bundle) = world.identity("shop/frontend");
+            let revoked = std::collections::BTreeSet::from([world.id("shop/chat")]);
+            let identity =
+                crate::live::TlsIdentity::new(identity, bundle.of_generation(2, revoked), String::new(), 2).unwrap();
+            frontend.shared.identity.put(identity);
+            let mut rest = Vec::new();
+            let ended = stream.read_to_end(&mut rest).await;
+            assert!(ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset), "{said}");
+            let line = &frontend.log(1).await[0];
+            assert_eq!(line["reason"], "identity_revoked", "{line}");
+        }
+    });
+}

@@ -6,18 +6,19 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use equerry_policies::compile::RouteRule;
 use equerry_traffic::Refusal;
 use equerry_traffic::balance::Verdict;
-use equerry_traffic::deadline::{Authors, Deadline, Kind, Rest};
+use equerry_traffic::deadline::{Authors, Deadline, Kind, Pace, Rest};
 use equerry_traffic::retry;
 use http::HeaderMap;
 use http_body::Body;
 use tokio::time::Sleep;
 
+use super::attempt::patience;
 use super::between::{self, Counting};
 use super::facts::Record;
 use super::now;
@@ -41,6 +42,10 @@ pub(crate) struct Watch {
     waiting_since: Option<Instant>,
     /// Since when the caller takes nothing of what waits for it.
     blocked_since: Option<Instant>,
+    /// How fast it comes and goes, once somebody was waited for.
+    paces: Option<Box<Paces>>,
+    /// Its head said how long it is, and silence has an end: whoever sends it may not crawl.
+    declared: bool,
     /// The request's body, which may still be coming: then nothing stands still.
     told: Option<Rc<Told>>,
     alarm: Option<Seldom<Pin<Box<Sleep>>>>,
@@ -49,10 +54,19 @@ pub(crate) struct Watch {
     /// Who set the limits, where they are written down.
     rule: Option<Arc<RouteRule>>,
     backend: Option<Arc<Backend>>,
-    /// How long the token holds that let it in, where that counts.
-    standing: Option<Standing>,
+    /// What let it in, where it may outlast that.
+    standing: Option<Box<Standing>>,
     /// How large it is, where its head does not say that.
     counting: Option<Box<Counting>>,
+}
+
+/// How fast a response comes and goes. Apart, because most need it never.
+#[derive(Default)]
+struct Paces {
+    /// Of the caller, who takes it.
+    reader: Pace,
+    /// Of whoever sends it.
+    writer: Pace,
 }
 
 impl Watch {
@@ -75,7 +89,10 @@ impl Watch {
         }
         let owes_status = owes_status(kind, answered);
         let counting = between::note(answered, kind, errand.backend);
-        let watch = Self { allowed, owes_status, told, unjudged, rule, backend, counting, ..Self::with(rest, kind) };
+        // A stream says nothing for as long as it likes, and whoever does not say how much comes may be one.
+        let declared = rest.idle.is_some() && !kind.is_streaming() && answered.body().size_hint().exact().is_some();
+        let watch =
+            Self { allowed, owes_status, told, unjudged, rule, backend, counting, declared, ..Self::with(rest, kind) };
         match answered.body().size_hint().exact() {
             Some(length) if length > allowed => Err(watch.too_large()),
             _ => Ok(watch),
@@ -89,25 +106,31 @@ impl Watch {
         Self { owes_status, ..Self::with(deadline.after_head_at_callee(kind, began), kind) }
     }
 
-    /// The same, over what a token let in that it must not outlast.
-    pub(crate) fn standing(mut self, standing: Option<Standing>) -> Self {
+    /// The same, over what may outlast that which let it in.
+    pub(crate) fn standing(mut self, standing: Option<Box<Standing>>) -> Self {
         self.standing = standing;
         self
+    }
+
+    /// Keeps the headers of what let it in, where they are needed, out of a map that can be used again.
+    pub(crate) fn keep(&mut self, headers: &mut HeaderMap) {
+        if let Some(standing) = &mut self.standing {
+            standing.keep(headers);
+        }
+    }
+
+    /// What let it in, for whoever goes on with its connection.
+    pub(crate) fn take_standing(&mut self) -> Option<Box<Standing>> {
+        self.standing.take()
     }
 
     /// Whether it may go on at all.
     ///
     /// # Errors
-    /// When the token that let it in has ended.
+    /// When what let it in lets it in no more.
     pub(crate) fn stands(&mut self, cx: &mut Context<'_>) -> Result<(), Refusal> {
-        match self.standing.as_mut().map(|standing| standing.poll(cx)) {
-            Some(Poll::Ready(refusal)) => {
-                // It has ended: nobody asks it again.
-                self.standing = None;
-                Err(refusal)
-            }
-            Some(Poll::Pending) | None => Ok(()),
-        }
+        let Some(standing) = &mut self.standing else { return Ok(()) };
+        standing.poll(cx).inspect_err(|_| self.standing = None)
     }
 
     /// Over a connection that is made now, for bytes.
@@ -135,6 +158,8 @@ impl Watch {
             owes_status: false,
             waiting_since,
             blocked_since,
+            paces: None,
+            declared: false,
             told,
             alarm,
             unjudged,
@@ -179,6 +204,13 @@ impl Watch {
     pub(crate) fn passed(&mut self, bytes: u64) -> Result<(), Refusal> {
         self.waiting_since = None;
         self.has_begun |= bytes > 0;
+        if let Some(Paces { writer, .. }) = self.paces.as_deref_mut().filter(|_| self.declared) {
+            writer.moves(bytes);
+            if writer.is_waiting() {
+                writer.rests(patience(), now());
+                writer.judge(patience()).map_err(Refusal::AnswersTooSlowly)?;
+            }
+        }
         if let Some(counting) = &mut self.counting {
             counting.bytes += bytes;
         }
@@ -220,6 +252,15 @@ impl Watch {
         retry.zip(code).is_some_and(|(retry, code)| retry.codes.contains(&code))
     }
 
+    /// The next piece is asked for: the caller has taken what there was.
+    pub(crate) fn asks(&mut self) {
+        if let Some(Paces { reader, .. }) = self.paces.as_deref_mut()
+            && reader.is_waiting()
+        {
+            reader.rests(patience(), now());
+        }
+    }
+
     /// The next piece is waited for.
     ///
     /// # Errors
@@ -230,21 +271,28 @@ impl Watch {
         }
         let since = *self.waiting_since.get_or_insert_with(now);
         let request = self.told.as_ref().and_then(|told| told.moved.get());
+        if self.declared && self.told.as_ref().is_none_or(|told| told.ended.get().is_some()) {
+            self.paces.get_or_insert_default().writer.begins(since);
+        }
         let since = request.map_or(since, |moved| moved.max(since));
         let stands_still = self.rest.idle.and_then(|idle| since.checked_add(idle));
         self.in_time(stands_still, Rest::stood_still, cx)
     }
 
-    /// The caller takes nothing of what waits for it; unless something has `moved` since this was said last.
+    /// The caller takes nothing of what waits for it; so many bytes have `moved` since this was said last.
     ///
     /// # Errors
-    /// When that has taken too long, or the exchange has.
-    pub(crate) fn blocked(&mut self, moved: bool, cx: &mut Context<'_>) -> Result<(), Refusal> {
-        if moved {
+    /// When that has taken too long, the exchange has, or the caller crawls.
+    pub(crate) fn blocked(&mut self, moved: u64, cx: &mut Context<'_>) -> Result<(), Refusal> {
+        if moved > 0 {
             self.blocked_since = None;
         }
         self.stands(cx)?;
         let since = *self.blocked_since.get_or_insert_with(now);
+        if self.rest.unread.is_some() {
+            let reader = &mut self.paces.get_or_insert_default().reader;
+            reader.waits(moved, patience(), now()).map_err(Refusal::ReadsTooSlowly)?;
+        }
         let given_up = self.rest.unread.and_then(|unread| since.checked_add(unread));
         self.in_time(given_up, Rest::nobody_reads, cx)
     }

@@ -4,14 +4,21 @@
 //! What the control plane says of trust arrives on the configuration stream and is put in force by `renew`, with new TLS
 //! configurations: a ticket from before resumes nothing.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
+use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use equerry_certs::{CertificateDer, Pin, TrustBundle, tls};
 use equerry_policies::names::{SpiffeId, TrustDomain};
 use equerry_wire::proto;
+use futures_util::future::LocalBoxFuture;
 use tokio::sync::watch;
+
+use crate::codec::Seldom;
 
 /// Who is at the other end of a connection, and which roots vouched for them when it was made.
 #[derive(Debug, Clone)]
@@ -58,6 +65,61 @@ impl Vouched {
                 return std::future::pending().await;
             }
         }
+    }
+}
+
+/// Says that whoever is at the other end of a connection is believed no more. It is asked with every byte, and costs a comparison
+/// until then.
+pub(crate) struct Distrust {
+    over: Seldom<LocalBoxFuture<'static, ()>>,
+    why: Rc<OnceCell<Distrusted>>,
+    /// Who asked last: a connection is used by one task after the other.
+    asked_by: Option<Waker>,
+}
+
+/// Whoever is at the other end is believed no more, because of this.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Distrusted(pub(crate) String);
+
+impl Distrusted {
+    /// What an error of a connection says, if it is this.
+    pub(crate) fn in_error(error: &std::io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+}
+
+impl From<Distrusted> for std::io::Error {
+    fn from(why: Distrusted) -> Self {
+        Self::new(std::io::ErrorKind::ConnectionReset, why)
+    }
+}
+
+impl fmt::Debug for Distrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Distrust").field("why", &self.why).finish_non_exhaustive()
+    }
+}
+
+impl Distrust {
+    /// Of whoever is vouched for.
+    pub(crate) fn of(vouched: Vouched) -> Self {
+        let why = Rc::new(OnceCell::new());
+        let tell = Rc::clone(&why);
+        let over = async move {
+            let _ = tell.set(Distrusted(vouched.believed_no_more().await));
+        };
+        Self { over: Seldom::new(Box::pin(over)), why, asked_by: None }
+    }
+
+    /// Why they are believed no more, if so; whoever asked last is woken then.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Option<&Distrusted> {
+        if !self.asked_by.as_ref().is_some_and(|before| before.will_wake(cx.waker())) {
+            self.over.asked_by(cx.waker());
+            self.asked_by = Some(cx.waker().clone());
+        }
+        self.over.is_over(cx);
+        self.why.get()
     }
 }
 

@@ -1,44 +1,43 @@
 //! Connections that were opened by an exchange and go on without HTTP: after 101, or after 2xx to CONNECT.
 //!
 //! What held for the exchange holds on: its place in flight, its limits, its line in the log, which is written at the end. The
-//! callee judges it again with every change of configuration, and ends it with the caller's certificate, or with the caller's token where
-//! its rule says so.
+//! callee judges it again whenever what it enforces has changed, and ends it with the caller's certificate, or with the caller's token
+//! where its rule says so. Either ends it when the other is believed no more.
 
 use std::future::Future;
-use std::time::{Duration, SystemTime};
 
-use equerry_traffic::Refusal;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::watch;
 
-use super::inbound::over;
+use super::inbound::{distrusted, over};
 use super::limits::Limits;
 use super::{Cut, Flow, ask_for_life, carry, ended, reset};
 use crate::codec::Link;
 use crate::exchange::body::{Answer, Opened};
-use crate::exchange::upgrade::Asked;
-use crate::inbound::{Inbound, Via};
-
-/// The clock is looked at so often at least: it may be set.
-const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+use crate::exchange::watch::Watch;
+use crate::inbound::Via;
 
 /// Goes on with a connection of the application.
 pub(crate) async fn opened_outbound(near: Link, answer: Answer) {
     let Some(mut opened) = answer.into_opened() else { return };
     let limits = opened.watch.take().map(Limits::after);
-    go_on(near, opened, limits, std::future::pending()).await;
+    let cut = distrusted(opened.far.vouched.clone());
+    go_on(near, opened, limits, cut).await;
 }
 
 /// Goes on with a connection from the mesh.
-pub(crate) async fn upgraded_inbound(at: &Inbound, via: &Via, near: Link, answer: Answer) {
-    // Listening begins before the first judgement of it as a tunnel: no change falls between the two.
-    let changes = at.shared.live.publications();
+pub(crate) async fn upgraded_inbound(via: &Via, near: Link, answer: Answer) {
     let Some(mut opened) = answer.into_opened() else { return };
-    let asked = opened.asked.take();
+    let standing = opened.watch.as_mut().and_then(Watch::take_standing);
     let limits = opened.watch.take().map(Limits::after_at_callee);
+    let refused = async {
+        match standing {
+            Some(mut standing) => standing.refused().await,
+            None => std::future::pending().await,
+        }
+    };
     let cut = async {
         tokio::select! {
-            refusal = no_longer_allowed(at, via, asked.as_deref(), changes) => refusal.into(),
+            refusal = refused => refusal.into(),
             cut = over(via) => cut,
         }
     };
@@ -58,13 +57,15 @@ async fn go_on(mut near: Link, opened: Opened, limits: Option<Limits>, cut: impl
         }
     };
     let end = tokio::select! {
+        // Why it is cut is told, not that it broke.
+        biased;
+        cut = cut => Err(cut),
         carried = async {
             // The head that opened it.
             near.flush().await.map_err(|error| Cut::by_the_caller(&error))?;
             carry(&mut near, &mut far.link, &[], &flow).await
         } => carried,
         refusal = late => Err(refusal.into()),
-        cut = cut => Err(cut),
     };
     if end.is_err() {
         for socket in [near.socket(), far.link.socket()].into_iter().flatten() {
@@ -73,26 +74,4 @@ async fn go_on(mut near: Link, opened: Opened, limits: Option<Limits>, cut: impl
     }
     ended(&mut record, &flow, end);
     drop(held);
-}
-
-/// Judges it now, and again with every change of configuration, until it is refused.
-async fn no_longer_allowed(
-    at: &Inbound,
-    via: &Via,
-    asked: Option<&Asked>,
-    mut changes: watch::Receiver<()>,
-) -> Refusal {
-    let Some(asked) = asked else { return std::future::pending().await };
-    loop {
-        if let Err(refusal) = asked.judged_again(at, via) {
-            return refusal;
-        }
-        let ends = asked.ends_at(at, via).map(|ends| ends.duration_since(SystemTime::now()).unwrap_or_default());
-        tokio::select! {
-            () = tokio::time::sleep(ends.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN)) => {}
-            changed = changes.changed() => if changed.is_err() {
-                return std::future::pending().await;
-            },
-        }
-    }
 }

@@ -5,10 +5,11 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use equerry_traffic::balance::InFlight;
+use equerry_traffic::deadline::{self, Crawled, Pace};
 use equerry_traffic::normalize;
 use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
@@ -17,6 +18,22 @@ use super::connect::{Connected, Counted, Tunnel};
 use super::lease::{Exchanging, Home};
 use crate::codec::http1::call::Call;
 use crate::codec::{BodyError, Incoming, Link, Outgoing, Pipe, http2};
+use crate::live::trust::{Distrusted, Vouched};
+
+#[cfg(test)]
+thread_local! {
+    /// Tests of this thread wait no longer than that.
+    pub(crate) static IMPATIENT: Cell<Option<Duration>> = const { Cell::new(None) };
+}
+
+/// How long somebody may be waited for before the rate is judged at which they send or take.
+pub(crate) fn patience() -> Duration {
+    #[cfg(test)]
+    if let Some(impatient) = IMPATIENT.get() {
+        return impatient;
+    }
+    deadline::CRAWL
+}
 
 /// A body that comes in one piece is kept up to this size until there is an answer.
 const SMALL: usize = 16 * 1024;
@@ -45,6 +62,10 @@ pub(crate) struct Told {
     pub(crate) waits: Cell<bool>,
     /// Bytes of it that have come.
     pub(crate) bytes: Cell<u64>,
+    /// How fast it is taken by whoever it is sent to.
+    taker: Cell<Pace>,
+    /// Whoever it is sent to takes hardly any of it.
+    pub(crate) crawled: Cell<Option<Crawled>>,
     /// All of it, where it came in one small piece: then it can be sent again, should nobody have taken it.
     pub(crate) whole: RefCell<Option<Bytes>>,
 }
@@ -56,6 +77,29 @@ impl Told {
         self.moved.set(now);
         if ended {
             self.ended.set(now);
+        }
+    }
+
+    /// So much of it went out, while there was more to send.
+    fn taken(&self, moved: u64) {
+        let mut taker = self.taker.get();
+        if let Err(crawled) = taker.waits(moved, patience(), tokio::time::Instant::now().into_std()) {
+            self.crawled.set(Some(crawled));
+        }
+        self.taker.set(taker);
+    }
+
+    /// Whether whoever it is sent to is waited for, to take what there is.
+    pub(crate) fn is_being_taken(&self) -> bool {
+        self.taker.get().is_waiting()
+    }
+
+    /// The next piece is asked for: whoever it is sent to is not waited for now.
+    fn asked(&self) {
+        let mut taker = self.taker.get();
+        if taker.is_waiting() {
+            taker.rests(patience(), tokio::time::Instant::now().into_std());
+            self.taker.set(taker);
         }
     }
 }
@@ -119,6 +163,7 @@ impl Body for RequestBody {
                 Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
             }
             Self::Streaming { from, passed, most, told, withheld } => {
+                told.asked();
                 let polled = Pin::new(&mut *from).poll_frame(cx);
                 told.waits.set(polled.is_pending());
                 let mut frame = ready!(polled);
@@ -166,12 +211,16 @@ impl Body for RequestBody {
 
 impl Outgoing for RequestBody {
     /// Who waits for the answer watches over that, by what is [`Told`] of it.
-    fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), BodyError> {
+    fn blocked(&mut self, moved: u64, _: &mut Context<'_>) -> Result<(), BodyError> {
+        if let Self::Streaming { told, .. } = self {
+            told.taken(moved);
+        }
         Ok(())
     }
 
     fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {
         let Self::Streaming { from, passed, most, told, .. } = self else { return None };
+        told.asked();
         let polled = from.poll_fill(pipe, cx)?;
         told.waits.set(polled.is_pending());
         let Poll::Ready(moved) = polled else { return Some(Poll::Pending) };
@@ -188,6 +237,8 @@ impl Outgoing for RequestBody {
 pub(crate) struct Switched {
     /// The bytes, those that came already first.
     pub(crate) link: Link,
+    /// Who vouched for the other side, for as long as it is believed.
+    pub(crate) vouched: Option<Vouched>,
     /// Given back with the connection.
     _place: Place,
     /// Over with the connection.
@@ -203,8 +254,9 @@ enum Place {
 impl Switched {
     /// A connection that was opened for bytes, of which `early` came already.
     pub(crate) fn of_tunnel(tunnel: Tunnel, early: &[u8]) -> Self {
+        let vouched = tunnel.facts.vouched.clone();
         let (wire, place, in_flight) = tunnel.into_parts();
-        Self { link: Link::resumed(wire, early), _place: Place::Tunnel(place), _in_flight: in_flight }
+        Self { link: Link::resumed(wire, early), vouched, _place: Place::Tunnel(place), _in_flight: in_flight }
     }
 }
 
@@ -247,6 +299,24 @@ impl ResponseBody {
         self.facts.peer.as_ref()
     }
 
+    /// Why whoever answers is believed no more, as far as anybody has noticed.
+    pub(crate) fn distrusted(&self) -> Option<&Distrusted> {
+        self.facts.distrusted()
+    }
+
+    /// The same, for whoever takes nothing of it now: they are woken then.
+    pub(crate) fn is_distrusted(&self, cx: &mut Context<'_>) -> Option<&Distrusted> {
+        match &self.from {
+            From::Http1 { .. } => self.facts.is_distrusted(cx),
+            // Whoever reads for all its streams asks.
+            From::Http2 { call, .. } => {
+                call.wakes(cx);
+                self.facts.distrusted()
+            }
+            From::Passed => None,
+        }
+    }
+
     /// Keeps what counts it at its endpoint, for as long as there is more to come.
     pub(crate) fn counts(&mut self, in_flight: Option<InFlight>) {
         if !matches!(self.from, From::Passed) {
@@ -277,8 +347,9 @@ impl ResponseBody {
         let in_flight = self.in_flight;
         match self.from {
             From::Http1 { call, home } => {
+                let vouched = home.facts().vouched.clone();
                 let place = Place::Shelf(home);
-                call.into_switched().map(|link| Switched { link, _place: place, _in_flight: in_flight })
+                call.into_switched().map(|link| Switched { link, vouched, _place: place, _in_flight: in_flight })
             }
             From::Http2 { .. } | From::Passed => None,
         }

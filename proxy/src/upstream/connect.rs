@@ -4,7 +4,7 @@
 //! therefore [`Connected::confirmed`] only once the server's session ticket or any plain data has arrived, and an alert
 //! before that counts as a failure to connect.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -31,7 +31,7 @@ use tokio_rustls::client::TlsStream;
 use crate::codec::http1::call;
 use crate::codec::http2::call::Caller;
 use crate::codec::{self, Ahead, Link};
-use crate::live::trust::Vouched;
+use crate::live::trust::{Distrust, Distrusted, Vouched};
 use crate::live::{Held, LimitState, TlsIdentity};
 
 /// What is spoken on a connection to an upstream.
@@ -175,8 +175,10 @@ pub(crate) struct Connected {
     pub(crate) not_after: Option<SystemTime>,
     /// Who vouched for them, for as long as they are believed.
     pub(crate) vouched: Option<Vouched>,
-    /// They are believed no more: nothing is read from them.
-    distrusted: Cell<bool>,
+    /// Says when they no longer are.
+    distrust: RefCell<Option<Distrust>>,
+    /// It has said so: nothing is read from them.
+    distrusted: OnceCell<Distrusted>,
     confirmed: Cell<bool>,
     refusal: OnceCell<String>,
     changed: Notify,
@@ -190,6 +192,22 @@ impl Connected {
     /// The alert with which the peer ended a connection that it had not confirmed.
     pub(crate) fn refusal(&self) -> Option<&str> {
         self.refusal.get().map(String::as_str)
+    }
+
+    /// Why whoever answers is believed no more, if so; whoever asked last is woken then: that is who reads from the connection.
+    pub(super) fn is_distrusted(&self, cx: &mut Context<'_>) -> Option<&Distrusted> {
+        if self.distrusted.get().is_none()
+            && let Some(why) = self.distrust.borrow_mut().as_mut()?.poll(cx)
+        {
+            tracing::warn!(%why, "a connection is ended");
+            let _ = self.distrusted.set(why.clone());
+        }
+        self.distrusted.get()
+    }
+
+    /// The same, as far as anybody has noticed.
+    pub(crate) fn distrusted(&self) -> Option<&Distrusted> {
+        self.distrusted.get()
     }
 
     /// Waits until the peer has accepted our certificate; at once on a connection in use.
@@ -358,19 +376,7 @@ async fn in_time<T>(
 fn drive(connection: impl Future<Output = String> + 'static, facts: &Rc<Connected>) {
     let facts = Rc::clone(facts);
     tokio::task::spawn_local(async move {
-        let mut connection = std::pin::pin!(connection);
-        let ended = match facts.vouched.clone().map(Vouched::believed_no_more) {
-            None => connection.await,
-            Some(distrusted) => tokio::select! {
-                ended = connection.as_mut() => ended,
-                why = distrusted => {
-                    tracing::warn!(%why, "a connection is ended");
-                    // Its next look at the socket tells all who use it.
-                    facts.distrusted.set(true);
-                    connection.await
-                }
-            },
-        };
+        let ended = connection.await;
         facts.refuse(|| ended);
     });
 }
@@ -393,12 +399,13 @@ async fn open(target: &Target<'_>, session: Option<&Session>) -> Result<(Wire, R
     // A resumed session is not verified again by rustls, so time and identity are judged here for every connection.
     let shown = secured.peer_certificates();
     let leaf = tls::peer(shown, SystemTime::now()).map_err(|fault| peer_failure(&fault))?;
-    let vouched = Some(whom.identity.vouched(leaf.id.clone(), shown));
+    let vouched = whom.identity.vouched(leaf.id.clone(), shown);
     if !whom.accounts.contains(&leaf.id) {
         return Err(ConnectFailure::IdentityMismatch { found: Some(leaf.id) });
     }
-    let facts =
-        Rc::new(Connected { peer: Some(leaf.id), not_after: Some(leaf.not_after), vouched, ..Connected::default() });
+    let distrust = RefCell::new(Some(Distrust::of(vouched.clone())));
+    let (peer, not_after, vouched) = (Some(leaf.id), Some(leaf.not_after), Some(vouched));
+    let facts = Rc::new(Connected { peer, not_after, vouched, distrust, ..Connected::default() });
     Ok((Wire::Mesh { stream: Box::new(stream), ticket, facts: Rc::clone(&facts) }, facts))
 }
 
@@ -458,9 +465,8 @@ impl AsyncRead for Wire {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Mesh { stream, ticket, facts } => {
-                if facts.distrusted.get() {
-                    let why = "whoever answers there is believed no more";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)));
+                if let Some(why) = facts.is_distrusted(cx) {
+                    return Poll::Ready(Err(why.clone().into()));
                 }
                 let before = buf.filled().len();
                 let read = Pin::new(stream).poll_read(cx, buf);

@@ -32,6 +32,11 @@ pub(super) struct Home {
 }
 
 impl Home {
+    /// What is known of the connection.
+    pub(super) fn facts(&self) -> &Connected {
+        &self.facts
+    }
+
     pub(super) fn give_back(self, link: Link) {
         let Self { shelf, facts, counted, young_until, idle_timeout } = self;
         let waited_for = is_waited_for(&counted);
@@ -93,6 +98,8 @@ pub(crate) struct SendFailure {
     pub(crate) body: Option<RequestBody>,
     /// The peer did not accept us: the connection never stood.
     pub(crate) not_connected: bool,
+    /// Whoever would have answered is believed no more; `detail` says why.
+    pub(crate) distrusted: bool,
     /// What happened, in words.
     pub(crate) detail: String,
 }
@@ -145,7 +152,8 @@ impl Lease {
             }
             (_, Message::Http1(_, body) | Message::Http2(_, body)) => {
                 let detail = "the connection speaks another protocol".to_owned();
-                Err(SendFailure { refused: true, took_leave: false, body: Some(body), not_connected: false, detail })
+                let (took_leave, not_connected, distrusted) = (false, false, false);
+                Err(SendFailure { refused: true, took_leave, body: Some(body), not_connected, distrusted, detail })
             }
         }
     }
@@ -154,7 +162,9 @@ impl Lease {
 impl SendFailure {
     fn new(facts: &Connected, detail: String, refused: bool, body: Option<RequestBody>) -> Self {
         let refusal = facts.refusal();
-        let (took_leave, not_connected) = (false, refusal.is_some());
-        Self { refused, took_leave, body, not_connected, detail: refusal.map_or(detail, str::to_owned) }
+        let distrusted = facts.distrusted();
+        let detail = refusal.map(str::to_owned).or(distrusted.map(ToString::to_string)).unwrap_or(detail);
+        let (took_leave, not_connected, distrusted) = (false, refusal.is_some(), distrusted.is_some());
+        Self { refused, took_leave, body, not_connected, distrusted, detail }
     }
 }

@@ -17,7 +17,7 @@ use http::StatusCode;
 pub use limit::{Expired, Limited, OverLimit};
 
 use crate::authorize::Denied;
-use crate::deadline::Authors;
+use crate::deadline::{Authors, Crawled};
 use crate::quota::OverQuota;
 
 /// Declares the closed set: the reason, its word, its HTTP status, gRPC code, response flag, Proxy-Status error type
@@ -126,7 +126,7 @@ reasons! {
     TryTimeout: "try_timeout", 504, 4, "UT", "http_response_timeout", true;
     /// The whole exchange took too long.
     RequestTimeout: "request_timeout", 504, 4, "UT", "http_response_timeout", true;
-    /// A response stood still for too long.
+    /// A response stood still for too long, or whoever was called crawls.
     StreamIdle: "stream_idle", 504, 4, "SI", "connection_read_timeout", false;
     /// Too many connections.
     LimitConnections: "limit_connections", 503, 14, "UO", "connection_limit_reached", false;
@@ -142,7 +142,7 @@ reasons! {
     BadRequest: "bad_request", 400, 3, "DPE", "http_request_error", false;
     /// The request's head or body is too large.
     TooLarge: "too_large", 413, 3, "DPE", "http_request_error", false;
-    /// The caller took too long to send its request.
+    /// The caller took too long to send its request, or to take its response.
     ClientSlow: "client_slow", 408, 4, "SI", "http_request_error", false;
     /// The response's body is larger than its policy allows.
     ResponseTooLarge: "response_too_large", 502, 8, "UPE", "http_response_body_size", false;
@@ -354,6 +354,15 @@ pub enum Refusal {
         /// In how long a time.
         after: Duration,
     },
+    /// The caller takes hardly any of its response.
+    #[error("the caller took {} bytes of the response in {:?} that it was waited for, which is too little to wait for", .0.bytes, .0.after)]
+    ReadsTooSlowly(Crawled),
+    /// Whoever was called takes hardly any of the request.
+    #[error("{} bytes of the request were taken in {:?} that waited for nothing else, which is too little to wait for", .0.bytes, .0.after)]
+    TakesTooSlowly(Crawled),
+    /// Whoever was called sends hardly any of the response whose length it declared.
+    #[error("{} bytes of the response came in {:?}, which is too little to wait for", .0.bytes, .0.after)]
+    AnswersTooSlowly(Crawled),
     /// A limit of the backend's TrafficPolicy is reached.
     #[error("{0}")]
     Limit(Box<OverLimit>),
@@ -418,6 +427,12 @@ pub enum Refusal {
         reason: Reason,
         /// Who said it.
         detail: String,
+    },
+    /// Whoever was to answer is believed no more.
+    #[error("{why}")]
+    Distrusted {
+        /// Why.
+        why: String,
     },
     /// This proxy is shutting down.
     #[error("this proxy is shutting down")]
@@ -485,14 +500,19 @@ impl Refusal {
             Self::RateLimited { .. } => Reason::RateLimited,
             Self::NoService { .. } => Reason::NoService,
             Self::NoRoute { .. } | Self::NoBackend { .. } => Reason::NoRoute,
+            Self::InvalidBackend { .. } => Reason::InvalidBackend,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoHealthyEndpoint { .. } | Self::NotResolved { .. } => Reason::NoHealthyEndpoint,
             Self::ConnectFailed { .. } | Self::ConnectTimeout(_) => Reason::ConnectFailed,
             Self::IdentityMismatch { .. } => Reason::IdentityMismatch,
             Self::TryTimeout(_) => Reason::TryTimeout,
             Self::RequestTimeout(_) | Self::TooLate(_) => Reason::RequestTimeout,
-            Self::StreamIdle(_) | Self::Unread(_) => Reason::StreamIdle,
-            Self::HeadTimeout { .. } | Self::BodyTimeout(_) | Self::BodyCrawls { .. } => Reason::ClientSlow,
+            Self::StreamIdle(_) | Self::Unread(_) | Self::TakesTooSlowly(_) | Self::AnswersTooSlowly(_) => {
+                Reason::StreamIdle
+            }
+            Self::HeadTimeout { .. } | Self::BodyTimeout(_) | Self::BodyCrawls { .. } | Self::ReadsTooSlowly(_) => {
+                Reason::ClientSlow
+            }
             Self::Limit(over) => match over.limit {
                 Limited::Pending | Limited::Waited(_) => Reason::LimitPending,
                 Limited::Requests => Reason::LimitRequests,
@@ -500,12 +520,12 @@ impl Refusal {
             Self::ResponseTooLarge { .. } => Reason::ResponseTooLarge,
             Self::BreakerOpen { .. } => Reason::BreakerOpen,
             Self::UpstreamReset { .. } => Reason::UpstreamReset,
-            Self::InvalidBackend { .. } => Reason::InvalidBackend,
             Self::ClientGone => Reason::ClientGone,
             Self::BadRequest { .. } | Self::OldVersion => Reason::BadRequest,
             Self::BodyTooLarge { .. } | Self::HeadTooLarge { .. } => Reason::TooLarge,
             Self::Fault { .. } => Reason::Fault,
             Self::Told { reason, .. } => *reason,
+            Self::Distrusted { .. } => Reason::IdentityRevoked,
             Self::Draining => Reason::Draining,
             Self::Overload => Reason::Overload,
         }
@@ -518,6 +538,8 @@ impl Refusal {
             Self::Fault { abort, .. } => abort.status,
             Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::OldVersion => StatusCode::UPGRADE_REQUIRED,
+            // It is nothing that the caller did.
+            Self::Distrusted { .. } => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::from_u16(self.reason().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
@@ -526,7 +548,7 @@ impl Refusal {
     pub fn grpc_status(&self) -> u8 {
         match self {
             // The Gateway API: calls that have no valid backend are UNAVAILABLE.
-            Self::NoBackend { .. } => 14,
+            Self::NoBackend { .. } | Self::Distrusted { .. } => 14,
             Self::Fault { abort, .. } => abort.grpc,
             _ => self.reason().grpc_code(),
         }
@@ -540,6 +562,7 @@ impl Refusal {
             | Reason::IdentityRevoked
             | Reason::Quota
             | Reason::RateLimited
+            | Reason::InvalidBackend
             | Reason::Fault => Fault::Policy,
             Reason::KeysUnavailable
             | Reason::PolicyUnavailable
@@ -562,7 +585,6 @@ impl Refusal {
             _ => Fault::Client,
         }
     }
-            | Reason::InvalidBackend
 
     /// The policy and rule that refused, in the words that log, body and `explain` share; `None` when no policy did.
     pub fn cause(&self) -> Option<&str> {
@@ -571,6 +593,7 @@ impl Refusal {
             Self::Token(fault) => fault.policy.as_deref(),
             Self::Quota(over) => Some(&over.quota),
             Self::Fault { policy, .. } => Some(policy),
+            Self::InvalidBackend { place, .. } => Some(place),
             Self::TryTimeout(expired)
             | Self::RequestTimeout(expired)
             | Self::TooLate(expired)
@@ -593,7 +616,6 @@ impl Refusal {
         | Self::RequestTimeout(expired)
         | Self::TooLate(expired)
         | Self::ConnectTimeout(expired)
-            Self::InvalidBackend { place, .. } => Some(place),
         | Self::StreamIdle(expired)
         | Self::Unread(expired)
         | Self::BodyTimeout(expired) = &mut self
@@ -635,6 +657,11 @@ mod tests {
         let made = Refusal::Fault { policy: "a/b".into(), abort: crate::fault::Abort::grpc(5) };
         assert_eq!((made.status().as_u16(), made.grpc_status(), made.cause()), (404, 5, Some("a/b")));
         assert_eq!(Refusal::Draining.status(), 503);
+        let revoked = Refusal::Distrusted { why: "it was revoked".to_owned() };
+        assert_eq!(
+            (revoked.status().as_u16(), revoked.grpc_status(), revoked.reason()),
+            (503, 14, Reason::IdentityRevoked)
+        );
         assert_eq!((Refusal::OldVersion.status().as_u16(), Refusal::OldVersion.cause()), (426, Some("Mesh.http10")));
     }
 

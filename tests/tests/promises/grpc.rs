@@ -4,9 +4,10 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use equerry::demo::town::Home;
 use equerry_tests::{Mesh, eventually, peers};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::{PAIR, program};
@@ -161,5 +162,65 @@ async fn everything_that_grpcio_does_works_through_two_sidecars() -> Result<()> 
     ensure!(unknown.contains("UNIMPLEMENTED no_service: ") && unknown.contains("inventory"), "{unknown}");
     let empty = play("empty", &["unary"]).await?;
     ensure!(empty.contains("UNAVAILABLE no_healthy_endpoint: "), "{empty}");
-    Ok(())
+    streams_are_judged_again(&mesh, &script, &target).await
+}
+
+const NO_TICKS: &str = "\
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {name: no-ticks, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: one}]
+  action: DENY
+  rules: [{to: [{operation: {paths: [/echo.Echo/Ticks, /echo.Echo/Pour]}}]}]
+";
+
+/// What a policy that is applied allows no more ends, with a status that says why: an answer under way, and a request. What it still
+/// allows goes on.
+async fn streams_are_judged_again(mesh: &Mesh, script: &str, target: &str) -> Result<()> {
+    let mut scenes = Vec::new();
+    for (scene, word) in [("listen", "tick"), ("pour", "drop"), ("listen-on", "tick")] {
+        let mut plays = Command::new("python3");
+        plays.args([script, "call", target, "one", scene]).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut plays = plays.spawn()?;
+        let said = BufReader::new(plays.stdout.take().context("no output")?).lines();
+        scenes.push((scene, word, said, plays));
+    }
+    for (scene, word, said, _) in &mut scenes {
+        for _ in 0..3 {
+            let line = tokio::time::timeout(Duration::from_secs(30), said.next_line()).await.context(*scene)??;
+            ensure!(line.as_deref() == Some(*word), "{scene} begins with {line:?}");
+        }
+    }
+    mesh.apply(NO_TICKS).await?;
+    for (scene, word, said, _) in &mut scenes[..2] {
+        let end = async {
+            loop {
+                let line = said.next_line().await?;
+                if line.as_deref() != Some(*word) {
+                    return anyhow::Ok(line);
+                }
+            }
+        };
+        let end =
+            tokio::time::timeout(Duration::from_secs(20), end).await.with_context(|| format!("{scene} goes on"))??;
+        let denied = format!("{scene}: PERMISSION_DENIED authz_denied: the policy of this workload does not allow it");
+        ensure!(end.as_deref() == Some(&denied), "{end:?}");
+    }
+    let (_, word, said, _) = &mut scenes[2];
+    // More than may have been on its way.
+    for _ in 0..30 {
+        let line = tokio::time::timeout(Duration::from_secs(20), said.next_line()).await??;
+        ensure!(line.as_deref() == Some(*word), "what is still allowed ended with {line:?}");
+    }
+    let log = mesh.town.home("inventory-v1")?.access_log();
+    eventually(Duration::from_secs(20), "the callee to say why", async || {
+        let text = std::fs::read_to_string(&log)?;
+        let said = |path: &str| {
+            let mut lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            lines.any(|line| line["path"] == path && line["policy"] == "shop/no-ticks rules[0]")
+        };
+        Ok((said("/echo.Echo/Ticks") && said("/echo.Echo/Pour")).then_some(()))
+    })
+    .await
 }

@@ -253,12 +253,12 @@ impl Listening {
 const STREAM: &str = "GET /stream HTTP/1.1\r\nhost: inventory\r\n\r\n";
 const CHAT: &str = "GET /chat HTTP/1.1\r\nhost: inventory\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n";
 
-/// The reasons that a sidecar has logged for what came in.
-fn inbound_reasons(home: &Home) -> Result<Vec<String>> {
+/// The reasons that a sidecar has logged for what went this way.
+fn reasons(home: &Home, direction: &str) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(home.access_log())?;
     let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let inbound = lines.filter(|line| line["direction"] == "inbound");
-    Ok(inbound.map(|line| line["reason"].as_str().unwrap_or_default().to_owned()).collect())
+    let theirs = lines.filter(|line| line["direction"] == direction);
+    Ok(theirs.map(|line| line["reason"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
 #[tokio::test]
@@ -319,7 +319,7 @@ async fn a_revoked_identity_is_cut_off_within_two_seconds_and_nobody_else_is() -
     ensure!(frontend.through_sidecar().get("inventory", "/", &[]).await?.status == 200);
     for (home, count) in [(v1, 2), (v2, 1)] {
         eventually(Duration::from_secs(5), "the reason in the log", async || {
-            let reasons = inbound_reasons(home)?;
+            let reasons = reasons(home, "inbound")?;
             ensure!(reasons.iter().filter(|reason| *reason == "identity_revoked").count() == count, "{reasons:?}");
             Ok(Some(()))
         })
@@ -342,5 +342,16 @@ async fn a_revoked_identity_is_cut_off_within_two_seconds_and_nobody_else_is() -
     }
     let log = town.equerry(&["audit", "list", "-o", "json"]).await?.succeeded()?.out;
     ensure!(log.contains("identity.revoke") && log.contains("identity.restore"), "{log}");
-    Ok(())
+
+    // Whoever is revoked is heard no further either: what others have asked of it ends, and their own sidecar says why.
+    town.equerry(&["certs", "revoke", "shop/inventory", "--reason", "stolen too", "--wait"]).await?.succeeded()?;
+    for (what, asked) in ["a response", "an upgrade", "TCP"].into_iter().zip(bystanders) {
+        let took = asked.end().await.with_context(|| format!("{what} of a revoked callee"))?;
+        ensure!(took < AT_ONCE, "{what} of a revoked callee ended after {took:?}");
+    }
+    eventually(Duration::from_secs(20), "the reason in the caller's log", async || {
+        let reasons = reasons(frontend, "outbound")?;
+        Ok((reasons.iter().filter(|reason| *reason == "identity_revoked").count() >= 3).then_some(()))
+    })
+    .await
 }

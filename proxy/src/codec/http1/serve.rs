@@ -51,6 +51,11 @@ pub(crate) trait Respond {
     /// Answers what could not be read.
     fn refuse(&self, bad: Bad) -> Response<Self::Answer>;
 
+    /// When this has grown, and the connection is polled, so is every exchange on it.
+    fn round(&self) -> u64 {
+        0
+    }
+
     /// Goes on with a connection after an `answer` (101, or 2xx to CONNECT) whose head was written and after which it speaks
     /// something else than HTTP.
     fn switch(&self, near: Link, answer: Self::Answer) -> impl Future<Output = ()> {
@@ -412,13 +417,14 @@ enum Lost {
     Rest(Framing),
 }
 
-/// Sends an answer; whether the connection can carry another exchange.
-async fn answer<A>(
-    shared: &Rc<RefCell<Shared>>,
+/// Sends an answer; whether the connection can carry another exchange. What is sent is put in its place before there is a future,
+/// which would hold room for it in each of its forms.
+fn answer<'a, A>(
+    shared: &'a Rc<RefCell<Shared>>,
     response: Response<A>,
-    asked: &Asked,
+    asked: &'a Asked,
     keep_alive: bool,
-) -> Result<bool, Lost>
+) -> impl Future<Output = Result<bool, Lost>> + use<'a, A>
 where
     A: Outgoing,
 {
@@ -426,43 +432,45 @@ where
     let framing = framing_of(&body, head.status, &asked.method, asked.version);
     let mut keep_alive = keep_alive && framing != Framing::UntilClose && !says_close(&head.headers);
     let to_head = asked.method == Method::HEAD;
-    poll_fn(|cx| {
-        let open = &mut *shared.borrow_mut();
-        open.waits = Waits::No;
-        // What was said in a protocol that was not agreed on is never taken for a request.
-        keep_alive &= !asked.upgrades || open.link.inbox.is_empty();
-        // Of a request that is answered before all of it was read, what still comes would be taken for the next one: whether
-        // the rest is ever read is not known yet, and the caller must be told now.
-        if Rc::strong_count(shared) == 1 {
-            open.skip(cx);
-        }
-        keep_alive &= open.decoder.is_end();
-        let out = open.link.outbox();
-        write::response_head(out, asked.version, head.status, &head.headers, framing, keep_alive, to_head);
-        Poll::Ready(())
-    })
-    .await;
-    spare::keep(head.headers);
     let mut sending = Sending::new(body, if to_head { Framing::Empty } else { framing });
-    poll_fn(|cx| match sending.poll(&**shared, cx) {
-        Poll::Ready(Ok(Progress::Done)) => Poll::Ready(Ok(())),
-        Poll::Ready(Ok(Progress::Waiting)) if asked.keep_alive && has_left(&mut shared.borrow_mut(), cx) => {
-            Poll::Ready(Err(Lost::Caller))
-        }
-        Poll::Ready(Ok(Progress::Waiting)) | Poll::Pending => Poll::Pending,
-        Poll::Ready(Err(Unsent::Wire)) => Poll::Ready(Err(Lost::Caller)),
-        Poll::Ready(Err(Unsent::Body(_) | Unsent::Length)) => Poll::Ready(Err(Lost::Rest(framing))),
-    })
-    .await?;
-    drop(sending);
-    let all_read = poll_fn(|cx| {
-        let open = &mut *shared.borrow_mut();
-        if !open.decoder.is_end() {
-            open.skip(cx);
-        }
-        Poll::Ready(open.decoder.is_end())
-    });
-    Ok(keep_alive && all_read.await)
+    async move {
+        poll_fn(|cx| {
+            let open = &mut *shared.borrow_mut();
+            open.waits = Waits::No;
+            // What was said in a protocol that was not agreed on is never taken for a request.
+            keep_alive &= !asked.upgrades || open.link.inbox.is_empty();
+            // Of a request that is answered before all of it was read, what still comes would be taken for the next one: whether
+            // the rest is ever read is not known yet, and the caller must be told now.
+            if Rc::strong_count(shared) == 1 {
+                open.skip(cx);
+            }
+            keep_alive &= open.decoder.is_end();
+            let out = open.link.outbox();
+            write::response_head(out, asked.version, head.status, &head.headers, framing, keep_alive, to_head);
+            Poll::Ready(())
+        })
+        .await;
+        spare::keep(head.headers);
+        poll_fn(|cx| match sending.poll(&**shared, cx) {
+            Poll::Ready(Ok(Progress::Done)) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(Progress::Waiting)) if asked.keep_alive && has_left(&mut shared.borrow_mut(), cx) => {
+                Poll::Ready(Err(Lost::Caller))
+            }
+            Poll::Ready(Ok(Progress::Waiting)) | Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(Unsent::Wire)) => Poll::Ready(Err(Lost::Caller)),
+            Poll::Ready(Err(Unsent::Body(_) | Unsent::Length)) => Poll::Ready(Err(Lost::Rest(framing))),
+        })
+        .await?;
+        drop(sending);
+        let all_read = poll_fn(|cx| {
+            let open = &mut *shared.borrow_mut();
+            if !open.decoder.is_end() {
+                open.skip(cx);
+            }
+            Poll::Ready(open.decoder.is_end())
+        });
+        Ok(keep_alive && all_read.await)
+    }
 }
 
 /// How the end of an answer is told.

@@ -231,6 +231,11 @@ impl<B> Call<B> {
         self.body.poll_frame(cx)
     }
 
+    /// Wakes whoever takes nothing now when there is news of it, its end among them.
+    pub(crate) fn wakes(&self, cx: &Context<'_>) {
+        self.body.hold().with(|conn, key| conn.streams.at(key).wake_reader_of(cx));
+    }
+
     /// Whether all of the response has passed.
     pub(crate) fn is_end(&self) -> bool {
         self.body.is_end()

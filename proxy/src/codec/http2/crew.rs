@@ -93,6 +93,13 @@ impl<F: Future<Output = ()>> Crew<F> {
         }
     }
 
+    /// Has everybody polled in the next turn.
+    pub(super) fn wake_all(&self) {
+        for place in &self.places {
+            place.call.wake_by_ref();
+        }
+    }
+
     /// Moves what was woken; `cx` is woken when more is.
     pub(super) fn poll(&mut self, cx: &Context<'_>) {
         let mut bell = lock(&self.bell);

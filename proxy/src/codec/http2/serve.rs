@@ -42,8 +42,12 @@ where
     let serving = Serving(Rc::new(RefCell::new(state)));
     let patience = drive::Patience { head: patience.head, idle: Some(patience.idle) };
     let mut driver = Driver::new(Role::Serving, patience);
-    let mut crew = Crew::new();
+    let (mut crew, mut round) = (Crew::new(), responder.round());
     poll_fn(|cx| {
+        if responder.round() != round {
+            round = responder.round();
+            crew.wake_all();
+        }
         if time_to_go.is_over(cx) {
             driver.leave(&mut serving.0.borrow_mut());
         }
