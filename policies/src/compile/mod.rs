@@ -3,6 +3,7 @@
 //! A view goes in, a compiled value comes out, or every [`Complaint`] at once. The control plane compiles before it
 //! stores, and the proxy compiles off its request path before it publishes: both run exactly this code.
 
+mod access_log;
 mod authorization;
 mod csrf;
 mod destination;
@@ -15,6 +16,7 @@ mod text;
 mod tokens;
 mod workload;
 
+pub use access_log::{AccessLog, LoggedClaim};
 pub use authorization::{Authorization, Candidates, Policy, Predicate, Rule, RuleId, TokenPattern, Turn, Values};
 pub use csrf::Csrf;
 pub use destination::{Backend, CompiledDestination, HeaderMatch, RouteRule};

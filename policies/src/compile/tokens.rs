@@ -142,6 +142,11 @@ impl Tokens {
         self.rules.iter().filter(move |rule| in_scope(rule.ports.as_deref(), port))
     }
 
+    /// The rules of all ports.
+    pub(super) fn rules(&self) -> &[TokenRule] {
+        &self.rules
+    }
+
     /// Every header that any rule tells a claim in: never believed from a caller, on any port.
     pub fn claim_headers(&self) -> &[HeaderName] {
         &self.claim_headers

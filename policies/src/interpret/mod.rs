@@ -4,6 +4,7 @@
 //! within a document and those between documents. A document with mistakes still counts as existing, so that one slip
 //! does not make everything that names it look wrong.
 
+mod access_log;
 mod at;
 mod authorize;
 mod balance;
@@ -41,15 +42,15 @@ pub fn interpret(documents: &[Document]) -> Result<Meaning, Vec<Complaint>> {
     let mut work = Work { world: World { services: Some(BTreeMap::new()), ..World::default() }, ..Work::default() };
     work.refuse_duplicates(documents);
     work.read(documents);
-    work.complaints.sort();
     work.meaning.warnings.sort();
     if work.complaints.is_empty() {
         return Ok(work.meaning);
     }
     // Whoever has to look at it again hears of everything at once.
     work.complaints.append(&mut work.meaning.warnings);
+    work.complaints.sort();
     work.complaints.dedup();
-    if work.complaints.is_empty() { Ok(work.meaning) } else { Err(work.complaints) }
+    Err(work.complaints)
 }
 
 /// Every mistake within each document alone, without asking whether what they name exists.
@@ -94,7 +95,6 @@ impl World {
         found.map(Option::as_ref)
     }
 
-    /// Looks up a Service at whose instances something is enforced, and complains where it has no instance with a
     /// The Service that may be meant by a name that none has.
     fn nearest_service(&self, name: &ServiceName) -> Option<String> {
         let services = self.services.as_ref()?;
@@ -103,6 +103,7 @@ impl World {
         nearest(name.name.as_str(), same).map(str::to_owned).or_else(elsewhere)
     }
 
+    /// Looks up a Service at whose instances something is enforced, and complains where it has no instance with a
     /// sidecar: nobody would enforce it.
     fn enforcing(&self, at: &At<'_>, name: &ServiceName, notes: &mut Notes<'_>) -> Option<()> {
         let found = self.service(at, name, notes)?;
@@ -169,12 +170,12 @@ impl World {
     }
 }
 
-/// A document, and where it was written.
 /// What is expected where a Service is named.
 fn existing(name: &ServiceName) -> String {
     format!("the name of a Service that exists in namespace {}", name.namespace)
 }
 
+/// A document, and where it was written.
 fn described(document: &Document) -> String {
     let origin = document.origin();
     match origin.file {
@@ -202,14 +203,16 @@ impl Work {
         }
     }
 
-    /// Services come first, because everything else may name them, and then their endpoints.
+    /// Services come first, because everything else may name them, and then their endpoints; the Mesh comes last, because what its
+    /// access logs may show depends on where tokens are.
     fn read(&mut self, documents: &[Document]) {
         let turn = |document: &Document| match document.kind() {
             Kind::Service => 0,
             Kind::EndpointSlice => 1,
+            Kind::Mesh => 3,
             _ => 2,
         };
-        for now in 0..=2 {
+        for now in 0..=3 {
             for document in documents.iter().filter(|d| turn(d) == now) {
                 self.one(document);
             }
@@ -225,15 +228,16 @@ impl Work {
             root.complain_of(&mut notes, "a document that cannot be read", "one that its schema allows");
         }
         self.complaints.append(&mut notes.list);
+        self.meaning.warnings.append(&mut notes.warnings);
     }
 
     /// Reads one document into the meaning of all; `None` where something it needs is missing or wrong.
-        self.meaning.warnings.append(&mut notes.warnings);
     fn understand(&mut self, document: &Document, root: &At<'_>, notes: &mut Notes<'_>) -> Option<()> {
         let world = &mut self.world;
         let meaning = &mut self.meaning;
         if document.kind() == Kind::Mesh {
-            meaning.mesh = mesh::mesh(document, root, notes)?;
+            let tokens = access_log::Tokens::of(&meaning.tokens);
+            meaning.mesh = mesh::mesh(document, root, &tokens, notes)?;
             return Some(());
         }
         if document.kind() == Kind::Tenant {

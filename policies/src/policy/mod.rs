@@ -4,6 +4,7 @@
 //! These types travel to proxies as JSON, so their serde form is a contract between versions: fields are added with
 //! defaults, never renamed.
 
+mod access_log;
 mod authorize;
 mod balance;
 mod breaker;
@@ -21,6 +22,7 @@ mod text;
 mod token;
 mod traffic;
 
+pub use access_log::{AccessLog, Logged, Show, holds_secret, looks_secret};
 pub use authorize::{
     Action, Attribute, AuthorizationPolicy, AuthorizationRule, Condition, IpBlock, Operation, PathTemplate, Source,
     StringMatch,
@@ -52,9 +54,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::complaint::Complaint;
 use crate::names::{PolicyName, ServiceName};
 
-use crate::complaint::Complaint;
 /// Labels of an instance, or the labels a selector asks for.
 pub type Labels = BTreeMap<String, String>;
 
@@ -114,6 +116,6 @@ pub struct Meaning {
     pub traffic: BTreeMap<PolicyName, TrafficPolicy>,
     /// Tenants and their quotas, by name.
     pub tenants: BTreeMap<crate::names::TenantName, Tenant>,
-}
     /// What is hardly meant as it is written, though nothing is refused for it; in the order of files and lines.
     pub warnings: Vec<Complaint>,
+}

@@ -16,7 +16,8 @@ use http::uri::PathAndQuery;
 
 use super::now;
 use crate::observe::trace::{self, TRACEPARENT, TryOutcome};
-use crate::observe::{Direction, Exchange, Observer, Trace};
+use crate::live::Live;
+use crate::observe::{Direction, Exchange, Logged, Observer, Trace};
 
 /// Names one request across all who handle it.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -97,6 +98,19 @@ impl Record {
     }
 
     /// The id of the request, for the body of a refusal.
+    /// Holds on to what the access log is to say of a request beside the usual.
+    pub(crate) fn asked_with(&mut self, live: &Live, headers: &HeaderMap) {
+        let Some(asked) = live.workload.as_ref().and_then(|workload| workload.access_log.as_ref()) else { return };
+        if self.observe.logs() {
+            self.note(|exchange| exchange.logged = Some(Logged::of(asked, headers)));
+        }
+    }
+
+    /// What is held on to so, to add to it.
+    pub(crate) fn logged(&mut self) -> Option<&mut Logged> {
+        self.open.as_deref_mut()?.as_mut()?.logged.as_deref_mut()
+    }
+
     pub(crate) fn request_id(&self) -> &str {
         let exchange = self.open.as_deref().and_then(Option::as_ref);
         exchange.and_then(|exchange| exchange.request_id.to_str().ok()).unwrap_or_default()
@@ -231,6 +245,7 @@ struct Given {
     traceparent: Option<HeaderValue>,
     /// There are headers of B3.
     b3: bool,
+        logged: None,
     user_agent: Option<HeaderValue>,
     x_forwarded_for: Option<HeaderValue>,
 }
@@ -385,8 +400,6 @@ mod tests {
         let groups: Vec<usize> = made.to_str().unwrap().split('-').map(str::len).collect();
         assert_eq!(groups, [8, 4, 4, 4, 12]);
         assert!(made.as_bytes()[14] == b'4' && b"89ab".contains(&made.as_bytes()[19]), "{made:?}");
-    }
-
     #[test]
     fn digits_are_those_that_formatting_gives() {
         for number in [0, 1, 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210, u128::MAX, fastrand::u128(..)] {

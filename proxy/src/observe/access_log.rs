@@ -14,12 +14,15 @@ use http::HeaderValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::logged::Masks;
 use super::{Exchange, reason};
 
 /// Exchanges that may wait to be written.
 const WAITING: usize = 8_192;
 /// The writer rests this long between batches, so that under load nobody pays to wake it.
 const REST: Duration = Duration::from_millis(5);
+/// Of a header that is always logged at most so many bytes are.
+const LONGEST_HEADER: usize = 1024;
 
 /// Where access log lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,14 +148,14 @@ fn append(path: &Path) -> io::Result<File> {
 
 /// The writer's life: it ends when the last way to it is gone.
 fn write(mut sink: Sink, messages: &Receiver<Message>) {
-    let mut text = String::new();
+    let (mut text, masks) = (String::new(), Masks::new());
     let mut told = false;
     while let Ok(first) = messages.recv() {
         let mut flushed = Vec::new();
         let mut next = Some(first);
         while let Some(message) = next {
             match message {
-                Message::Line(exchange, ended) => render(&exchange, ended, &mut text),
+                Message::Line(exchange, ended) => render(&exchange, ended, &masks, &mut text),
                 Message::Reopen => {
                     put(&mut sink, &mut text, &mut told);
                     sink.reopen();
@@ -182,7 +185,7 @@ fn put(sink: &mut Sink, text: &mut String, told: &mut bool) {
 }
 
 /// Appends one line.
-fn render(exchange: &Exchange, ended: SystemTime, out: &mut String) {
+fn render(exchange: &Exchange, ended: SystemTime, masks: &Masks, out: &mut String) {
     let started = OffsetDateTime::from(ended.checked_sub(exchange.duration).unwrap_or(ended));
     let mut line = Line::open(out);
     line.text("start_time", started.format(&Rfc3339).ok().as_deref());
@@ -225,6 +228,9 @@ fn render(exchange: &Exchange, ended: SystemTime, out: &mut String) {
     line.text("trace_id", exchange.traceparent.as_ref().and_then(trace_id));
     line.value("user_agent", exchange.user_agent.as_ref());
     line.value("x_forwarded_for", exchange.x_forwarded_for.as_ref());
+    if let Some(logged) = &exchange.logged {
+        logged.tell(exchange.target.query(), masks, |title, list| line.object(title, list));
+    }
     line.close();
 }
 
@@ -262,8 +268,38 @@ impl<'a> Line<'a> {
         }
     }
 
+    /// What a caller wrote, at most [`LONGEST_HEADER`] bytes of it.
     fn value(&mut self, key: &str, value: Option<&HeaderValue>) {
-        self.text(key, value.map(|value| String::from_utf8_lossy(value.as_bytes())).as_deref());
+        let shown = |value: &HeaderValue| {
+            let bytes = value.as_bytes();
+            let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_HEADER)]).into_owned();
+            if bytes.len() > LONGEST_HEADER {
+                text.push('…');
+            }
+            text
+        };
+        self.text(key, value.map(shown).as_deref());
+    }
+
+    fn object(&mut self, key: &str, members: &[(&str, String)]) {
+        self.key(key);
+        self.out.push('{');
+        self.first = true;
+        for (name, value) in members {
+            self.member(name);
+            quote(value, self.out);
+        }
+        self.out.push('}');
+        self.first = false;
+    }
+
+    /// A key that is not of our own choice.
+    fn member(&mut self, name: &str) {
+        if !std::mem::take(&mut self.first) {
+            self.out.push(',');
+        }
+        quote(name, self.out);
+        self.out.push(':');
     }
 
     fn shown(&mut self, key: &str, value: Option<&impl ToString>) {
@@ -317,7 +353,7 @@ mod tests {
         exchange.detail = Some("x\u{1b}[31m\u{9b}31m\u{7f}\"\\ \u{2028}é".to_owned());
         exchange.sni = Some("\r\nforged".into());
         let mut text = String::new();
-        render(&exchange, SystemTime::now(), &mut text);
+        render(&exchange, SystemTime::now(), &Masks::new(), &mut text);
 
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
         assert!(!text.trim_end().chars().any(char::is_control), "{text}");
@@ -330,7 +366,7 @@ mod tests {
     #[test]
     fn a_line_carries_istios_keys_and_ours() {
         let mut text = String::new();
-        render(&an_exchange(), SystemTime::now(), &mut text);
+        render(&an_exchange(), SystemTime::now(), &Masks::new(), &mut text);
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         for key in [
             "start_time",

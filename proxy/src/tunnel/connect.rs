@@ -47,6 +47,7 @@ async fn reach(
     serve::version_served(head.version, &live)?;
     let normal = normalize_connect(head)?;
     record.note(|exchange| exchange.authority = normal.host_header().clone());
+    record.asked_with(&live, &head.headers);
     let (live, named) = meant::resolve(at, live, &normal).await?;
     record.note(|exchange| exchange.epoch = live.epoch);
     let (leave, destination) = meant::may_leave(&named)?;

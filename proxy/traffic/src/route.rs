@@ -254,7 +254,7 @@ pub(crate) fn has_parameter(wanted: &equerry_policies::compile::QueryMatch, quer
 
 /// A name or value of the query as an application reads it: percent-decoded, `+` for a space (the URL standard's form
 /// encoding). A percent sign that begins no escape stands for itself.
-pub(crate) fn decoded(text: &str) -> Cow<'_, [u8]> {
+pub fn decoded(text: &str) -> Cow<'_, [u8]> {
     if !text.contains(['%', '+']) {
         return Cow::Borrowed(text.as_bytes());
     }

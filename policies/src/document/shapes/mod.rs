@@ -1,5 +1,6 @@
 //! The tables of every kind: what may stand in each document.
 
+mod access_log;
 mod balance;
 mod csrf;
 mod fault;
