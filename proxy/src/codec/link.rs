@@ -113,8 +113,8 @@ pub(crate) struct Open {
     more: VecDeque<(Bytes, Vec<u8>)>,
     /// The wire may hold back what it took: TLS does when its socket is full.
     held_back: bool,
-    /// Something went out since this was asked last.
-    moved: bool,
+    /// Bytes that went out since this was asked last.
+    moved: u64,
 }
 
 /// Where a link can be reached for a moment, while others who use it are at rest.
@@ -173,7 +173,7 @@ impl Link {
             after: Vec::new(),
             more: VecDeque::new(),
             held_back: false,
-            moved: false,
+            moved: 0,
         }))
     }
 }
@@ -302,8 +302,8 @@ impl Open {
         self.outbox.len() - self.sent + self.large_waiting() + small
     }
 
-    /// Whether something went out since this was asked last.
-    pub(super) fn has_moved(&mut self) -> bool {
+    /// How many bytes went out since this was asked last.
+    pub(super) fn has_moved(&mut self) -> u64 {
         std::mem::take(&mut self.moved)
     }
 
@@ -376,7 +376,8 @@ impl Open {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.took(taken);
-            (self.held_back, self.moved) = (true, true);
+            self.held_back = true;
+            self.moved += taken as u64;
         }
         ready!(Pin::new(&mut self.wire).poll_flush(cx))?;
         self.held_back = false;
@@ -395,10 +396,11 @@ impl Open {
         }
         while !pipe.is_empty() {
             let Some(socket) = self.wire.plain() else { return Poll::Ready(Err(io::ErrorKind::Unsupported.into())) };
-            if ready!(pipe.poll_drain(socket, cx))? == 0 {
+            let moved = ready!(pipe.poll_drain(socket, cx))?;
+            if moved == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.moved = true;
+            self.moved += moved as u64;
         }
         Poll::Ready(Ok(()))
     }

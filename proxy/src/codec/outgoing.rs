@@ -9,12 +9,12 @@ use super::Pipe;
 
 /// A body that is being sent. It is kept until its last byte was sent.
 pub(crate) trait Outgoing: Body<Data = Bytes> + Unpin {
-    /// What was taken from it waits, because whoever it goes to takes nothing now. `moved`: something went out since this was
+    /// What was taken from it waits, because whoever it goes to takes nothing now. `moved`: so many bytes went out since this was
     /// said last.
     ///
     /// # Errors
-    /// When that has lasted too long: the rest need not be sent.
-    fn blocked(&mut self, moved: bool, cx: &mut Context<'_>) -> Result<(), Self::Error>;
+    /// When that has lasted too long, or they crawl: the rest need not be sent.
+    fn blocked(&mut self, moved: u64, cx: &mut Context<'_>) -> Result<(), Self::Error>;
 
     /// Moves the next piece into `pipe`, which is empty: so many bytes, never none. `None`: it must be asked for as a frame.
     fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, Self::Error>>> {
@@ -25,7 +25,7 @@ pub(crate) trait Outgoing: Body<Data = Bytes> + Unpin {
 
 #[cfg(test)]
 impl Outgoing for http_body_util::Full<Bytes> {
-    fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), Self::Error> {
+    fn blocked(&mut self, _: u64, _: &mut Context<'_>) -> Result<(), Self::Error> {
         Ok(())
     }
 }

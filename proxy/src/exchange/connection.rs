@@ -150,6 +150,39 @@ mod tests {
         assert!((500_000 * MS..501_000 * MS).contains(&after), "{after:?}");
     }
 
+    /// A caller takes so many bytes each second, and not a byte more; how its connection ended, and after how long.
+    async fn taking(each_second: usize) -> (Option<&'static str>, Duration) {
+        let begun = Instant::now();
+        let (mut caller, ours) = tokio::io::duplex(1024);
+        let serving = async {
+            let ended = serve(ours, Speaks::Http1, std::future::pending(), Talkative::new()).await;
+            (ended, begun.elapsed())
+        };
+        let asking = async {
+            caller.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut piece = vec![0; each_second];
+            while caller.read_exact(&mut piece).await.is_ok() {
+                tokio::time::sleep(1000 * MS).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = serving => ended,
+            () = asking => unreachable!("it waits for ever"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_takes_its_answer_at_a_crawl_is_cut_and_one_that_takes_it_slowly_gets_all_of_it() {
+        let (ended, after) = taking(50).await;
+        assert_eq!(ended, Some("body_broken"));
+        // What lies between the two counts at first.
+        assert!((30_000 * MS..70_000 * MS).contains(&after), "{after:?}");
+        let (ended, after) = taking(100).await;
+        assert_eq!(ended, None, "after {after:?}");
+        assert!(after > 10_000_000 * MS, "{after:?}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn it_is_time_to_go_when_the_peers_certificate_ends_or_we_leave() {
         let drain = Drain::new();

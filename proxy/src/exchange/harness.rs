@@ -226,7 +226,6 @@ impl Sidecar {
             let whole = read.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             String::from_utf8_lossy(&read[..whole]).into_owned()
         };
-        };
         until("access log lines", || read().lines().count() >= count).await;
         read().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }

@@ -329,7 +329,8 @@ fn an_application_that_takes_a_request_at_a_crawl_is_given_up() {
         let world = World::new(&format!("{spoken}{PERMISSIVE}"));
         let sidecar = world.sidecar("shop/orders", &[("app", "orders")], &[(8080, address)], &[]).await;
         attempt::IMPATIENT.set(Some(Duration::from_millis(500)));
-        let body = "x".repeat(20_000);
+        // More than may be sent until the window is known.
+        let body = "x".repeat(100_000);
         let head = format!("POST / HTTP/1.1\r\nhost: orders:8080\r\ncontent-length: {}\r\n\r\n", body.len());
         let answer = say(sidecar.inbound, format!("{head}{body}").as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("stream_idle"), "{answer}");

@@ -11,7 +11,9 @@ pub(crate) mod outside;
 mod pool;
 pub(crate) mod resolve;
 
-pub(crate) use body::{BrokeOff, RequestBody, ResponseBody, Switched, Told};
+#[cfg(test)]
+pub(crate) use body::IMPATIENT;
+pub(crate) use body::{BrokeOff, RequestBody, ResponseBody, Switched, Told, patience};
 pub(crate) use connect::{ConnectFailure, Places, Protocol, Target, Tunnel, Whom};
 pub(crate) use endpoints::{Chosen, census, choose, refusal};
 pub(crate) use lease::{Lease, Message, SendFailure};

@@ -6,6 +6,7 @@
 
 pub mod grpc_timeout;
 mod kind;
+mod pace;
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use equerry_policies::compile::RouteRule;
 use equerry_policies::policy::TrafficPolicy;
 
 pub use kind::Kind;
+pub use pace::{Crawled, Pace};
 
 use crate::refusal::{Expired, Refusal};
 
@@ -222,10 +224,10 @@ pub fn nothing_came(after: Duration) -> Refusal {
     Refusal::BodyTimeout(stream_idle(after))
 }
 
-/// How long a caller is given before the rate is judged at which it sends.
+/// How long somebody is waited for before the rate is judged at which they send or take.
 pub const CRAWL: Duration = Duration::from_secs(30);
-/// The fewest bytes a second of a request's body that are worth waiting for, where its kind has a limit on silence at all: fewer
-/// than the slowest modem's, and than Kestrel's 240.
+/// The fewest bytes a second of a body that are worth waiting for, in both directions, where there is a limit on silence at all:
+/// fewer than the slowest modem's, and than Kestrel's 240.
 pub const SLOWEST: u64 = 64;
 
 /// Whether a caller who was waited for, and sent so many bytes in `after`, crawls.
@@ -233,7 +235,7 @@ pub const SLOWEST: u64 = 64;
 /// # Errors
 /// When it does.
 pub fn not_crawling(bytes: u64, after: Duration) -> Result<(), Refusal> {
-    if u128::from(bytes) * 1000 < u128::from(SLOWEST) * after.as_millis() {
+    if pace::is_crawl(bytes, after) {
         return Err(Refusal::BodyCrawls { bytes, after });
     }
     Ok(())

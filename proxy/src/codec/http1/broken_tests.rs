@@ -37,7 +37,7 @@ impl Body for Breaks {
 }
 
 impl Outgoing for Breaks {
-    fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), BodyError> {
+    fn blocked(&mut self, _: u64, _: &mut Context<'_>) -> Result<(), BodyError> {
         Ok(())
     }
 }
@@ -64,7 +64,7 @@ impl Body for Hasty {
 }
 
 impl Outgoing for Hasty {
-    fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), BodyError> {
+    fn blocked(&mut self, _: u64, _: &mut Context<'_>) -> Result<(), BodyError> {
         Ok(())
     }
 }

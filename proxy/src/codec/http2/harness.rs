@@ -104,7 +104,7 @@ impl Body for Content {
 }
 
 impl Outgoing for Content {
-    fn blocked(&mut self, _: bool, _: &mut Context<'_>) -> Result<(), BodyError> {
+    fn blocked(&mut self, _: u64, _: &mut Context<'_>) -> Result<(), BodyError> {
         Ok(())
     }
 }

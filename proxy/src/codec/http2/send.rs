@@ -20,8 +20,8 @@ pub(super) struct Sending<B> {
     last: bool,
     /// Something of the body was taken.
     taken: bool,
-    /// Something was sent since the body was told that it waits.
-    moved: bool,
+    /// Bytes that were sent since the body was told that it waits.
+    moved: u64,
 }
 
 /// Why it was not sent whole.
@@ -36,7 +36,7 @@ pub(super) enum Unsent<E> {
 impl<B: Outgoing> Sending<B> {
     /// The body behind a head.
     pub(super) fn new(hold: Hold, body: B) -> Self {
-        Self { hold, body, piece: Bytes::new(), last: false, taken: false, moved: false }
+        Self { hold, body, piece: Bytes::new(), last: false, taken: false, moved: 0 }
     }
 
     /// The body, to be sent elsewhere, when nothing of it was taken.
@@ -50,7 +50,7 @@ impl<B: Outgoing> Sending<B> {
             if !self.piece.is_empty() || self.last {
                 let before = self.piece.len();
                 let put = self.hold.with(|conn, key| conn.put_data(key, &mut self.piece, self.last, cx));
-                self.moved |= self.piece.len() < before;
+                self.moved += (before - self.piece.len()) as u64;
                 match put {
                     Put::All if self.last => return Poll::Ready(Ok(())),
                     Put::All => {}
