@@ -57,10 +57,10 @@ pub(crate) async fn detect<S: AsyncRead + Unpin>(stream: S) -> io::Result<(Speak
     Ok((speaks, spoken))
 }
 
-/// The same of a connection that may also say nothing (`None`) in all of `patience`.
+/// The same of a connection that may also say nothing in all of `patience`, or not enough to tell (`None`).
 ///
 /// # Errors
-/// The connection's own, `UnexpectedEof` when it ends before it says anything, `TimedOut` when it stops in the middle.
+/// The connection's own, `UnexpectedEof` when it ends before it says anything.
 pub(crate) async fn detect_within<S: AsyncRead + Unpin>(
     patience: Duration,
     stream: S,
@@ -68,8 +68,7 @@ pub(crate) async fn detect_within<S: AsyncRead + Unpin>(
     let mut spoken = Spoken::unheard(stream);
     match tokio::time::timeout(patience, spoken.look()).await {
         Ok(speaks) => Ok((Some(speaks?), spoken)),
-        Err(_) if spoken.read == 0 => Ok((None, spoken)),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "its first bytes took too long")),
+        Err(_) => Ok((None, spoken)),
     }
 }
 
@@ -77,6 +76,11 @@ impl<S> Spoken<S> {
     /// A connection at which nobody has looked yet.
     pub(crate) fn unheard(stream: S) -> Self {
         Self { first: [0; PREFACE.len()], read: 0, given: 0, stream }
+    }
+
+    /// Whether it has said anything.
+    pub(crate) fn has_spoken(&self) -> bool {
+        self.read > 0
     }
 
     /// The connection itself.
@@ -209,6 +213,17 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(looking.await.unwrap().unwrap().0, Speaks::Http2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_preface_and_then_silence_tells_nothing_and_is_kept() {
+        let (mut caller, ours) = tokio::io::duplex(64);
+        caller.write_all(b"PRI").await.unwrap();
+        let (speaks, mut spoken) = detect_within(PATIENCE, ours).await.unwrap();
+        assert!(speaks.is_none() && spoken.has_spoken());
+        let mut again = [0; 3];
+        spoken.read_exact(&mut again).await.unwrap();
+        assert_eq!(&again, b"PRI");
     }
 
     #[tokio::test(start_paused = true)]
