@@ -87,17 +87,6 @@ impl Record {
         self.note(|exchange| exchange.reason = reason);
     }
 
-    /// Bytes sent to the caller.
-    pub(crate) fn sent(&mut self, bytes: usize) {
-        self.note(|exchange| exchange.bytes_out += bytes as u64);
-    }
-
-    /// Bytes of the caller's body are counted here.
-    pub(crate) fn received(&self) -> Rc<Cell<u64>> {
-        Rc::clone(self.received.get_or_init(Rc::default))
-    }
-
-    /// The id of the request, for the body of a refusal.
     /// Holds on to what the access log is to say of a request beside the usual.
     pub(crate) fn asked_with(&mut self, live: &Live, headers: &HeaderMap) {
         let Some(asked) = live.workload.as_ref().and_then(|workload| workload.access_log.as_ref()) else { return };
@@ -111,6 +100,17 @@ impl Record {
         self.open.as_deref_mut()?.as_mut()?.logged.as_deref_mut()
     }
 
+    /// Bytes sent to the caller.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.note(|exchange| exchange.bytes_out += bytes as u64);
+    }
+
+    /// Bytes of the caller's body are counted here.
+    pub(crate) fn received(&self) -> Rc<Cell<u64>> {
+        Rc::clone(self.received.get_or_init(Rc::default))
+    }
+
+    /// The id of the request, for the body of a refusal.
     pub(crate) fn request_id(&self) -> &str {
         let exchange = self.open.as_deref().and_then(Option::as_ref);
         exchange.and_then(|exchange| exchange.request_id.to_str().ok()).unwrap_or_default()
@@ -234,6 +234,7 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: So
         x_forwarded_for,
         sni: None,
         detail: None,
+        logged: None,
     }
 }
 
@@ -245,7 +246,6 @@ struct Given {
     traceparent: Option<HeaderValue>,
     /// There are headers of B3.
     b3: bool,
-        logged: None,
     user_agent: Option<HeaderValue>,
     x_forwarded_for: Option<HeaderValue>,
 }
@@ -400,6 +400,8 @@ mod tests {
         let groups: Vec<usize> = made.to_str().unwrap().split('-').map(str::len).collect();
         assert_eq!(groups, [8, 4, 4, 4, 12]);
         assert!(made.as_bytes()[14] == b'4' && b"89ab".contains(&made.as_bytes()[19]), "{made:?}");
+    }
+
     #[test]
     fn digits_are_those_that_formatting_gives() {
         for number in [0, 1, 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210, u128::MAX, fastrand::u128(..)] {
