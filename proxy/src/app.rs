@@ -28,6 +28,7 @@ use crate::accept::{self, Welcome, WorkerHandle};
 use crate::admin::{self, Side, Window};
 use crate::config::{self, BadSettings, Command, CommandLine, Given, Settings, Sources, Written};
 use crate::drain::Drain;
+use crate::exchange::facts;
 use crate::inbound::Inbound;
 use crate::keys::{Fetcher, Keys};
 use crate::live::last_good::LastGood;
@@ -443,7 +444,7 @@ fn start_workers(
                 Err(error) => return drop(tell.send(Err(error))),
             };
             runtime.block_on(async move {
-                tokio::task::spawn_local(tidy::worker());
+                tokio::task::spawn_local(tidy::worker(facts::put_down));
                 if let Some((outbound, inbound, handles)) = listeners {
                     let acceptor = Acceptor {
                         workers: handles.into(),

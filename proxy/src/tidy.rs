@@ -54,14 +54,16 @@ pub(crate) fn put_down() {
     PUT_DOWN.store(true, Ordering::Relaxed);
 }
 
-/// On each worker, for as long as it lives: puts down what its thread keeps, and tells whether requests came.
-pub(crate) async fn worker() {
+/// On each worker, for as long as it lives: puts down what its thread keeps, and tells whether requests came. While none come,
+/// `others` put down more, and say whether they did.
+pub(crate) async fn worker(others: impl Fn() -> bool) {
     loop {
         tokio::time::sleep(EVERY).await;
-        if spare::were_needed() {
+        let asked = spare::were_needed();
+        if asked {
             ASKED.store(true, Ordering::Relaxed);
         }
-        if is_calm() && spare::put_down() {
+        if is_calm() && (spare::put_down() | (!asked && others())) {
             put_down();
         }
     }

@@ -28,12 +28,23 @@ const LONGEST_REQUEST_ID: usize = 128;
 /// Descriptions kept by each thread for the next: as many exchanges as wait for their answers together. The allocator keeps seven
 /// at hand, and looks for the others.
 const SHEETS: usize = 64;
+/// So many stay where nothing is asked.
+const FEW_SHEETS: usize = 4;
 
 /// Memory for a description, which is used again.
 type Sheet = Box<Option<Exchange>>;
 
 thread_local! {
     static SPARE: RefCell<Vec<Sheet>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lets go of what this thread keeps beyond a few descriptions; whether there were any.
+pub(crate) fn put_down() -> bool {
+    SPARE.with_borrow_mut(|spare| {
+        let more = spare.len() > FEW_SHEETS;
+        spare.truncate(FEW_SHEETS);
+        more
+    })
 }
 
 /// The record of one exchange.
@@ -379,6 +390,7 @@ fn is_traceparent(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::{AccessLogTarget, ObserverOptions, SERIES_CAP};
 
     fn identified(headers: &mut HeaderMap) -> HeaderValue {
         request_id(Given::by(headers).request_id, headers)
@@ -387,6 +399,20 @@ mod tests {
     fn traced(headers: &mut HeaderMap) -> HeaderValue {
         let given = Given::by(headers);
         traceparent(given.traceparent, given.b3, headers)
+    }
+
+    #[test]
+    fn descriptions_kept_for_a_load_that_is_over_are_let_go_but_for_a_few() {
+        let options = ObserverOptions { access_log: AccessLogTarget::Off, series_cap: SERIES_CAP };
+        let observe = Observer::new(options).unwrap();
+        let mut parts = http::Request::new(()).into_parts().0;
+        let mut open = || Record::open(describe(Direction::Inbound, &mut parts, ([127, 0, 0, 1], 1).into()), &observe);
+        drop((0..2 * SHEETS).map(|_| open()).collect::<Vec<_>>());
+        let kept = || SPARE.with_borrow(Vec::len);
+        assert_eq!(kept(), SHEETS);
+        assert!(put_down());
+        assert_eq!(kept(), FEW_SHEETS);
+        assert!(!put_down());
     }
 
     #[test]
