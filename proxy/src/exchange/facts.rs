@@ -127,6 +127,11 @@ impl Record {
         exchange.and_then(|exchange| exchange.request_id.to_str().ok()).unwrap_or_default()
     }
 
+    /// When the exchange began, where somebody is told of it.
+    pub(crate) fn started(&self) -> Option<Instant> {
+        self.open.as_deref()?.as_ref().map(|exchange| exchange.started)
+    }
+
     fn trace(&mut self) -> Option<&mut Trace> {
         self.open.as_deref_mut()?.as_mut()?.trace.as_deref_mut()
     }
@@ -141,11 +146,6 @@ impl Record {
     /// The last try came back.
     pub(crate) fn ends_try(&mut self, ended: Instant, outcome: TryOutcome) {
         if let Some(trace) = self.trace() {
-    /// When the exchange began, where somebody is told of it.
-    pub(crate) fn started(&self) -> Option<Instant> {
-        self.open.as_deref()?.as_ref().map(|exchange| exchange.started)
-    }
-
             trace.ends_try(ended, outcome);
         }
     }
