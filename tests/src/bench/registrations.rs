@@ -22,12 +22,12 @@ const CONNECTIONS: usize = 4;
 const WANTED_PER_SECOND: f64 = 87_746.0;
 /// How many instances lists are asked with.
 const LISTED: usize = 10_000;
-/// How long a list may take.
+/// How long a list may take, 99 times of a hundred.
 const LIST_WITHIN: Duration = Duration::from_millis(100);
 /// Services that the instances stand behind.
 const SERVICES: usize = 100;
 /// Each list is asked for this often.
-const ASKED: usize = 15;
+const ASKED: usize = 100;
 
 const BULK: &str = "/api/v1/instances:bulk";
 const LINES: &str = "application/x-ndjson";
@@ -54,12 +54,16 @@ pub(crate) fn run(ground: &Ground) -> Result<Found> {
             ("list by label", "/api/v1/instances?labelSelector=app%20in%20(r1,r2),version%3Dv1"),
             ("instances of a Service", "/api/v1/instances?service=shop/r99"),
             ("one service", "/api/v1/services/shop/r1"),
+            ("map of calls", "/api/v1/calls"),
+            ("usage of tenants", "/api/v1/usage"),
+            ("certificates", "/api/v1/certificates"),
         ] {
-            let took = median_of_lists(&mut admin, path).await.context(path)?;
-            found.figures.push(Figure { of: "control plane", what, value: took.as_secs_f64() * 1e3, unit: "ms" });
+            let [median, p99] = times_of_list(&mut admin, path).await.context(path)?;
+            found.figures.push(Figure { of: "median", what, value: median.as_secs_f64() * 1e3, unit: "ms" });
+            found.figures.push(Figure { of: "p99", what, value: p99.as_secs_f64() * 1e3, unit: "ms" });
             found.bars.push(Bar {
-                says: format!("{what} at {LISTED} instances ≤ {} ms", LIST_WITHIN.as_millis()),
-                ratio: took.as_secs_f64() * 1e3,
+                says: format!("{what} at {LISTED} instances, p99 ≤ {} ms", LIST_WITHIN.as_millis()),
+                ratio: p99.as_secs_f64() * 1e3,
                 limit: LIST_WITHIN.as_secs_f64() * 1e3,
             });
         }
@@ -134,7 +138,8 @@ fn lines(name: &str, batch: usize) -> Bytes {
     (0..BATCH).map(line).collect::<String>().into()
 }
 
-async fn median_of_lists(admin: &mut Admin, path: &str) -> Result<Duration> {
+/// Median and 99th percentile.
+async fn times_of_list(admin: &mut Admin, path: &str) -> Result<[Duration; 2]> {
     let mut times = Vec::with_capacity(ASKED);
     for _ in 0..ASKED {
         let asked = Instant::now();
@@ -143,5 +148,5 @@ async fn median_of_lists(admin: &mut Admin, path: &str) -> Result<Duration> {
         times.push(asked.elapsed());
     }
     times.sort();
-    Ok(times[ASKED / 2])
+    Ok([times[ASKED / 2], times[ASKED * 99 / 100 - 1]])
 }
