@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use equerry_control_plane::serve::admin::shapes::{
-    AuditProofReply, ProxyList, ProxyReply, ProxyState, ServiceList, ServiceReply, ShadowList, ShadowReply, VersionReply,
+    AuditProofReply, ProxyList, ProxyReply, ProxyState, ServiceList, ServiceReply, ShadowList, ShadowReply,
+    VersionReply,
 };
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -44,6 +45,15 @@ pub(crate) async fn run(output: Output, client: &mut Client) -> Result<(), Failu
         out::data("\nthere are no services yet: `equerry apply -f FILE`");
     } else {
         out::data(format_args!("\n{}", services_table(&services.items, false)));
+    }
+    if !shadows.is_empty() {
+        let lines: Vec<String> = shadows.iter().map(shadow).collect();
+        out::data(format_args!("\n{}\n{}", out::styled(out::HEAD, "Not enforced"), lines.join("\n")));
+    }
+    let open = in_plain_text(&services.items);
+    if !open.is_empty() {
+        let heading = out::styled(out::BAD, "In plain text, by nobody's identity");
+        out::data(format_args!("\n{heading}\n{}", open.join("\n")));
     }
     let mut amiss = amiss(&proxies.items, &services.items);
     amiss.extend(version.audit.as_ref().and_then(of_audit));
