@@ -76,6 +76,8 @@ pub struct Told {
     pub by: Option<String>,
 }
 
+/// What is sent by gRPC: a message of five bytes.
+const GRPC_MESSAGE: Bytes = Bytes::from_static(b"\0\0\0\0\x05hello");
 /// Calls made so far: no two have the same name.
 static MADE: AtomicUsize = AtomicUsize::new(0);
 
@@ -120,6 +122,55 @@ impl<'a> Storm<'a> {
             Err(error) => (Outcome::Wrong(format!("{error:#}")), None),
         };
         Told { call, outcome, by }
+    }
+
+    /// The same by gRPC: a message and a status come back.
+    pub async fn grpc_calls(
+        &self,
+        service: &str,
+        path: &str,
+        count: usize,
+        meanwhile: impl AsyncFn(usize),
+    ) -> Vec<Told> {
+        let meanwhile = &meanwhile;
+        let call = |number| async move {
+            meanwhile(number).await;
+            let call = format!("gRPC-{}", MADE.fetch_add(1, Ordering::Relaxed));
+            let (outcome, by) = match self.grpc_answer(service, path, &call).await {
+                Ok(answered) => answered,
+                Err(error) => (Outcome::Wrong(format!("{error:#}")), None),
+            };
+            Told { call, outcome, by }
+        };
+        stream::iter((0..count).map(call)).buffer_unordered(AT_ONCE).collect().await
+    }
+
+    async fn grpc_answer(&self, service: &str, path: &str, call: &str) -> Result<(Outcome, Option<String>)> {
+        let request = Request::post(format!("http://{service}{path}")).header("content-type", "application/grpc");
+        let request = request.header("te", "trailers").header("x-call", call).header("x-request-id", call);
+        let (head, mut body) = self.http2.clone().send_request(request.body(GRPC_MESSAGE.into())?).await?.into_parts();
+        let (mut said, mut last) = (Vec::new(), head.headers);
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return Ok((Outcome::Cut, None)) };
+            match frame.into_data() {
+                Ok(data) => said.extend_from_slice(&data),
+                Err(frame) => last = frame.into_trailers().unwrap_or_default(),
+            }
+        }
+        let field = |name| last.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let text = String::from_utf8_lossy(said.get(5..).unwrap_or_default()).into_owned();
+        let by = text.split_once(&format!(" answers {call}\n")).map(|(by, _)| by.to_owned());
+        Ok(match (head.status.as_u16(), field("grpc-status"), by) {
+            (200, "0", Some(by)) if said.len() == ANSWER_LENGTH + 5 => (Outcome::Whole(200), Some(by)),
+            (200, code, _) if code != "0" && !code.is_empty() && !said.is_empty() => (Outcome::Cut, None),
+            (200, "14", _) => {
+                let reason = field("grpc-message").split(':').next().unwrap_or_default();
+                (Outcome::Refused(reason.to_owned()), None)
+            }
+            (status, code, _) => {
+                (Outcome::Wrong(format!("{status}, grpc-status {code:?}, {} bytes", said.len())), None)
+            }
+        })
     }
 
     /// The answer, or how it broke off.

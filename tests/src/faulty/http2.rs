@@ -15,12 +15,16 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::{ANSWER_LENGTH, Arrivals, End, Fault, SLOW, body};
+
+/// What calls of gRPC are known by.
+const GRPC: &str = "application/grpc";
 
 /// What becomes of a stream or its connection when what was said has left.
 enum After {
@@ -96,11 +100,15 @@ async fn answer(
     }
     let call = request.headers().get("x-call").and_then(|call| call.to_str().ok()).unwrap_or_default().to_owned();
     arrivals.add(&call);
+    let is_grpc = request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == GRPC);
     let mut came = request.into_body();
     if !matches!(fault, Fault::AnswersEarly | Fault::RefusesEarly) {
         pass_over(&mut came).await?;
     }
     let whole = Bytes::from(body(name, &call));
+    if is_grpc {
+        return grpc(&framed(&whole), fault, respond).await;
+    }
     let half = whole.slice(..ANSWER_LENGTH / 2);
     let begin = |respond: &mut SendResponse<Bytes>| respond.send_response(head(StatusCode::OK, ANSWER_LENGTH), false);
     match fault {
@@ -150,6 +158,53 @@ async fn answer(
             pass_over(&mut came).await.map(|()| After::GoOn)
         }
     }
+}
+
+/// The same to a call of gRPC: what it is not told by its status, it was not told.
+async fn grpc(message: &Bytes, fault: Fault, mut respond: SendResponse<Bytes>) -> Result<After, h2::Error> {
+    let half = message.slice(..message.len() / 2);
+    let mut begins = Response::new(());
+    begins.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+    let well = |mut stream: SendStream<Bytes>| {
+        stream.send_data(message.clone(), false)?;
+        stream.send_trailers(grpc_status("0"))
+    };
+    match fault {
+        Fault::Killed => Ok(After::Ends(End::Reset)),
+        Fault::Resets | Fault::Refuses => {
+            respond.send_reset(Reason::INTERNAL_ERROR);
+            Ok(After::GoOn)
+        }
+        Fault::ResetsMidBody | Fault::GoesAway | Fault::Garbage => {
+            let mut stream = respond.send_response(begins, false)?;
+            stream.send_data(half, false)?;
+            Ok(match fault {
+                Fault::ResetsMidBody => After::Cut(stream, Reason::INTERNAL_ERROR),
+                Fault::GoesAway => After::GoAway,
+                _ => After::Babble(stream),
+            })
+        }
+        // Everything is there but the word that all is well.
+        Fault::SaysLess => respond.send_response(begins, false)?.send_data(message.clone(), true).map(|()| After::GoOn),
+        // 200, and then that it is not.
+        Fault::RefusesEarly => {
+            respond.send_response(begins, false)?.send_trailers(grpc_status("14")).map(|()| After::GoOn)
+        }
+        Fault::SaysGoodbye => well(respond.send_response(begins, false)?).map(|()| After::Goodbye),
+        _ => well(respond.send_response(begins, false)?).map(|()| After::GoOn),
+    }
+}
+
+/// A message of gRPC.
+fn framed(message: &[u8]) -> Bytes {
+    let length = u32::try_from(message.len()).unwrap_or_default().to_be_bytes();
+    [&[0], length.as_slice(), message].concat().into()
+}
+
+fn grpc_status(code: &'static str) -> HeaderMap {
+    let message = if code == "0" { "" } else { "unavailable: so it says itself" };
+    let fields = [("grpc-status", code), ("grpc-message", message)];
+    fields.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).into_iter().collect()
 }
 
 fn head(status: StatusCode, length: usize) -> Response<()> {

@@ -35,7 +35,7 @@ const NAMED: Kind = Kind { name: "named-POST", method: "POST", path: "/named", s
 const UPLOAD: Kind = Kind { name: "upload", method: "POST", path: "/", soon: "/soon", body: 1 << 20 };
 
 /// What the callers of one kind may see.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Expect {
     /// The application's own answer, always.
     Whole,
@@ -393,6 +393,53 @@ async fn what_may_be_repeated_never_fails_and_what_may_not_is_made_once() -> Res
 async fn nor_does_it_when_the_application_speaks_http2() -> Result<()> {
     let documents = DOCUMENTS.replace("targetPort: 8080}", "targetPort: 8080, appProtocol: kubernetes.io/h2c}");
     suffer_all(&HTTP2, &documents).await
+}
+
+/// What callers by gRPC see of an application that speaks it: where a rule lets their calls be repeated, and where none does. A call
+/// whose message is on its way cannot be taken back.
+const GRPC: [(Fault, Expect, Expect); 9] = [
+    //                     may be repeated, may not
+    (Fault::Killed, BEGUN, BROKEN),
+    (Fault::Resets, Whole, RESET),
+    (Fault::ResetsMidBody, BROKEN, BROKEN),
+    (Fault::Refuses, Whole, Whole),
+    (Fault::GoesAway, BROKEN, BROKEN),
+    (Fault::SaysGoodbye, Whole, Whole),
+    // The message is there, the status is not: nobody may take that for success.
+    (Fault::SaysLess, BROKEN, BROKEN),
+    (Fault::Garbage, BROKEN, BROKEN),
+    // The status alone says that it failed, after a head that said 200.
+    (Fault::RefusesEarly, Whole, Or(&["unavailable"])),
+];
+
+#[tokio::test]
+async fn a_call_by_grpc_that_may_be_repeated_never_fails_either() -> Result<()> {
+    let documents = DOCUMENTS.replace("targetPort: 8080}", "targetPort: 8080, appProtocol: grpc}");
+    let ground = Ground::lay(&documents).await?;
+    let mut table = String::new();
+    for (fault, named, plain) in GRPC {
+        let trouble = Trouble::App(fault);
+        let storm = ground.storm().await?;
+        let begins = async |number: usize| {
+            if number == BEGINS {
+                // What cannot begin is seen below: then everything is well.
+                let _ = ground.begin(trouble).await;
+            }
+        };
+        let calls = |path| storm.grpc_calls("exposed", path, CALLS, begins);
+        let (of_named, of_plain) = tokio::join!(calls("/named"), calls("/"));
+        let held = ground.hold(trouble, NAMED, named, &of_named)?;
+        writeln!(table, "{trouble:28}{held:36}{}", ground.hold(trouble, POST, plain, &of_plain)?)?;
+        // Who is killed between two calls costs none.
+        if plain != Whole && fault != Fault::Killed {
+            let failed = of_plain.iter().any(|told| told.outcome != Outcome::Whole(200));
+            ensure!(failed, "{trouble}: nobody has met it");
+        }
+        ground.end(trouble).await?;
+        ground.all_is_well().await.with_context(|| format!("after {trouble}"))?;
+    }
+    eprintln!("{:28}{:36}POST\n{table}", "the gRPC application", "named POST");
+    ground.sidecars_are_sound()
 }
 
 #[tokio::test]
