@@ -290,7 +290,9 @@ impl Failed {
     /// when nothing was sent or the peer says so, else the method must bear repeating (RFC 9112 section 9.3.1).
     fn worth_a_fresh_connection(&self, protocol: Protocol, outgoing: &Outgoing<'_>) -> bool {
         let reset = matches!(self.refusal, Refusal::UpstreamReset { .. });
-        let harmless = protocol == Protocol::Http1 && reset && outgoing.method().is_idempotent();
+        // A connection that we ended because its root is gone has one that leads to the same peer by another.
+        let by_us = matches!(self.refusal, Refusal::Distrusted { .. });
+        let harmless = (by_us || protocol == Protocol::Http1 && reset) && outgoing.method().is_idempotent();
         outgoing.can_be_sent() && (self.unprocessed || harmless)
     }
 }
