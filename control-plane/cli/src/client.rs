@@ -234,7 +234,7 @@ impl Answer {
 
     /// What is hardly meant in what was asked for: the texts of `Warning` headers.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let all = self.headers.get_all(http::header::WARNING).iter().filter_map(|value| value.to_str().ok());
+        let all = self.headers.get_all(header::WARNING).iter().filter_map(|value| value.to_str().ok());
         let text =
             |value: &str| Some(value.split_once('"')?.1.strip_suffix('"')?.replace("\\\"", "\"").replace("\\\\", "\\"));
         all.filter_map(text).collect()
