@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use super::found::ratio;
+
 /// Two runs agree when each ratio of one is within this share of the other's.
 const AGREE: f64 = 0.10;
 
@@ -31,11 +33,11 @@ struct Table {
 struct Row {
     name: String,
     side: String,
-    median: Median,
+    rounds: Vec<Round>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Median {
+struct Round {
     cpu_micros: f64,
 }
 
@@ -101,9 +103,10 @@ fn ratios(run: &Run) -> Vec<Ratio> {
             let peers = table.rows.iter().filter(|row| row.side == "peer");
             let others: Vec<&Row> = ours.first().copied().into_iter().chain(peers).collect();
             for (one, other) in ours.iter().flat_map(|one| others.iter().map(move |other| (one, other))) {
-                if one.name != other.name {
+                let cpu = |row: &Row| row.rounds.iter().map(|round| round.cpu_micros).collect::<Vec<_>>();
+                if let Some(value) = ratio(&cpu(one), &cpu(other)).filter(|_| one.name != other.name) {
                     let says = format!("{} {}: {} / {}", scenario.id, table.load, one.name, other.name);
-                    all.push(Ratio { says, value: one.median.cpu_micros / other.median.cpu_micros });
+                    all.push(Ratio { says, value });
                 }
             }
         }

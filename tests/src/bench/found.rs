@@ -71,10 +71,36 @@ impl Bar {
 impl Table {
     /// Whether `ours` takes at most `limit` times the processor time of the best of `theirs`; nothing when none was there.
     pub(crate) fn bar(&self, ours: &str, theirs: &[&str], limit: f64) -> Option<Bar> {
-        let cpu = |name: &str| self.rows.iter().find(|row| row.name == name).map(|row| row.median.cpu_micros);
-        let ours_took = cpu(ours)?;
-        let (best, took) =
-            theirs.iter().filter_map(|name| Some((*name, cpu(name)?))).min_by(|a, b| a.1.total_cmp(&b.1))?;
-        Some(Bar { says: format!("{}: {ours} ≤ {limit} × {best}", self.load), ratio: ours_took / took, limit })
+        let row = |name: &str| self.rows.iter().find(|row| row.name == name);
+        let ours_row = row(ours)?;
+        let theirs = theirs.iter().filter_map(|name| row(name));
+        let best = theirs.min_by(|one, other| one.median.cpu_micros.total_cmp(&other.median.cpu_micros))?;
+        let ratio = ratio(&cpu_of_rounds(ours_row), &cpu_of_rounds(best))?;
+        Some(Bar { says: format!("{}: {ours} ≤ {limit} × {}", self.load, best.name), ratio, limit })
+    }
+}
+
+fn cpu_of_rounds(row: &Row) -> Vec<f64> {
+    row.rounds.iter().map(|round| round.cpu_micros).collect()
+}
+
+/// Ours divided by theirs: the median over the rounds of the ratio within each, so that what slows the whole machine for a
+/// while slows both sides of it; nothing when there were no rounds.
+pub(crate) fn ratio(ours: &[f64], theirs: &[f64]) -> Option<f64> {
+    let mut each: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+    each.sort_by(f64::total_cmp);
+    each.get(each.len().checked_sub(1)? / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ratio;
+
+    #[test]
+    fn a_ratio_is_the_median_of_those_within_each_round() {
+        // The machine was slow in the second round, for both; and in the middle of the third, for ours alone.
+        assert_eq!(ratio(&[10.0, 20.0, 30.0], &[8.0, 16.0, 8.0]), Some(1.25));
+        assert_eq!(ratio(&[10.0, 12.0], &[10.0, 10.0]), Some(1.0));
+        assert_eq!(ratio(&[], &[1.0]), None);
     }
 }

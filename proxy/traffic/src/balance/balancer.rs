@@ -60,11 +60,12 @@ enum Way {
     Maglev(Table),
 }
 
-/// Bounded load: no endpoint has more in flight than `factor` times its fair share.
+/// Bounded load: no endpoint has more in flight than so many percent of its fair share.
 #[derive(Debug)]
 struct Bound {
-    /// The factor for each unit of weight.
-    factor: f64,
+    /// The factor, in percent.
+    percent: u32,
+    total_weight: u64,
     /// What is in flight at all endpoints; outlives the list.
     in_flight: Arc<AtomicU32>,
 }
@@ -99,8 +100,8 @@ impl Balancer {
             }
             Algorithm::RingHash(ring) => {
                 let in_flight = before.and_then(|before| before.load().cloned()).unwrap_or_default();
-                let total_weight: f64 = weights.iter().copied().map(f64::from).sum();
-                let bound = |percent| Bound { factor: f64::from(percent) / 100.0 / total_weight, in_flight };
+                let total_weight = weights.iter().copied().map(u64::from).sum();
+                let bound = |percent| Bound { percent, total_weight, in_flight };
                 (Way::RingHash(Ring::new(&members, ring), ring.bounded_load.map(bound)), Hash::new(&ring.hash))
             }
             Algorithm::Maglev(maglev) => {
@@ -202,8 +203,9 @@ impl Bound {
     /// Whether a member that has so much in flight may have one more, the try counted that is being placed: what it has is
     /// less than its share, rounded up.
     fn has_room_beside(&self, in_flight: u32, member: Member) -> bool {
-        let all = f64::from(self.in_flight.load(Relaxed)) + 1.0;
-        f64::from(in_flight) < self.factor * all * f64::from(member.weight)
+        let all = u128::from(self.in_flight.load(Relaxed)) + 1;
+        let share = u128::from(self.percent) * all * u128::from(member.weight);
+        u128::from(in_flight) * 100 * u128::from(self.total_weight) < share
     }
 }
 

@@ -187,8 +187,8 @@ proptest! {
         let mut ends = ends.into_iter();
         for n in 0..400 {
             let one = bench.choose(Some(mix(n % users, 3))).unwrap();
-            let all = under_way.len() as f64 + 1.0;
-            let bound = (f64::from(percent) / 100.0 * all / count as f64).ceil() as u32;
+            let all = under_way.len() as u32 + 1;
+            let bound = (percent * all).div_ceil(100 * count as u32);
             prop_assert!(bench.endpoints[one.index].in_flight() <= bound, "{} in flight, bound {bound}",
                 bench.endpoints[one.index].in_flight());
             under_way.push(one);
