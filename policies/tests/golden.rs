@@ -91,7 +91,8 @@ fn what_is_accepted_means_exactly_this() {
             Ok((_, meaning)) => {
                 let seen = format!("{}\n", serde_json::to_string_pretty(&as_json(&meaning)).unwrap());
                 golden(&path.with_extension("json"), &seen, &mut wrong);
-                let warned = meaning.warnings.iter().map(|warning| format!("{warning}\n")).collect::<Vec<_>>().join("\n");
+                let warned =
+                    meaning.warnings.iter().map(|warning| format!("{warning}\n")).collect::<Vec<_>>().join("\n");
                 let told = path.with_extension("warnings.txt");
                 if !warned.is_empty() || told.exists() {
                     golden(&told, &warned, &mut wrong);

@@ -177,7 +177,7 @@ fn where_nothing_but_plain_text_is_taken_sidecars_are_told_in_words_that_those_o
     assert_eq!((one, other), (strict, disable));
     assert_eq!((some.address, some.open), (EndpointAddress::Mesh(at), vec![81]));
 
-    let (one, other, none) = told(&[mesh.clone(), peer("shop/all", "{mtls: {mode: STRICT}}")]);
+    let (one, other, none) = told(&[mesh, peer("shop/all", "{mtls: {mode: STRICT}}")]);
     assert_eq!((one, other, none.open), (strict, strict, vec![]), "the narrower scope holds");
     let two = ["DISABLE", "PERMISSIVE"].map(|mode| {
         let spec = format!("{{selector: {{matchLabels: {{app: orders}}}}, mtls: {{mode: {mode}}}}}");

@@ -242,7 +242,7 @@ fn out_of_place(at: &Rc<Inbound>, via: &Via) -> impl Future<Output = ()> + use<>
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -170,10 +170,7 @@ impl Mesh {
     /// When the control plane does not say.
     pub async fn epoch(&self) -> Result<u64> {
         let status = self.status().await?;
-        status
-            .pointer("/controlPlane/epoch")
-            .and_then(Value::as_u64)
-            .with_context(|| format!("no epoch in {status}"))
+        status.pointer("/controlPlane/epoch").and_then(Value::as_u64).with_context(|| format!("no epoch in {status}"))
     }
 }
 

@@ -107,7 +107,8 @@ async fn documents_are_applied_shown_and_deleted_over_tls() {
 #[tokio::test]
 async fn a_route_may_come_before_the_service_it_sends_to_and_outlive_it() {
     let mesh = Mesh::new().await;
-    let next = "---\napiVersion: v1\nkind: Service\nmetadata: {name: next, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
+    let next =
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: next, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
     let routed = SHOP.replace("backendRefs: [{name: orders, port: 80}]", "backendRefs: [{name: next, port: 80}]");
     let (route, next) = (mesh.file("route.yaml", &routed), mesh.file("next.yaml", next));
     mesh.run(&["apply", "-f", &route]).await.unwrap();

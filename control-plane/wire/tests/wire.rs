@@ -16,7 +16,12 @@ fn service(text: &str) -> ServiceName {
 }
 
 fn endpoints() -> Resource {
-    let endpoint = |id: &str, address| EndpointView { instance: InstanceId::parse(id).unwrap(), address, weight: 1, open: Vec::new() };
+    let endpoint = |id: &str, address| EndpointView {
+        instance: InstanceId::parse(id).unwrap(),
+        address,
+        weight: 1,
+        open: Vec::new(),
+    };
     Resource::Endpoints(Box::new(EndpointsView {
         service: service("shop/orders"),
         endpoints: vec![

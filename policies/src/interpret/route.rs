@@ -48,7 +48,8 @@ pub(super) fn tcp_route(
     let rules = spec.list("rules");
     let rule = rules.first()?;
     let (backends, nowhere) = backends(rule, &[], name, world, notes);
-    (!parents.is_empty() && !(backends.is_empty() && nowhere.is_empty())).then(|| TcpRoute {
+    let leads = !backends.is_empty() || !nowhere.is_empty();
+    (leads && !parents.is_empty()).then(|| TcpRoute {
         name: name.clone(),
         parents,
         rule: rule.text_of("name").map(str::to_owned),

@@ -39,8 +39,8 @@ pub use key_url::{KeyUrl, UrlHost};
 pub use mesh::{ErrorDetail, Http10, Mesh, MtlsMode, OutboundTraffic, PeerAuthentication, Verdict};
 pub use policy_test::{Expectation, PolicyTest, PolicyTestCase};
 pub use route::{
-    Backend, GrpcMethod, HeaderMatch, HttpRoute, Nowhere, PathMatch, QueryMatch, Retry, RouteKind, RouteMatch, RouteRule,
-    TcpRoute, TextMatch,
+    Backend, GrpcMethod, HeaderMatch, HttpRoute, Nowhere, PathMatch, QueryMatch, Retry, RouteKind, RouteMatch,
+    RouteRule, TcpRoute, TextMatch,
 };
 pub use service::{AppProtocol, Service, ServicePort, StaticEndpoints};
 pub use tenant::{OnControlPlaneLoss, Quota, Tenant, TenantMatch};

@@ -22,7 +22,7 @@ fn pattern(length: usize) -> Bytes {
     (0..length).map(|_| rng.u8(..)).collect()
 }
 
-fn in_pieces(whole: Bytes) -> BoxBody<Bytes, Infallible> {
+fn in_pieces(whole: &[u8]) -> BoxBody<Bytes, Infallible> {
     let pieces: Vec<Bytes> = whole.chunks(100_000).map(Bytes::copy_from_slice).collect();
     StreamBody::new(stream::iter(pieces.into_iter().map(|piece| Ok(Frame::data(piece))))).boxed()
 }
@@ -36,9 +36,9 @@ async fn pair(yaml: &str) -> (Sidecar, Sidecar) {
         let came = request.into_body().collect().await.unwrap().to_bytes();
         let body = match path.as_str() {
             "/large" => Full::new(pattern(LARGE)).boxed(),
-            "/large-in-pieces" => in_pieces(pattern(LARGE)),
+            "/large-in-pieces" => in_pieces(&pattern(LARGE)),
             "/small" => Full::new(pattern(100)).boxed(),
-            "/small-in-pieces" => in_pieces(pattern(100)),
+            "/small-in-pieces" => in_pieces(&pattern(100)),
             _ => Full::new(came).boxed(),
         };
         Response::new(body)

@@ -15,8 +15,8 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 
 use super::now;
-use crate::observe::trace::{self, TRACEPARENT, TryOutcome};
 use crate::live::Live;
+use crate::observe::trace::{self, TRACEPARENT, TryOutcome};
 use crate::observe::{Direction, Exchange, Logged, Observer, Trace};
 
 /// Names one request across all who handle it.

@@ -74,7 +74,7 @@ async fn pair(issuer: &Issuer, more: &str, application: SocketAddr) -> Pair {
     let orders = world.sidecar("shop/orders", LABELS, &[(8080, application)], &[]).await;
     let at = vec![At::Mesh(orders.inbound)];
     let frontend = world.sidecar("shop/frontend", &[], &[], &[("shop/orders", at)]).await;
-    Pair { frontend, orders, world: world }
+    Pair { frontend, orders, world }
 }
 
 impl Pair {

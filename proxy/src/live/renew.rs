@@ -78,7 +78,10 @@ pub(crate) struct Keeper {
 /// The key with which a join token was shown, until that token brought an identity: an answer that got lost on its way is asked
 /// for again with the same key, and with no other.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Joining(Arc<Mutex<Option<(String, Arc<Request>)>>>);
+pub(crate) struct Joining(Arc<Mutex<Option<Shown>>>);
+
+/// The id of the token that was shown, and with which key.
+type Shown = (String, Arc<Request>);
 
 impl Joining {
     fn request(&self, token: &JoinToken) -> Result<Arc<Request>, tonic::Status> {

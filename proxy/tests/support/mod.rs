@@ -191,7 +191,8 @@ fn destinations(
         let compiled = compile::destination(&view).unwrap();
         let at = view.ports.iter().map(|port| (port.port, application)).collect();
         let instance = InstanceId::parse("one").unwrap();
-        let endpoint = Endpoint { instance, address: EndpointAddress::Plain(at), open: Vec::new(), state: Arc::default() };
+        let endpoint =
+            Endpoint { instance, address: EndpointAddress::Plain(at), open: Vec::new(), state: Arc::default() };
         let (members, mut rng) = (vec![Member::new("one", 1)], fastrand::Rng::new());
         let backend = Backend {
             name: name.clone(),
@@ -259,6 +260,7 @@ fn shared(application: SocketAddr, policies: &str) -> Shared {
         quotas: Arc::new(Quotas::new(instance)),
         outsiders: Arc::new(Outsiders::new(Vec::new(), OwnDoors::default())),
         drain: Drain::new(),
+        hops: Arc::default(),
         settings: Arc::new(settings),
     }
 }

@@ -18,8 +18,7 @@ spec:
     timeouts: {request: ten seconds}
 ";
 /// Line and column of each, and a word its complaint must contain.
-const WHERE: [(&str, &str); 4] =
-    [(":5:", "inventry"), (":7:", "matchs"), (":10:", "heavy"), (":11:", "ten seconds")];
+const WHERE: [(&str, &str); 4] = [(":5:", "inventry"), (":7:", "matchs"), (":10:", "heavy"), (":11:", "ten seconds")];
 
 pub(super) async fn check(story: &Story<'_>) -> Result<String> {
     let said = story.apply("even-split.yaml").await?;
