@@ -70,18 +70,18 @@ async fn an_unknown_key_is_refused_with_the_nearest() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_route_to_a_missing_service_is_refused() -> Result<()> {
+async fn a_route_of_a_missing_service_is_refused_and_told_beside_it_is_a_missing_backend() -> Result<()> {
     let text = "\
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: orders, namespace: shop}
 spec:
-  parentRefs: [{group: \"\", kind: Service, name: orders}]
+  parentRefs: [{group: \"\", kind: Service, name: nowhere-to-be-found}]
   rules:
   - backendRefs:
-    - {name: nowhere-to-be-found, port: 80}
+    - {name: neither-here, port: 80}
 ";
-    refused(text, &[(":8:", "nowhere-to-be-found")]).await
+    refused(text, &[(":5:", "nowhere-to-be-found"), (":8:", "neither-here")]).await
 }
 
 #[tokio::test]
