@@ -31,6 +31,7 @@ mod programs;
 mod quota;
 mod recovery;
 mod retries;
+mod secrets;
 mod settings;
 mod skew;
 mod smuggling;
