@@ -147,7 +147,8 @@ async fn schemathesis_finds_no_answer_that_the_description_does_not_promise() ->
     // What a document must say to be accepted is more than a schema can tell, so that data which fits the schema may be refused.
     let without = "positive_data_acceptance";
     // A connection that was kept may end just when it is used again, as any client of HTTP/1.1 knows: that is tried again.
-    // Streams of events have no end to wait for; they have tests of their own.
+    // Streams of events have no end to wait for; they have tests of their own. And a list of admin tokens teaches it the id of
+    // its own, which it then revokes: that too is tested elsewhere.
     let hooks = mesh.file("hooks.py", HOOKS)?;
     let config = format!("hooks = \"{}\"\n[parameters]\n\"query.watch\" = false\n", hooks.display());
     let config = mesh.file("schemathesis.toml", &config)?.display().to_string();
@@ -169,7 +170,7 @@ async fn schemathesis_finds_no_answer_that_the_description_does_not_promise() ->
         "--phases",
         "examples,coverage,fuzzing",
         "--exclude-path-regex",
-        "calls/tap|certs",
+        "calls/tap|certs|admin-tokens/",
         "--request-timeout",
         "20",
         "--request-retries",
@@ -179,9 +180,13 @@ async fn schemathesis_finds_no_answer_that_the_description_does_not_promise() ->
         "--no-color",
     ];
     let args: Vec<std::ffi::OsString> = args.iter().map(std::ffi::OsString::from).collect();
-    let said =
-        equerry::demo::process::run_to_end(std::path::Path::new("schemathesis"), &args, &[], Duration::from_secs(240))
-            .await?;
+    let program = std::path::Path::new("schemathesis");
+    let run = async || equerry::demo::process::run_to_end(program, &args, &[], Duration::from_secs(240)).await;
+    let mut said = run().await?;
+    // An error, which is no failure of an answer, is a request that schemathesis itself did not get through.
+    if said.code != Some(0) && !said.everything().contains("= FAILURES =") {
+        said = run().await?;
+    }
     said.succeeded()?;
     // It is alive, and nothing of what was sent is left half done.
     ensure!(get(&mesh, "/api/v1/version").await?["epoch"].is_number());
