@@ -110,7 +110,7 @@ const MATRIX: [Row; 16] = [
     row(Fault::Slow, [Whole, Whole, Whole, LATE, LATE], true),
     row(Fault::Resets, [Whole, Whole, Whole, RESET, RESET], true),
     row(Fault::ResetsMidBody, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], true),
-    row(Fault::ClosesIdle, [Whole, Whole, Whole, RESET, RESET], false),
+    row(Fault::ClosesIdle, [Whole, Whole, Whole, RESET, GONE], false),
     row(Fault::SaysGoodbye, [Whole, Whole, Whole, Whole, Whole], false),
     row(Fault::SaysMore, [Whole, Whole, Whole, Whole, Whole], false),
     row(Fault::SaysLess, [BROKEN, BROKEN, BROKEN, BROKEN, BROKEN], true),
