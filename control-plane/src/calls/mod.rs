@@ -4,40 +4,34 @@
 //! is believed about others: a caller's sidecar speaks for its own account, a callee's for the Services it stands behind.
 
 pub mod lookers;
+mod reporters;
+mod ring;
 pub mod shadows;
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant, SystemTime};
 
-use equerry_policies::names::{AccountName, ServiceName};
+use equerry_policies::names::{AccountName, PolicyName, ServiceName};
 use equerry_wire::limits::CALL_BOUNDS_MS;
 use equerry_wire::proto;
 
+use self::reporters::Reporters;
+use self::ring::{Adds, Ring, Window, more};
+use self::shadows::Shadows;
 use crate::registry::InstanceKey;
 
 /// How far back numbers reach.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// Slots of the window.
-const SLOTS: u64 = 12;
-/// How long a slot is.
-const SLOT: Duration = Duration::from_secs(5);
-/// A sidecar that was silent for longer is begun with anew: what it counted meanwhile is not of this minute.
-const SILENCE: Duration = Duration::from_secs(30);
-/// The first reports of a sidecar, which tell all it has counted so far, come within this.
-const FIRST_WORDS: Duration = Duration::from_secs(2);
-/// Two between whom nothing passed for so long are forgotten.
+/// And in what steps.
+const STEPS: Window = Window { whole: WINDOW, slot: Duration::from_secs(5) };
+/// Two between whom nothing passed for so long are forgotten, and so are sidecars that are gone.
 const FORGET: Duration = Duration::from_secs(600);
-/// Pairs that are known, and pairs of one sidecar.
+/// Pairs that are known.
 const MOST_EDGES: usize = 50_000;
-const MOST_WAYS: usize = 4_096;
 /// Different ends of one pair.
 const MOST_ENDS: usize = 128;
-/// Different ends of all pairs of one sidecar: what is held of one must not depend on what it invents.
-const MOST_ENDS_OF_ONE: usize = 16_384;
 /// The reason of what is beyond these.
 const OVERFLOW: &str = "__overflow__";
-/// Sidecars that are known of one namespace.
-const MOST_REPORTERS: usize = 10_000;
 /// Longest word of a report.
 const LONGEST: usize = 600;
 /// What sidecars say of whom they do not know, and of what is beyond their cap.
@@ -97,33 +91,12 @@ pub struct Seen {
 /// A pair between whom something passed, and what each side saw of it.
 pub type Edge = (Pair, Option<Seen>, Option<Seen>);
 
-/// What is known of calls.
+/// What is known of calls, and of policies that are not enforced.
 #[derive(Debug, Default)]
 pub struct Calls {
-    reporters: HashMap<InstanceKey, Reporter>,
-    edges: BTreeMap<Pair, [Option<Ring>; 2]>,
-    began: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Reporter {
-    started_unix_ms: u64,
-    /// It had just started when it was first heard.
-    young: bool,
-    /// When it was first heard.
-    heard: Instant,
-    told: Instant,
-    totals: HashMap<(Side, Pair), Numbers>,
-    /// How many ends those hold.
-    ends: usize,
-}
-
-/// What one side saw, slot by slot.
-#[derive(Debug)]
-struct Ring {
-    first: Instant,
-    told: Instant,
-    slots: BTreeMap<u64, Numbers>,
+    reporters: Reporters,
+    edges: BTreeMap<Pair, [Option<Ring<Numbers>>; 2]>,
+    shadows: Shadows,
 }
 
 /// Who speaks in a report, and for whom they may speak.
@@ -138,127 +111,74 @@ pub struct Speaker<'a> {
 }
 
 impl Calls {
-    /// Takes a report; counts that the speaker may not speak of are left out. Returns how many were.
-    pub fn take(&mut self, speaker: Speaker<'_>, report: &proto::CallReport, now: Instant) -> usize {
-        let began = *self.began.get_or_insert(now);
-        let known = self.reporters.get(speaker.key);
-        let goes_on = known.is_some_and(|known| {
-            known.started_unix_ms == report.started_unix_ms && now.saturating_duration_since(known.told) <= SILENCE
-        });
-        if !goes_on {
-            let of_namespace = || self.reporters.keys().filter(|key| key.namespace == speaker.key.namespace).count();
-            if known.is_none() && of_namespace() >= MOST_REPORTERS {
-                return report.counts.len();
+    /// Takes a report; `clock` is the time that people read. What the speaker may not speak of is left out. Returns how many counts
+    /// of calls were.
+    pub fn take(&mut self, speaker: Speaker<'_>, report: &proto::CallReport, now: Instant, clock: SystemTime) -> usize {
+        let Some(reporter) = self.reporters.hear(speaker.key, report, now) else { return report.counts.len() };
+        let news_count = reporter.news_count(now);
+        for told in &report.shadows {
+            let Some((policy, totals)) = shadows::read(speaker, told) else { continue };
+            if let Some(more) = reporter.policies.grew(policy.clone(), &totals, news_count) {
+                self.shadows.count(policy, &more, told.last.as_ref(), now, clock);
             }
-            let begun = Reporter {
-                started_unix_ms: report.started_unix_ms,
-                young: Duration::from_millis(report.age_ms) <= SILENCE,
-                heard: now,
-                told: now,
-                totals: HashMap::new(),
-                ends: 0,
-            };
-            self.reporters.insert(speaker.key.clone(), begun);
         }
-        let Some(reporter) = self.reporters.get_mut(speaker.key) else { return 0 };
-        reporter.told = now;
-        // What a sidecar counted before anybody listened is not of this minute, unless it had just started.
-        let news_count = reporter.young || now.saturating_duration_since(reporter.heard) > FIRST_WORDS;
-        let slot = slot_of(began, now);
         let mut left_out = 0;
         for count in &report.counts {
-            let Some((side, pair, numbers)) = read(speaker, count) else {
-                left_out += 1;
-                continue;
-            };
-            let key = (side, pair.clone());
-            let held = reporter.totals.get(&key).map_or(0, |before| before.ends.len());
-            let ends = reporter.ends - held + numbers.ends.len();
-            if ends > MOST_ENDS_OF_ONE {
-                left_out += 1;
-                continue;
-            }
-            let room = reporter.totals.len() < MOST_WAYS;
-            let before = match reporter.totals.get_mut(&key) {
-                Some(before) => {
-                    reporter.ends = ends;
-                    std::mem::replace(before, numbers.clone())
-                }
-                None if room => {
-                    reporter.ends = ends;
-                    reporter.totals.insert(key, numbers.clone());
-                    if news_count { Numbers::default() } else { numbers.clone() }
-                }
-                None => {
-                    left_out += 1;
-                    continue;
-                }
-            };
-            let known = self.edges.contains_key(&pair);
-            if known || self.edges.len() < MOST_EDGES {
-                let ring = &mut self.edges.entry(pair).or_default()[side as usize];
-                let ring = ring.get_or_insert_with(|| Ring { first: now, told: now, slots: BTreeMap::new() });
-                ring.told = now;
-                ring.slots.entry(slot).or_default().add(&numbers.since(&before));
-                ring.slots = ring.slots.split_off(&slot.saturating_sub(SLOTS));
-            } else {
-                left_out += 1;
-            }
+            let counted = read(speaker, count).and_then(|(side, pair, totals)| {
+                let more = reporter.ways.grew((side, pair.clone()), &totals, news_count)?;
+                let room = self.edges.len() < MOST_EDGES || self.edges.contains_key(&pair);
+                let edge = room.then(|| self.edges.entry(pair).or_default())?;
+                edge[side as usize].get_or_insert_with(|| Ring::new(now)).count(STEPS, &more, now);
+                Some(())
+            });
+            left_out += usize::from(counted.is_none());
         }
         left_out
     }
 
     /// Every pair that is `wanted`, by source and destination, and what each side saw of it within the window.
     pub fn edges(&self, wanted: impl Fn(&Pair) -> bool, now: Instant) -> Vec<Edge> {
-        let began = self.began.unwrap_or(now);
-        let seen = |ring: &Option<Ring>| ring.as_ref().map(|ring| ring.seen(slot_of(began, now), now));
+        let seen = |ring: &Option<Ring<Numbers>>| {
+            let ring = ring.as_ref()?;
+            Some(Seen { numbers: ring.sum(STEPS, now), over: ring.over(STEPS, now), told: ring.told() })
+        };
         let edges = self.edges.iter().filter(|(pair, _)| wanted(pair));
         edges.map(|(pair, [caller, callee])| (pair.clone(), seen(caller), seen(callee))).collect()
     }
 
+    /// What a policy that is not enforced would have changed lately.
+    pub fn shadow(&self, policy: &PolicyName, now: Instant) -> shadows::Seen {
+        self.shadows.seen(policy, now)
+    }
+
     /// How many sidecars have reported lately, those that ended since included.
     pub fn known(&self) -> usize {
-        self.reporters.len()
+        self.reporters.known()
     }
 
     /// The instances whose sidecars report, by name.
     pub fn reporters(&self, now: Instant) -> Vec<InstanceKey> {
-        let here = |(_, one): &(&InstanceKey, &Reporter)| now.saturating_duration_since(one.told) <= SILENCE;
-        let mut keys: Vec<InstanceKey> = self.reporters.iter().filter(here).map(|(key, _)| key.clone()).collect();
+        let mut keys: Vec<InstanceKey> = self.reporters.present(now).cloned().collect();
         keys.sort_unstable();
         keys
     }
 
     /// How many sidecars report.
     pub fn reporting(&self, now: Instant) -> usize {
-        self.reporters.values().filter(|one| now.saturating_duration_since(one.told) <= SILENCE).count()
+        self.reporters.present(now).count()
     }
 
-    /// Forgets sidecars that are gone, and pairs between whom nothing passes any more.
+    /// Forgets sidecars that are gone, pairs between whom nothing passes any more, and policies that nobody tells of.
     pub fn forget(&mut self, now: Instant) {
         let gone = |told: Instant| now.saturating_duration_since(told) > FORGET;
-        self.reporters.retain(|_, reporter| !gone(reporter.told));
-        self.edges.retain(|_, sides| sides.iter().flatten().any(|ring| !gone(ring.told)));
+        self.reporters.forget(gone);
+        self.edges.retain(|_, sides| sides.iter().flatten().any(|ring| !gone(ring.told())));
+        let held: HashSet<&PolicyName> = self.reporters.all().flat_map(|one| one.policies.keys()).collect();
+        self.shadows.forget(|policy, told| !held.contains(policy) && gone(told));
     }
 }
 
-fn slot_of(began: Instant, now: Instant) -> u64 {
-    now.saturating_duration_since(began).as_secs() / SLOT.as_secs()
-}
-
-impl Ring {
-    fn seen(&self, present: u64, now: Instant) -> Seen {
-        let mut numbers = Numbers::default();
-        for slot in self.slots.range(present.saturating_sub(SLOTS - 1)..).map(|(_, slot)| slot) {
-            numbers.add(slot);
-        }
-        // A first report tells of the time before it too.
-        let over = (now.saturating_duration_since(self.first) + SLOT).min(WINDOW);
-        Seen { numbers, over, told: self.told }
-    }
-}
-
-impl Numbers {
+impl Adds for Numbers {
     fn add(&mut self, other: &Self) {
         for (end, count) in &other.ends {
             let known = self.ends.len() < MOST_ENDS || self.ends.contains_key(end);
@@ -269,15 +189,13 @@ impl Numbers {
         if self.took.is_empty() {
             self.took.clone_from(&other.took);
         } else {
-            self.took.iter_mut().zip(&other.took).for_each(|(mine, more)| *mine += more);
+            self.took.iter_mut().zip(&other.took).for_each(|(mine, more)| *mine = mine.saturating_add(*more));
         }
-        self.bytes_in += other.bytes_in;
-        self.bytes_out += other.bytes_out;
+        self.bytes_in = self.bytes_in.saturating_add(other.bytes_in);
+        self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
     }
 
-    /// What came since running totals stood at `before`; all of it when they went back.
     fn since(&self, before: &Self) -> Self {
-        let more = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
         let ends = self
             .ends
             .iter()
@@ -292,6 +210,12 @@ impl Numbers {
         }
     }
 
+    fn parts(&self) -> usize {
+        self.ends.len()
+    }
+}
+
+impl Numbers {
     /// How many ended, of those `counted`.
     pub fn count(&self, counted: impl Fn(&End) -> bool) -> u64 {
         self.ends.iter().filter(|(end, _)| counted(end)).map(|(_, count)| count).sum()
@@ -300,7 +224,7 @@ impl Numbers {
     /// So many milliseconds the fastest `share` of them took at most, found within its bucket as Prometheus does
     /// (`histogram_quantile`); `None` when there are none.
     pub fn quantile(&self, share: f64) -> Option<f64> {
-        let all: u64 = self.took.iter().sum();
+        let all: u64 = self.took.iter().fold(0, |all, count| all.saturating_add(*count));
         if all == 0 {
             return None;
         }

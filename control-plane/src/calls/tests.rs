@@ -2,6 +2,7 @@
 
 use equerry_policies::names::InstanceId;
 
+use super::reporters::{MOST_ENDS_OF_ONE, MOST_WAYS};
 use super::*;
 
 fn key(id: &str) -> InstanceKey {
@@ -50,7 +51,7 @@ impl House {
             proto::CallReport { started_unix_ms: 1, age_ms: started_ago * 1_000, counts, ..Default::default() };
         let key = key(id);
         let speaker = Speaker { key: &key, account: &self.account, services: &self.services };
-        self.calls.take(speaker, &report, self.now)
+        self.calls.take(speaker, &report, self.now, SystemTime::UNIX_EPOCH)
     }
 
     fn later(&mut self, seconds: u64) {
@@ -179,5 +180,5 @@ fn one_sidecar_that_invents_ends_without_end_fills_no_memory_and_loses_no_count(
         (0..200).map(|n| proto::CallCount { destination: format!("shop/s{n}"), ..invented(99, 128) }).collect();
     let left_out = house.report("frontend-1", many, 0);
     assert_eq!(left_out, 200 - (MOST_ENDS_OF_ONE - 100) / 128, "{left_out}");
-    assert!(house.calls.reporters.values().all(|one| one.ends <= MOST_ENDS_OF_ONE));
+    assert!(house.calls.reporters.all().all(|one| one.ways.parts() <= MOST_ENDS_OF_ONE));
 }

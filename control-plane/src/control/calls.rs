@@ -31,6 +31,11 @@ impl ControlPlane {
         locked(&self.0.calls).reporting(Instant::now())
     }
 
+    /// How many sidecars have reported calls lately, those that ended since included: it costs nothing to know.
+    pub(crate) fn reporters_known(&self) -> usize {
+        locked(&self.0.calls).known()
+    }
+
     /// Takes a sidecar's counts.
     pub(crate) fn take_calls(&self, key: &InstanceKey, account: &AccountName, report: &proto::CallReport) {
         let services = {
@@ -38,9 +43,7 @@ impl ControlPlane {
             memberships_in(&mut locked(&self.0.registry), &truth, key)
         };
         let speaker = Speaker { key, account, services: &services };
-        let now = Instant::now();
-        let left_out = locked(&self.0.calls).take(speaker, report, now);
-        locked(&self.0.shadows).take(speaker, report, now, SystemTime::now());
+        let left_out = locked(&self.0.calls).take(speaker, report, Instant::now(), SystemTime::now());
         if left_out > 0 {
             tracing::debug!(instance = %key, left_out, "counts of calls are left out: they are of others, or too many");
         }
@@ -48,13 +51,12 @@ impl ControlPlane {
 
     /// What a policy that is not enforced would have changed lately.
     pub fn shadow(&self, policy: &PolicyName) -> Seen {
-        locked(&self.0.shadows).seen(policy, Instant::now())
+        locked(&self.0.calls).shadow(policy, Instant::now())
     }
 
     /// Forgets who calls nobody any more. Called now and then.
     pub(crate) fn forget_calls(&self) {
         locked(&self.0.calls).forget(Instant::now());
-        locked(&self.0.shadows).forget(Instant::now());
     }
 
     /// Those who look on at single calls; tell [`ControlPlane::wishes_changed`] when what they wish changes.
@@ -75,7 +77,7 @@ impl ControlPlane {
     /// What a sidecar is to tell now; `answered` are questions that it has answered.
     pub(crate) fn wish_of(&self, key: &InstanceKey, answered: &BTreeSet<u64>) -> proto::CallWish {
         // Every stream asks at every change of a wish: what is asked here must not grow with the mesh.
-        let known = locked(&self.0.calls).known();
+        let known = self.reporters_known();
         locked(&self.0.lookers).wish(key, answered, known)
     }
 

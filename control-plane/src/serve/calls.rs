@@ -128,10 +128,11 @@ impl Reporter {
         if report.samples.is_empty() && report.answer.is_none() && more == 0 {
             return Ok(());
         }
-        let (mut lookers, now) = (self.control.lookers(), Instant::now());
+        let (reporting, now) = (self.control.reporters_known(), Instant::now());
+        let mut lookers = self.control.lookers();
         lookers.lost(&self.key, more);
         for sample in report.samples {
-            lookers.saw(&self.key, &self.account, sample, now);
+            lookers.saw(&self.key, &self.account, sample, reporting, now);
         }
         if let Some(answer) = report.answer {
             lookers.answered(&self.key, &self.account, answer);

@@ -326,6 +326,8 @@ async fn secure(stream: TcpStream, address: SocketAddr, config: Arc<ServerConfig
 }
 
 #[cfg(test)]
+mod harness;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod trust_tests;

@@ -221,7 +221,10 @@ mod tests {
     }
 
     fn house() -> House {
-        let dir = tempfile::tempdir().unwrap();
+        in_dir(tempfile::tempdir().unwrap())
+    }
+
+    fn in_dir(dir: tempfile::TempDir) -> House {
         let store = Store::open(&dir.path().join("equerry.db"), &StoreOptions::default()).unwrap();
         let authority = Authority::open(dir.path(), &TrustDomain::parse("equerry.local").unwrap(), TTL, now()).unwrap();
         House { store, authority, _dir: dir }
@@ -272,6 +275,20 @@ mod tests {
         let again = house.ask(None, &token, csr(), now()).await.unwrap_err();
         assert_eq!(again.code(), Code::Unauthenticated);
         assert!(again.message().contains("was used at 2027-01-15T08:00:00Z"), "{again}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_lost_is_given_again_by_a_control_plane_that_started_again_meanwhile() {
+        let house = house();
+        let token = house.token("shop/orders").await;
+        let asked = csr();
+        house.ask(None, &token, asked.clone(), now()).await.unwrap();
+        let House { store, authority, _dir: dir } = house;
+        drop((store, authority));
+        let again = in_dir(dir);
+        let signed = again.ask(None, &token, asked, now()).await.unwrap();
+        assert_eq!((signed.answer.spiffe_id.as_str(), signed.how), (ORDERS, "issued"));
+        assert_eq!(again.ask(None, &token, csr(), now()).await.unwrap_err().code(), Code::Unauthenticated);
     }
 
     #[tokio::test]

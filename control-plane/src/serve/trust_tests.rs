@@ -11,7 +11,7 @@ use equerry_wire::proto::identity_client::IdentityClient;
 use equerry_wire::proto::registry_client::RegistryClient;
 use tonic::Code;
 
-use super::tests::{House, Sidecar, Talk, house};
+use super::harness::{House, Sidecar, Talk, house};
 use crate::audit::By;
 use crate::authority::trust::Phase;
 use crate::authority::{Authority, BroughtFiles};

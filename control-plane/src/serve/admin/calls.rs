@@ -4,6 +4,7 @@
 //! down in the audit log.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Json;
@@ -70,8 +71,7 @@ pub(super) async fn list(
         window_seconds: WINDOW.as_secs(),
         reporting: control.reporting(),
         items: found.items,
-        next: found.next,
-        remaining: found.remaining,
+        rest: found.rest,
     };
     Ok(Json(list).into_response())
 }
@@ -400,7 +400,7 @@ impl Tap {
             let next = tokio::select! {
                 told = self.calls.recv() => {
                     let Some((key, sample)) = told else { return };
-                    event("call", &json!(sample_reply(&key, sample)), None)
+                    event("call", &json!(sample_reply(&key, Arc::unwrap_or_clone(sample))), None)
                 }
                 _ = ticks.tick() => {
                     if !self.control.knows(&self.actor) {

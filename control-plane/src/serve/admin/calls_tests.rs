@@ -43,6 +43,22 @@ fn report(place: &Place, id: &str, who: &str, counts: Vec<proto::CallCount>) {
     place.control.take_calls(&key(id), &account(who), &proto::CallReport { counts, ..Default::default() });
 }
 
+/// The sidecar of `orders-1` answers the first question that it is asked, and this is which.
+fn answering(place: &Place, samples: Vec<proto::CallSample>) -> tokio::task::JoinHandle<proto::CallQuestion> {
+    let (control, mut wishes) = (place.control.clone(), place.control.wishes());
+    tokio::spawn(async move {
+        loop {
+            let asked = control.wish_of(&key("orders-1"), &BTreeSet::new()).questions;
+            if let Some(question) = asked.into_iter().next() {
+                let answer = proto::CallAnswer { question: question.id, samples };
+                control.lookers().answered(&key("orders-1"), &account("shop/orders"), answer);
+                return question;
+            }
+            wishes.changed().await.unwrap();
+        }
+    })
+}
+
 async fn shop() -> Place {
     let place = Place::new().await;
     place.apply(&[SERVICE], "").await;
@@ -152,29 +168,17 @@ async fn recent_calls_are_gathered_from_sidecars_that_answer_and_not_waited_for_
     for id in ["orders-1", "frontend-1"] {
         report(&place, id, "shop/orders", Vec::new());
     }
-    let mut wishes = place.control.wishes();
-    let control = place.control.clone();
-    let sidecar = tokio::spawn(async move {
-        let question = loop {
-            let wish = control.wish_of(&key("orders-1"), &BTreeSet::new());
-            if let Some(question) = wish.questions.into_iter().next() {
-                break question;
-            }
-            wishes.changed().await.unwrap();
-        };
-        assert_eq!((question.limit, question.filter.unwrap().status_from), (2, 500));
-        let sample = |at| proto::CallSample {
-            started_unix_ms: at,
-            status: 503,
-            reason: "overload".into(),
-            took_us: 1_500,
-            ..Default::default()
-        };
-        let answer = proto::CallAnswer { question: question.id, samples: vec![sample(1), sample(3), sample(2)] };
-        control.lookers().answered(&key("orders-1"), &account("shop/orders"), answer);
-    });
+    let sample = |at| proto::CallSample {
+        started_unix_ms: at,
+        status: 503,
+        reason: "overload".into(),
+        took_us: 1_500,
+        ..Default::default()
+    };
+    let sidecar = answering(&place, vec![sample(1), sample(3), sample(2)]);
     let answer = place.get("/api/v1/calls/recent?status=5xx&limit=2").await.json();
-    sidecar.await.unwrap();
+    let question = sidecar.await.unwrap();
+    assert_eq!((question.limit, question.filter.unwrap().status_from), (2, 500));
     assert_eq!((&answer["asked"], &answer["answered"]), (&json!(2), &json!(1)), "{answer}");
     let told: Vec<_> = answer["items"]
         .as_array()
@@ -203,7 +207,7 @@ async fn calls_are_followed_as_they_end_until_whoever_follows_is_gone() {
     assert!(wish.follows[0].filter.as_ref().unwrap().failed);
     for status in [500, 501, 502] {
         let sample = proto::CallSample { status, follows: vec![wish.follows[0].id], ..Default::default() };
-        place.control.lookers().saw(&key("orders-1"), &account("shop/orders"), sample, Instant::now());
+        place.control.lookers().saw(&key("orders-1"), &account("shop/orders"), sample, 1, Instant::now());
     }
     let mut statuses = Vec::new();
     let dropped = loop {
@@ -248,7 +252,7 @@ async fn a_token_of_a_tenant_looks_at_what_that_tenant_was_charged_for_and_at_no
     for (status, tenant) in [(201, "other"), (202, ""), (200, "acme")] {
         let follows = vec![wish.follows[0].id];
         let sample = proto::CallSample { status, tenant: tenant.into(), follows, ..Default::default() };
-        place.control.lookers().saw(&key("orders-1"), &account("shop/orders"), sample, Instant::now());
+        place.control.lookers().saw(&key("orders-1"), &account("shop/orders"), sample, 1, Instant::now());
     }
     let call = loop {
         match tap.next().await.unwrap() {
@@ -259,20 +263,8 @@ async fn a_token_of_a_tenant_looks_at_what_that_tenant_was_charged_for_and_at_no
     assert_eq!((&call["status"], &call["tenant"]), (&json!(200), &json!("acme")));
     drop(tap);
 
-    let mut wishes = place.control.wishes();
-    let control = place.control.clone();
-    let sidecar = tokio::spawn(async move {
-        let question = loop {
-            let wish = control.wish_of(&key("orders-1"), &BTreeSet::new());
-            if let Some(question) = wish.questions.into_iter().next() {
-                break question;
-            }
-            wishes.changed().await.unwrap();
-        };
-        let sample = |tenant: &str| proto::CallSample { tenant: tenant.into(), ..Default::default() };
-        let answer = proto::CallAnswer { question: question.id, samples: vec![sample("other"), sample("acme")] };
-        control.lookers().answered(&key("orders-1"), &account("shop/orders"), answer);
-    });
+    let sample = |tenant: &str| proto::CallSample { tenant: tenant.into(), ..Default::default() };
+    let sidecar = answering(&place, vec![sample("other"), sample("acme")]);
     let recent = place.get("/api/v1/calls/recent").await.json();
     sidecar.await.unwrap();
     let tenants: Vec<&Value> = recent["items"].as_array().unwrap().iter().map(|call| &call["tenant"]).collect();

@@ -84,7 +84,7 @@ pub(super) async fn list(
     }
     let of = format!("instances {service:?}");
     let found = page(found(&control, &actor, &listing, service.as_ref()), &listing, &of)?;
-    Ok(Json(InstanceList { items: found.items, next: found.next, remaining: found.remaining }).into_response())
+    Ok(Json(InstanceList { items: found.items, rest: found.rest }).into_response())
 }
 
 /// The instances asked for, as far as the bearer may see them.

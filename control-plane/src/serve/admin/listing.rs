@@ -16,7 +16,7 @@ use super::problem::PROBLEM_JSON;
 use super::shapes::{DocumentList, FieldError, Problem};
 use super::watch::{self, Item, Told};
 use crate::access::{Actor, Permission};
-use crate::control::{ControlPlane, DocumentFilter, StoredDocument};
+use crate::control::{ControlPlane, DocumentFilter, StoredDocument, Truth};
 
 /// List documents, or watch them.
 #[utoipa::path(get, path = "/api/v1/documents", tag = "documents",
@@ -94,21 +94,22 @@ fn answer(
     params.finish()?;
     let namespace = within(filter.namespace.as_ref(), listing.namespace.as_ref())?;
     let asked = Asked { actor, filter: DocumentFilter { namespace, ..filter }, listing };
+    let truth = control.truth();
     if asked.listing.watch {
         let told = match after.or_else(|| watch::last_event(headers)) {
-            Some(after) => asked.known_at(control, after)?,
+            Some(after) => asked.known_at(control, &truth, after)?,
             None => Told::new(),
         };
         let actor = asked.actor.clone();
         return watch::stream(control, actor, told, watch::When::Documents, move |control| {
-            let found = asked.found(control);
+            let found = asked.found(&control.truth());
             found.into_iter().map(|(key, stored)| item(&key, &stored)).collect()
         });
     }
     let of = format!("documents {:?}", asked.filter);
-    let found = page(asked.found(control), &asked.listing, &of)?;
+    let found = page(asked.found(&truth), &asked.listing, &of)?;
     let items = found.items.into_iter().map(|stored| stored.document.to_json()).collect();
-    let list = DocumentList { epoch: control.epoch(), items, next: found.next, remaining: found.remaining };
+    let list = DocumentList { epoch: truth.epoch, items, rest: found.rest };
     Ok(Json(list).into_response())
 }
 
@@ -129,10 +130,9 @@ fn item(key: &DocumentKey, stored: &StoredDocument) -> Item {
 
 impl Asked {
     /// What is asked for, as far as the bearer may read it.
-    fn found(&self, control: &ControlPlane) -> Vec<(DocumentKey, StoredDocument)> {
-        let documents = control.documents(&self.filter).into_iter();
-        let seen = documents.filter(|stored| self.seen(stored));
-        seen.map(|stored| (stored.document.key().clone(), stored)).collect()
+    fn found(&self, truth: &Truth) -> Vec<(DocumentKey, StoredDocument)> {
+        let wanted = truth.documents.iter().filter(|(key, _)| self.filter.wants(key));
+        wanted.filter(|(_, stored)| self.seen(stored)).map(|(key, stored)| (key.clone(), stored.clone())).collect()
     }
 
     fn seen(&self, stored: &StoredDocument) -> bool {
@@ -141,9 +141,9 @@ impl Asked {
             && (self.actor.limits.is_empty() || may(&self.actor, Permission::Read, key).is_ok())
     }
 
-    /// What somebody knows who was told everything up to an epoch.
-    fn known_at(&self, control: &ControlPlane, after: u64) -> Result<Told, Problem> {
-        let truth = control.truth();
+    /// What somebody knows who was told everything up to an epoch. It is found out of one `truth`: a change that comes meanwhile is
+    /// one that they do not know.
+    fn known_at(&self, control: &ControlPlane, truth: &Truth, after: u64) -> Result<Told, Problem> {
         let gone = || {
             Problem::new(
                 StatusCode::GONE,
@@ -156,7 +156,7 @@ impl Asked {
         };
         let since: HashMap<DocumentKey, bool> = control.changed_since(after, truth.epoch).ok_or_else(gone)?;
         let mut told = Told::new();
-        for (key, stored) in self.found(control).into_iter().filter(|(key, _)| !since.contains_key(key)) {
+        for (key, stored) in self.found(truth).into_iter().filter(|(key, _)| !since.contains_key(key)) {
             told.insert(key.to_string(), watch::version_of(&stored.version));
         }
         let mine = |key: &DocumentKey| self.filter.wants(key) && may(&self.actor, Permission::Read, key).is_ok();
@@ -164,5 +164,39 @@ impl Asked {
             told.insert(key.to_string(), watch::OTHER);
         }
         Ok(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::harness::{Place, ROUTE, SERVICE};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_that_comes_while_a_watch_goes_on_is_told_to_it() {
+        let place = Place::new().await;
+        place.apply(&[SERVICE, ROUTE], "").await;
+        let truth = place.control.truth();
+        place.apply(&[&SERVICE.replace("port: 80,", "port: 81,"), &ROUTE.replace("port: 80", "port: 81")], "").await;
+        let actor = Actor {
+            id: String::new(),
+            name: String::new(),
+            role: crate::access::Role::Admin,
+            limits: crate::access::Limits::default(),
+        };
+        let asked = Asked { actor, filter: DocumentFilter::default(), listing: Listing::default() };
+        let told = asked.known_at(&place.control, &truth, 1).unwrap();
+        let now = asked.found(&place.control.truth());
+        assert_eq!((place.control.epoch(), now.len(), told.len()), (2, 2, 2));
+        for (key, stored) in now {
+            assert_ne!(told[&key.to_string()], watch::version_of(&stored.version), "{key} is as good as told");
+        }
+        let told = asked.known_at(&place.control, &place.control.truth(), 2).unwrap();
+        assert!(
+            asked
+                .found(&place.control.truth())
+                .iter()
+                .all(|(key, stored)| told[&key.to_string()] == watch::version_of(&stored.version))
+        );
     }
 }

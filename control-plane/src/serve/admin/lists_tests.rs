@@ -356,12 +356,21 @@ fn fields(description: &Value) -> String {
         }
     };
     let mut lines = Vec::new();
-    for (name, schema) in description["components"]["schemas"].as_object().unwrap() {
-        let parts = schema["allOf"].as_array().cloned().unwrap_or_else(|| vec![schema.clone()]);
-        for part in &parts {
-            if let Some(whole) = part["$ref"].as_str() {
-                lines.push(format!("{name}: all of {}", whole.rsplit('/').next().unwrap()));
+    let schemas = &description["components"]["schemas"];
+    for (name, schema) in schemas.as_object().unwrap() {
+        let mut parts = schema["allOf"].as_array().cloned().unwrap_or_else(|| vec![schema.clone()]);
+        let mut whole = 0;
+        while let Some(part) = parts.get(whole).cloned() {
+            whole += 1;
+            // What it has of another, it has as if it were its own.
+            if let Some(other) = part["$ref"].as_str().map(|path| path.rsplit('/').next().unwrap()) {
+                lines.push(format!("{name}: all of {other}"));
+                parts.extend(
+                    schemas[other]["allOf"].as_array().cloned().unwrap_or_else(|| vec![schemas[other].clone()]),
+                );
             }
+        }
+        for part in &parts {
             if let Some(words) = part["enum"].as_array() {
                 lines.push(format!("{name}: one of {}", Value::from(words.clone())));
             }

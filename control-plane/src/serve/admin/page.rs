@@ -7,17 +7,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::params::Listing;
-use super::shapes::{FieldError, Problem};
+use super::shapes::{FieldError, Problem, Rest};
 
 /// Part of a list.
 #[derive(Debug)]
 pub(super) struct Page<T> {
     /// The items, sorted by key.
     pub(super) items: Vec<T>,
-    /// With which the next page is asked for; `None` on the last.
-    pub(super) next: Option<String>,
-    /// How many are left, as far as is known now.
-    pub(super) remaining: Option<usize>,
+    /// What comes after them, as far as is known now.
+    pub(super) rest: Rest,
 }
 
 /// What a `continue` token says: the last key told, and of which list.
@@ -49,7 +47,7 @@ where
         last = Some(key);
     }
     let next = last.filter(|_| remaining > 0).map(|after| written(&Token { of, after }));
-    Ok(Page { items, next, remaining: (remaining > 0).then_some(remaining) })
+    Ok(Page { items, rest: Rest { next, remaining: (remaining > 0).then_some(remaining) } })
 }
 
 fn written<K: Serialize>(token: &Token<K>) -> String {
@@ -80,33 +78,35 @@ mod tests {
     #[test]
     fn what_stays_is_told_once_whatever_comes_and_goes_between_two_pages() {
         let first = page(list(&[1, 3, 5, 7]), &asked(2, None), "x").unwrap();
-        assert_eq!((first.items, first.remaining), (vec![1, 3], Some(2)));
+        assert_eq!((first.items, first.rest.remaining), (vec![1, 3], Some(2)));
         // The last one told goes, one comes before it and one after it.
-        let second = page(list(&[0, 1, 4, 5, 7]), &asked(2, first.next.clone()), "x").unwrap();
-        assert_eq!((second.items, second.remaining), (vec![4, 5], Some(1)));
-        let third = page(list(&[0, 7]), &asked(2, second.next), "x").unwrap();
-        assert_eq!((third.items, third.next, third.remaining), (vec![7], None, None));
-        let nothing = page(list(&[]), &asked(2, first.next), "x").unwrap();
-        assert_eq!((nothing.items.len(), nothing.next), (0, None));
+        let second = page(list(&[0, 1, 4, 5, 7]), &asked(2, first.rest.next.clone()), "x").unwrap();
+        assert_eq!((second.items, second.rest.remaining), (vec![4, 5], Some(1)));
+        let third = page(list(&[0, 7]), &asked(2, second.rest.next), "x").unwrap();
+        assert_eq!((third.items, third.rest), (vec![7], Rest::default()));
+        let nothing = page(list(&[]), &asked(2, first.rest.next), "x").unwrap();
+        assert_eq!((nothing.items.len(), nothing.rest), (0, Rest::default()));
     }
 
     #[test]
     fn a_token_of_another_list_is_refused_with_its_parameter() {
         let first = page(list(&[1, 2]), &asked(1, None), "services").unwrap();
-        for (token, of) in
-            [(first.next.clone(), "proxies"), (Some("nonsense".into()), "services"), (Some("e30".into()), "services")]
-        {
+        for (token, of) in [
+            (first.rest.next.clone(), "proxies"),
+            (Some("nonsense".into()), "services"),
+            (Some("e30".into()), "services"),
+        ] {
             let problem = page(list(&[1, 2]), &asked(1, token), of).unwrap_err();
             assert_eq!(problem.errors[0].parameter.as_deref(), Some("continue"), "{problem:?}");
         }
         let narrowed =
-            Listing { labels: super::super::selector::Selector::parse("a=b").unwrap(), ..asked(1, first.next) };
+            Listing { labels: super::super::selector::Selector::parse("a=b").unwrap(), ..asked(1, first.rest.next) };
         assert!(page(list(&[1, 2]), &narrowed, "services").is_err());
     }
 
     #[test]
     fn without_a_limit_everything_is_one_page() {
         let all = page(list(&[1, 2, 3]), &Listing::default(), "x").unwrap();
-        assert_eq!((all.items, all.next, all.remaining), (vec![1, 2, 3], None, None));
+        assert_eq!((all.items, all.rest), (vec![1, 2, 3], Rest::default()));
     }
 }

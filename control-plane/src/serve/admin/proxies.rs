@@ -36,7 +36,7 @@ pub(super) async fn list(
         });
     }
     let found = page(found(&control, &actor, &listing, state), &listing, &format!("proxies {state:?}"))?;
-    let list = ProxyList { epoch: control.epoch(), items: found.items, next: found.next, remaining: found.remaining };
+    let list = ProxyList { epoch: control.epoch(), items: found.items, rest: found.rest };
     Ok(Json(list).into_response())
 }
 

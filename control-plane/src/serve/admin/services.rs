@@ -41,7 +41,7 @@ pub(super) async fn list(
         });
     }
     let found = page(found(&control, &actor, &listing), &listing, "services")?;
-    Ok(Json(ServiceList { items: found.items, next: found.next, remaining: found.remaining }).into_response())
+    Ok(Json(ServiceList { items: found.items, rest: found.rest }).into_response())
 }
 
 /// The Services asked for, as far as the bearer may see them.

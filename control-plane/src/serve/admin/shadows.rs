@@ -25,7 +25,7 @@ pub(super) async fn list(
     let listing = Listing { namespace: params.read("namespace", Namespace::parse), ..listing };
     params.finish()?;
     let found = page(found(&control, &actor, &listing), &listing, "shadows")?;
-    Ok(Json(ShadowList { items: found.items, next: found.next, remaining: found.remaining }))
+    Ok(Json(ShadowList { items: found.items, rest: found.rest }))
 }
 
 fn found(control: &ControlPlane, actor: &Actor, listing: &Listing) -> Vec<(PolicyName, ShadowReply)> {

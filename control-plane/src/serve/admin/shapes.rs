@@ -109,6 +109,17 @@ pub struct ChangeReply {
     pub version: String,
 }
 
+/// What is left of a list after a page of it; nothing when the page is the last.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rest {
+    /// With which the next page is asked for; none on the last.
+    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// How many are left after this page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining: Option<usize>,
+}
+
 /// Documents, as they were applied.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DocumentList {
@@ -117,12 +128,9 @@ pub struct DocumentList {
     /// The documents, by kind, namespace and name.
     #[schema(value_type = Vec<Object>)]
     pub items: Vec<Value>,
-    /// With which the next page is asked for; none on the last.
-    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// How many are left after this page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining: Option<usize>,
+    /// What comes after this page.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// Where the audit log ends.

@@ -31,7 +31,7 @@ pub(super) async fn list(
     let seen = meaning.tenants.keys().filter(|tenant| actor.limits.hold(Place::Tenant(tenant)));
     let all = seen.filter_map(|tenant| Some((tenant.clone(), reply(control.tenant_usage(tenant)?)))).collect();
     let found = page(all, &listing, "usage")?;
-    Ok(Json(UsageList { items: found.items, next: found.next, remaining: found.remaining }).into_response())
+    Ok(Json(UsageList { items: found.items, rest: found.rest }).into_response())
 }
 
 /// What a tenant has spent in the present windows.

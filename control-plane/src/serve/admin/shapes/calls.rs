@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Rest;
+
 /// Who called whom lately, as sidecars report it every few seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -13,12 +15,9 @@ pub struct CallList {
     pub reporting: usize,
     /// By source and destination.
     pub items: Vec<EdgeReply>,
-    /// With which the next page is asked for; none on the last.
-    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// How many are left after this page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining: Option<usize>,
+    /// What comes after this page.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// One caller and one Service it calls.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::AuditProofReply;
 use super::calls::EdgeReply;
+use super::{AuditProofReply, Rest};
 
 /// Every proxy the control plane knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -15,12 +15,9 @@ pub struct ProxyList {
     pub epoch: u64,
     /// By instance.
     pub items: Vec<ProxyReply>,
-    /// With which the next page is asked for; none on the last.
-    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// How many are left after this page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining: Option<usize>,
+    /// What comes after this page.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// One proxy.
@@ -130,12 +127,9 @@ pub enum EpochState {
 pub struct ServiceList {
     /// By name.
     pub items: Vec<ServiceReply>,
-    /// With which the next page is asked for; none on the last.
-    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// How many are left after this page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining: Option<usize>,
+    /// What comes after this page.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// One Service and who stands behind it.
@@ -268,12 +262,9 @@ pub struct MemberReply {
 pub struct InstanceList {
     /// By namespace and id.
     pub items: Vec<InstanceDetail>,
-    /// With which the next page is asked for; none on the last.
-    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// How many are left after this page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining: Option<usize>,
+    /// What comes after this page.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// One registered instance.
@@ -429,12 +420,9 @@ pub struct ShareReply {
 pub struct UsageList {
     /// By tenant.
     pub items: Vec<UsageReply>,
-    /// With which the next page is asked for; none on the last.
-    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// How many are left after this page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining: Option<usize>,
+    /// What comes after this page.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// Who answers.

@@ -3,17 +3,16 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Rest;
+
 /// Policies that are not enforced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ShadowList {
     /// By namespace and name.
     pub items: Vec<ShadowReply>,
-    /// With which the next page is asked for; none on the last.
-    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// How many are left after this page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining: Option<usize>,
+    /// What comes after this page.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// An `AuthorizationPolicy` in shadow mode, and what enforcing it would have changed lately.
