@@ -32,7 +32,7 @@ Exit codes:
   0  done                                    4  apply --wait: a proxy refused the change
   1  refused, invalid or not found           5  explain: the request would be refused
   2  the command line is wrong               6  the control plane cannot be reached or trusted
-  3  apply --wait: not every proxy in time
+  3  --wait: not every proxy in time
 
 Settings: flag, then EQUERRY_* variable, then the current context of the config file
 (EQUERRY_CONFIG, default ~/.config/equerry/config.json). NO_COLOR turns colour off.";

@@ -12,7 +12,9 @@ use clap::{Args, Subcommand};
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
+use crate::args::{Output, OutputArgs};
 use crate::failure::Failure;
+use crate::get::plain;
 use crate::out;
 
 /// Flags that say where the control plane is.
@@ -42,9 +44,15 @@ pub(crate) enum ContextCommand {
         /// What to call it; its host by default
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
+        /// Write over the context that has this name already
+        #[arg(long)]
+        replace: bool,
     },
     /// Show the contexts; the current one has a star
-    List,
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Make a context the current one
     Use {
         /// Its name
@@ -103,10 +111,9 @@ impl ServerArgs {
         let same = remembered.filter(|context| Some(&context.server) == server.as_ref());
         let ca = self.ca.clone().or_else(|| same.as_ref().map(|context| context.ca.clone()));
         let token_file = self.token_file.clone().or_else(|| same.and_then(|context| context.token_file));
-        let (Some(server), Some(ca_path)) = (server, ca) else {
-            return Err(Failure::usage("no control plane is configured").hint(
-                "run `equerry context add https://HOST:15014 --ca STATE-DIR/ca.pem --token-file STATE-DIR/admin.token`, or give --server, --ca and --token-file",
-            ));
+        let (server, ca_path) = match (server, ca) {
+            (Some(server), Some(ca_path)) => (server, ca_path),
+            (server, _) => return Err(unconfigured(server.as_deref())),
         };
         let (host, port) = address_of(&server)?;
         let ca_pem = fs::read(&ca_path).map_err(|error| {
@@ -122,7 +129,7 @@ impl ServerArgs {
         let path = config_path()?;
         let mut config = read_config(&path)?;
         match command {
-            ContextCommand::Add { url, name } => {
+            ContextCommand::Add { url, name, replace } => {
                 let (host, _) = address_of(url)?;
                 let Some(ca) = &self.ca else {
                     return Err(Failure::usage("--ca FILE is missing")
@@ -131,10 +138,9 @@ impl ServerArgs {
                 let token_file = self.token_file.as_deref().map(absolute).transpose()?;
                 let name = name.clone().unwrap_or(host);
                 let context = Context { server: url.clone(), ca: absolute(ca)?, token_file };
-                config.contexts.insert(name.clone(), context);
-                config.current = Some(name.clone());
+                let done = config.add(&name, context, *replace)?;
                 write_config(&path, &config)?;
-                out::data(format_args!("context {name} added to {} and made the current one", path.display()));
+                out::data(format_args!("context {name} {done} {} and made the current one", path.display()));
             }
             ContextCommand::Use { name } => {
                 config.pick(Some(name))?;
@@ -142,21 +148,71 @@ impl ServerArgs {
                 write_config(&path, &config)?;
                 out::data(format_args!("context {name} is the current one"));
             }
-            ContextCommand::List => {
-                let rows = config.contexts.iter().map(|(name, context)| {
-                    let star = if config.current.as_ref() == Some(name) { "*" } else { "" };
-                    let token =
-                        context.token_file.as_ref().map_or_else(|| "-".to_owned(), |file| file.display().to_string());
-                    vec![star.to_owned(), name.clone(), context.server.clone(), context.ca.display().to_string(), token]
-                });
-                out::data(out::table(&["CURRENT", "NAME", "SERVER", "CA", "TOKEN FILE"], &rows.collect::<Vec<_>>()));
-            }
+            ContextCommand::List { output } => list(&config, output.output),
         }
         Ok(())
     }
 }
 
+/// What is missing before a control plane can be asked.
+fn unconfigured(server: Option<&str>) -> Failure {
+    match server {
+        // The files of another server's context would not prove who this one is.
+        Some(server) => Failure::usage(format_args!("nothing says how {server} proves who it is: --ca FILE is missing"))
+            .hint("copy STATE-DIR/ca.pem from that control plane's machine and name it with --ca (EQUERRY_CA); the files of a context serve the server of that context only"),
+        None => Failure::usage("no control plane is configured").hint(
+            "run `equerry context add https://HOST:15014 --ca STATE-DIR/ca.pem --token-file STATE-DIR/admin.token`, or give --server, --ca and --token-file",
+        ),
+    }
+}
+
+fn list(config: &ConfigFile, output: Output) {
+    let is_current = |name: &String| config.current.as_ref() == Some(name);
+    let items = config.contexts.iter().map(|(name, context)| Listed { name, current: is_current(name), context });
+    match output {
+        output if plain(output, &serde_json::json!({"items": items.clone().collect::<Vec<_>>()})) => {}
+        Output::Name => items.for_each(|item| out::data(item.name)),
+        _ if config.contexts.is_empty() => out::say("no context is remembered: `equerry context add` adds one"),
+        _ => {
+            let rows = items.map(|Listed { name, current, context }| {
+                let star = if current { "*" } else { "" };
+                let token =
+                    context.token_file.as_ref().map_or_else(|| "-".to_owned(), |file| file.display().to_string());
+                vec![star.to_owned(), name.clone(), context.server.clone(), context.ca.display().to_string(), token]
+            });
+            out::data(out::table(&["CURRENT", "NAME", "SERVER", "CA", "TOKEN FILE"], &rows.collect::<Vec<_>>()));
+        }
+    }
+}
+
+/// A context in a list.
+#[derive(Debug, Serialize)]
+struct Listed<'a> {
+    name: &'a String,
+    current: bool,
+    #[serde(flatten)]
+    context: &'a Context,
+}
+
 impl ConfigFile {
+    /// Remembers a control plane and makes it the current one; says what was done. Another one that has the name already is
+    /// written over only by whoever says so.
+    fn add(&mut self, name: &str, context: Context, replace: bool) -> Result<&'static str, Failure> {
+        let before = self.contexts.get(name);
+        if let Some(before) = before.filter(|before| **before != context && !replace) {
+            return Err(Failure::usage(format_args!("there is a context {name} already, of {}", before.server))
+                .hint("give this one another name with --name NAME, or write over that one with --replace"));
+        }
+        let done = match before {
+            Some(before) if *before == context => "stands in",
+            Some(_) => "replaced in",
+            None => "added to",
+        };
+        self.contexts.insert(name.to_owned(), context);
+        self.current = Some(name.to_owned());
+        Ok(done)
+    }
+
     /// The named context, or the current one.
     fn pick(&self, name: Option<&str>) -> Result<Option<Context>, Failure> {
         let Some(name) = name.or(self.current.as_deref()) else { return Ok(None) };
@@ -268,6 +324,31 @@ mod tests {
             config.pick(Some("stagin")).unwrap_err().message,
             "there is no context stagin; did you mean staging?"
         );
+    }
+
+    #[test]
+    fn a_second_control_plane_takes_the_place_of_the_first_only_when_told_to() {
+        let context = |server: &str| Context { server: server.to_owned(), ca: "/ca.pem".into(), token_file: None };
+        let mut config = ConfigFile::default();
+        assert_eq!(config.add("10.0.0.1", context("https://10.0.0.1"), false), Ok("added to"));
+        assert_eq!(config.add("staging", context("https://10.0.0.1:25014"), false), Ok("added to"));
+        assert_eq!(config.current.as_deref(), Some("staging"));
+        assert_eq!(config.add("10.0.0.1", context("https://10.0.0.1"), false), Ok("stands in"), "the same again");
+
+        let failure = config.add("10.0.0.1", context("https://10.0.0.1:25014"), false).unwrap_err();
+        assert_eq!(failure.message, "there is a context 10.0.0.1 already, of https://10.0.0.1");
+        assert!(failure.hint.unwrap().contains("--name NAME, or write over that one with --replace"));
+        assert_eq!(config.contexts["10.0.0.1"], context("https://10.0.0.1"), "it was written over all the same");
+
+        assert_eq!(config.add("10.0.0.1", context("https://10.0.0.1:25014"), true), Ok("replaced in"));
+        assert_eq!(config.contexts["10.0.0.1"].server, "https://10.0.0.1:25014");
+    }
+
+    #[test]
+    fn a_server_without_the_file_that_vouches_for_it_is_not_called_unconfigured() {
+        let failure = unconfigured(Some("https://10.0.0.9:15014"));
+        assert_eq!(failure.message, "nothing says how https://10.0.0.9:15014 proves who it is: --ca FILE is missing");
+        assert!(unconfigured(None).hint.unwrap().contains("context add"));
     }
 
     #[test]

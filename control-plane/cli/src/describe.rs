@@ -217,9 +217,13 @@ fn edges(edges: &[EdgeReply], who: impl Fn(&EdgeReply) -> &String) -> Option<Str
     rows(&["WHO", "REQUESTS/S", "FAILED/S", "REFUSED/S", "P50", "P99"], &cells.collect::<Vec<_>>())
 }
 
+/// A latency as a cell.
+pub(crate) fn milliseconds(ms: Option<f64>) -> String {
+    ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"))
+}
+
 /// Rates and latencies as cells.
 pub(crate) fn numbers(side: &SideReply) -> [String; 5] {
-    let milliseconds = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
     // A failure a minute is 0.02 a second, and shows.
     let rate = |rate: f64| if rate >= 10.0 { format!("{rate:.1}") } else { format!("{rate:.2}") };
     let bad = |number: f64, style| if number > 0.0 { out::styled(style, rate(number)) } else { rate(number) };
@@ -242,13 +246,16 @@ fn of_instance(instance: &InstanceDetail, proxy: Option<&ProxyReply>) -> String 
     line(&mut text, "Labels", labels_of(instance.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))));
     line(&mut text, "Health", health(instance.healthy, &instance.detail));
     line(&mut text, "Lease", format_args!("{}, of {} s", lease(instance.lease_ms), instance.lease_seconds));
-    line(&mut text, "Started", moment(instance.generation / 1000));
+    // A sidecar counts its starts by the clock; somebody else's instance has none of its own.
+    let started = if instance.sidecar { moment(instance.generation / 1000) } else { "not known".to_owned() };
+    line(&mut text, "Started", started);
     let services = instance.services.join(", ");
     let nowhere = "none: no Service selects its labels and lists its account";
     line(&mut text, "Stands behind", if services.is_empty() { nowhere } else { &services });
     match proxy {
         Some(proxy) => text.push_str(&format!("\n{}", of_proxy(proxy))),
-        None => line(&mut text, "Proxy", "never connected since the control plane started"),
+        None if instance.sidecar => line(&mut text, "Proxy", "never connected since the control plane started"),
+        None => line(&mut text, "Proxy", "none expected: it was registered over the admin API"),
     }
     text
 }
@@ -304,6 +311,21 @@ mod tests {
         let sick = json!({"service": "shop/orders", "healthy": 0, "total": 2, "members": []});
         assert!(why(sick).unwrap().contains("none of its 2 members is healthy"));
         assert_eq!(why(json!({"service": "shop/orders", "healthy": 1, "total": 2, "members": []})), None);
+    }
+
+    #[test]
+    fn an_instance_says_when_it_started_as_people_tell_time() {
+        let told = |sidecar: bool, generation: u64| {
+            let instance = json!({"instance": "shop/a", "account": "shop/a", "inbound": "10.0.0.1:15006", "ports": [80], "labels": {},
+                "healthy": true, "generation": generation, "leaseMs": 9000, "leaseSeconds": 15, "services": [], "connected": false, "sidecar": sidecar});
+            let text = of_instance(&serde_json::from_value(instance).unwrap(), None);
+            anstream::adapter::strip_str(&text).to_string()
+        };
+        let own = told(true, 1_790_000_000_123);
+        assert!(own.contains("Started:         2026-09-21T14:13:20Z") && own.contains("never connected"), "{own}");
+        let registered = told(false, 1);
+        assert!(registered.contains("Started:         not known"), "{registered}");
+        assert!(registered.contains("Proxy:           none expected"), "{registered}");
     }
 
     #[test]

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 
 use equerry_control_plane::serve::admin::shapes::{
-    AuditProofReply, ProxyList, ProxyReply, ProxyState, ServiceList, ServiceReply, ShadowList, ShadowReply,
-    VersionReply,
+    AuditProofReply, CertificateReport, ProxyList, ProxyReply, ProxyState, ServiceList, ServiceReply, ShadowList,
+    ShadowReply, VersionReply,
 };
 use http::{Method, StatusCode};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::args::Output;
+use crate::certs;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::get::plain;
@@ -20,9 +22,12 @@ pub(crate) async fn run(output: Output, client: &mut Client) -> Result<(), Failu
     let version: VersionReply = client.get("/api/v1/version").await?;
     let proxies: ProxyList = client.get("/api/v1/proxies").await?;
     let services: ServiceList = client.get("/api/v1/services").await?;
-    let shadows = shadows(client).await?;
-    let all =
-        json!({"controlPlane": version, "proxies": proxies.items, "services": services.items, "shadows": shadows});
+    let shadows = optional::<ShadowList>("/api/v1/shadows", client).await?.map(|list| list.items).unwrap_or_default();
+    let certificates: Option<CertificateReport> = optional("/api/v1/certificates", client).await?;
+    let mut amiss = amiss(&proxies.items, &services.items);
+    amiss.extend(certificates.iter().flat_map(certs::overdue));
+    amiss.extend(version.audit.as_ref().and_then(of_audit));
+    let all = json!({"controlPlane": version, "proxies": proxies.items, "services": services.items, "shadows": shadows, "amiss": amiss});
     if plain(output, &all) {
         return Ok(());
     }
@@ -55,25 +60,19 @@ pub(crate) async fn run(output: Output, client: &mut Client) -> Result<(), Failu
         let heading = out::styled(out::BAD, "In plain text, by nobody's identity");
         out::data(format_args!("\n{heading}\n{}", open.join("\n")));
     }
-    let mut amiss = amiss(&proxies.items, &services.items);
-    amiss.extend(version.audit.as_ref().and_then(of_audit));
     if !amiss.is_empty() {
         out::data(format_args!("\n{}\n{}", out::styled(out::HEAD, "Amiss"), amiss.join("\n")));
     }
     Ok(())
 }
 
-/// Policies that are not enforced; none where the control plane is of a version that knows nothing of them.
-async fn shadows(client: &mut Client) -> Result<Vec<ShadowReply>, Failure> {
-    let answer = client.ask(Method::GET, "/api/v1/shadows", None::<&()>).await?;
+/// What a control plane of an older version knows nothing of.
+async fn optional<T: DeserializeOwned>(path: &str, client: &mut Client) -> Result<Option<T>, Failure> {
+    let answer = client.ask(Method::GET, path, None::<&()>).await?;
     if answer.status == StatusCode::NOT_FOUND {
-        return Ok(Vec::new());
+        return Ok(None);
     }
-    if !answer.status.is_success() {
-        return Err(answer.failure());
-    }
-    let list: ShadowList = answer.read()?;
-    Ok(list.items)
+    if answer.status.is_success() { answer.read().map(Some) } else { Err(answer.failure()) }
 }
 
 /// What enforcing a policy would have changed, in one line.

@@ -138,8 +138,7 @@ fn line(sample: &SampleReply, wide: bool) -> String {
     if sample.reason != "ok" {
         text.push_str(&format!("  {}", out::styled(style, &sample.reason)));
     }
-    let detail = sample.detail.as_ref().filter(|detail| Some(*detail) != sample.policy.as_ref());
-    for more in sample.policy.iter().chain(detail) {
+    for more in explained(sample) {
         text.push_str(&format!("  {}", out::styled(out::DIM, more)));
     }
     if wide {
@@ -158,6 +157,15 @@ fn line(sample: &SampleReply, wide: bool) -> String {
         ));
     }
     text
+}
+
+/// Policy and detail; what only repeats the reason, or a part of the other, is left out.
+fn explained(sample: &SampleReply) -> Vec<&str> {
+    let mut texts: Vec<&str> = [&sample.policy, &sample.detail].into_iter().flatten().map(String::as_str).collect();
+    texts.retain(|text| !text.is_empty() && *text != sample.reason);
+    texts.dedup();
+    let repeats = |text: &str| texts.iter().any(|other| *other != text && other.contains(text));
+    texts.iter().copied().filter(|text| !repeats(text)).collect()
 }
 
 /// What went by.
@@ -231,6 +239,24 @@ mod tests {
             ..sample(403, "policy_denied")
         };
         assert!(shown(&refused).ends_with("403  1.2 ms  policy_denied  AuthorizationPolicy shop/no-delete"));
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let twice = |detail: &str| {
+            let sample = SampleReply {
+                policy: Some("shop/no-delete rules[0]".to_owned()),
+                detail: Some(detail.to_owned()),
+                ..sample(403, "authz_denied")
+            };
+            anstream::adapter::strip_str(&line(&sample, false)).to_string()
+        };
+        let once = "403  1.2 ms  authz_denied  shop/no-delete rules[0]";
+        assert!(twice("authz_denied").ends_with(once), "{}", twice("authz_denied"));
+        assert!(twice("shop/no-delete rules[0]").ends_with(once));
+        let longer = "shop/no-delete rules[0] forbids it";
+        assert!(twice(longer).ends_with(&format!("authz_denied  {longer}")), "{}", twice(longer));
+        assert!(twice("as orders-1 saw it").ends_with(&format!("{once}  as orders-1 saw it")));
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use std::io::IsTerminal;
 
-use equerry_control_plane::serve::admin::shapes::{CallList, EdgeReply, SideReply};
+use equerry_control_plane::serve::admin::shapes::{CallList, EdgeReply, EndReply, SideReply};
 
 use crate::args::{Output, TopArgs, TopSort};
 use crate::client::Client;
-use crate::describe::numbers;
+use crate::describe::{milliseconds, numbers};
 use crate::failure::Failure;
 use crate::get::{Query, plain};
 use crate::out;
@@ -14,9 +14,13 @@ use crate::out;
 /// Fewer lines are left on the smallest screens: the head takes three.
 const FEWEST: usize = 5;
 
+/// What a wide terminal shows instead of the worst end: all of them, and what there is of TCP.
+const WIDE: [&str; 6] = ["P95", "REQUESTS", "TCP", "BYTES IN", "BYTES OUT", "ENDS"];
+
 pub(crate) async fn run(args: &TopArgs, client: &mut Client) -> Result<(), Failure> {
     let path = path_of(args);
-    let live = !args.once && std::io::stdout().is_terminal() && args.output.output == Output::Table;
+    let live =
+        !args.once && std::io::stdout().is_terminal() && matches!(args.output.output, Output::Table | Output::Wide);
     loop {
         let mut list: CallList = client.get(&path).await?;
         if live {
@@ -64,9 +68,11 @@ fn page(list: &mut CallList, args: &TopArgs, lines: Option<usize>) -> String {
     }
     list.items.sort_by(|a, b| rank(b, args.sort).total_cmp(&rank(a, args.sort)));
     let room = lines.map_or(usize::MAX, |lines| lines.saturating_sub(4).max(FEWEST));
-    let rows: Vec<_> = list.items.iter().take(room).filter_map(row).collect();
-    let table =
-        out::table(&["FROM", "TO", "REQUESTS/S", "FAILED/S", "REFUSED/S", "P50", "P99", "SEEN BY", "WORST END"], &rows);
+    let wide = args.output.output == Output::Wide;
+    let rows: Vec<_> = list.items.iter().take(room).filter_map(|edge| row(edge, wide)).collect();
+    let mut headings = vec!["FROM", "TO", "REQUESTS/S", "FAILED/S", "REFUSED/S", "P50", "P99", "SEEN BY"];
+    headings.extend(if wide { &WIDE[..] } else { &["WORST END"] });
+    let table = out::table(&headings, &rows);
     let left = list.items.len().saturating_sub(room);
     let left =
         if left > 0 { format!("\n{}", out::styled(out::DIM, format_args!("and {left} more"))) } else { String::new() };
@@ -92,18 +98,26 @@ fn rank(edge: &EdgeReply, sort: TopSort) -> f64 {
     }
 }
 
-fn row(edge: &EdgeReply) -> Option<Vec<String>> {
+fn row(edge: &EdgeReply, wide: bool) -> Option<Vec<String>> {
     let side = side(edge)?;
     let seen_by = match (&edge.caller, &edge.callee) {
         (Some(_), Some(_)) => "both",
         (Some(_), None) => "caller",
         _ => "callee",
     };
-    let worst = side.ends.iter().find(|end| end.reason != "ok" || end.status >= 500);
-    let worst = worst.map_or_else(|| "-".to_owned(), |end| format!("{} {} ({})", end.status, end.reason, end.requests));
     let mut row = vec![edge.source.clone(), edge.destination.clone()];
     row.extend(numbers(side));
-    row.extend([seen_by.to_owned(), worst]);
+    row.push(seen_by.to_owned());
+    let told = |end: &EndReply| format!("{} {} ({})", end.status, end.reason, end.requests);
+    if wide {
+        row.push(milliseconds(side.p95_ms));
+        row.extend([side.requests, side.connections, side.bytes_in, side.bytes_out].map(|number| number.to_string()));
+        let ends: Vec<String> = side.ends.iter().map(told).collect();
+        row.push(if ends.is_empty() { "-".to_owned() } else { ends.join(", ") });
+    } else {
+        let worst = side.ends.iter().find(|end| end.reason != "ok" || end.status >= 500);
+        row.push(worst.map_or_else(|| "-".to_owned(), told));
+    }
     Some(row)
 }
 
@@ -141,6 +155,24 @@ mod tests {
             "{text}"
         );
         assert!(lines[4].starts_with("shop/a   shop/quiet   1.00"), "{text}");
+    }
+
+    #[test]
+    fn a_wide_screen_shows_every_end_and_what_there_is_of_tcp() {
+        let mut busy = side_of(80.0, 6);
+        (busy["p95Ms"], busy["connections"], busy["bytesIn"], busy["bytesOut"]) =
+            (json!(7.5), json!(4), json!(1234), json!(99));
+        let mut list: CallList = serde_json::from_value(json!({"windowSeconds": 60, "reporting": 1, "items": [
+            {"source": "shop/a", "destination": "shop/busy", "callee": busy}]}))
+        .unwrap();
+        let text = page(&mut list, &Line::parse_from(["top", "-o", "wide"]).args, None);
+        let text = anstream::adapter::strip_str(&text).to_string();
+        for (heading, cell) in
+            [("P95", "7.5 ms"), ("REQUESTS", "60"), ("TCP", "4"), ("BYTES IN", "1234"), ("BYTES OUT", "99")]
+        {
+            assert!(text.contains(heading) && text.contains(&format!("   {cell}")), "{heading} {cell}: {text}");
+        }
+        assert!(text.ends_with("200 ok (50), 503 breaker_open (6)"), "{text}");
     }
 
     #[test]

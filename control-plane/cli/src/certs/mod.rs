@@ -17,6 +17,9 @@ use crate::failure::{Code, Failure};
 use crate::get::plain;
 use crate::out;
 
+/// What signs should be replaced with more than this left; the alert rules say the same.
+const MONTH: Duration = Duration::from_secs(30 * 86_400);
+
 /// `equerry certs`
 #[derive(Debug, Args)]
 #[command(
@@ -175,6 +178,22 @@ fn leaf_ends(leaf: &LeafReply, now: u64, lifetime: u64, within: Duration) -> boo
     leaf.instance.is_some() && leaf.not_after_unix.saturating_sub(now) <= within.as_secs().min(lifetime / 4)
 }
 
+/// Certificates that somebody should see to, one line each: what signs ends within a month, or what a proxy shows was not renewed.
+pub(crate) fn overdue(report: &CertificateReport) -> Vec<String> {
+    let now = report.now_unix;
+    let anchors = report.rotation.anchors.iter().filter(|anchor| anchor.signs && anchor_ends(anchor, now, MONTH));
+    let anchors = anchors.map(|anchor| {
+        let end = anchor.root_not_after_unix.min(anchor.issuing_not_after_unix);
+        format!("what signs every certificate ends in {}: `equerry certs`", ends(end, now))
+    });
+    let leaves = report.leaves.iter().filter(|leaf| leaf_ends(leaf, now, report.lifetime_seconds, MONTH));
+    let leaves = leaves.map(|leaf| {
+        let (who, end) = (leaf.instance.as_deref().unwrap_or(&leaf.spiffe_id), ends(leaf.not_after_unix, now));
+        format!("{who}: its certificate was not renewed and ends in {end}; its log says why")
+    });
+    anchors.chain(leaves).collect()
+}
+
 fn tell(report: &CertificateReport) {
     let (now, rotation) = (report.now_unix, &report.rotation);
     let phase = match rotation.phase.as_str() {
@@ -297,6 +316,25 @@ mod tests {
         assert!(anchor_ends(&anchor(1100, 2000), 1000, within));
         assert!(anchor_ends(&anchor(2000, 1099), 1000, within));
         assert!(anchor_ends(&anchor(2000, 900), 1000, within), "over already");
+    }
+
+    #[test]
+    fn what_somebody_should_see_to_is_named_with_its_end() {
+        let report = |issuing: u64, leaves: serde_json::Value| -> CertificateReport {
+            serde_json::from_value(serde_json::json!({"trustDomain": "equerry.local", "nowUnix": 1000, "lifetimeSeconds": 86_400,
+                "phase": "steady", "generation": 1, "waiting": [], "revoked": 0, "leaves": leaves,
+                "anchors": [{"pin": "ab", "signs": true, "coming": false, "brought": false, "rootNotAfterUnix": 1_000_000_000, "issuingNotAfterUnix": issuing}]}))
+            .unwrap()
+        };
+        let leaf = |left: u64| serde_json::json!([{"spiffeId": "spiffe://equerry.local/ns/shop/sa/web", "instance": "shop/web-1", "notAfterUnix": 1000 + left}]);
+        assert_eq!(overdue(&report(900_000_000, leaf(30_000))), [""; 0]);
+        assert_eq!(
+            overdue(&report(1000 + 20 * 86_400, leaf(7_500))),
+            [
+                "what signs every certificate ends in 20 d: `equerry certs`",
+                "shop/web-1: its certificate was not renewed and ends in 2 h; its log says why"
+            ]
+        );
     }
 
     #[test]
