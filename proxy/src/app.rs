@@ -233,7 +233,7 @@ impl Control {
         listen_to_signals(Arc::clone(&stop), observe.clone(), reload)?;
         tokio::spawn(tidy::keep());
 
-        let identity = IdentityHandle::default();
+        let identity = IdentityHandle::with_grace(settings.drain_timeout);
         let keeper = live::Keeper {
             control_plane: settings.control_plane.clone(),
             token: settings.join_token.clone(),

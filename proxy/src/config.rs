@@ -175,7 +175,7 @@ pub struct Given {
     /// Port of the application that is asked, at 127.0.0.1 [default: where the first --app-port leads].
     #[arg(long, env = "EQUERRY_HEALTH_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     health_port: Option<u16>,
-    /// How long to wait for exchanges in flight when stopping [default: 30s].
+    /// How long to wait for exchanges in flight when stopping, and at the end of a rotation of the root [default: 30s].
     #[arg(long, env = "EQUERRY_DRAIN_TIMEOUT", value_name = "DURATION")]
     drain_timeout: Option<String>,
     /// What to log to standard error: error, warn, info, debug, trace, or a filter [default: info].
@@ -248,7 +248,7 @@ pub struct Settings {
     pub health: Ask,
     /// Where, at 127.0.0.1; `None`: on its first port.
     pub health_port: Option<u16>,
-    /// Longest wait for exchanges in flight when stopping.
+    /// Longest wait for exchanges in flight when stopping, and over connections whose root is believed no more.
     pub drain_timeout: Duration,
     /// `tracing` filter.
     pub log: String,

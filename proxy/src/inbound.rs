@@ -62,6 +62,8 @@ pub(crate) struct Via {
     pub(crate) not_after: Option<SystemTime>,
     /// Who vouched for the caller, for as long as they are believed.
     pub(crate) vouched: Option<Vouched>,
+    /// Why they are believed no more, once that is so.
+    pub(crate) distrusted: OnceCell<String>,
     /// The server name of the TLS connection.
     pub(crate) server_name: Option<Arc<str>>,
     /// The application port that it names.
@@ -104,9 +106,9 @@ impl Inbound {
             return self.serve_secured(stream, address, local).await;
         }
         // Whether its port may be spoken to in plain text is judged for each request: an answer can then say why not.
-        let introduction = OnceCell::new();
+        let (introduction, distrusted) = (OnceCell::new(), OnceCell::new());
         let (peer, not_after, vouched, server_name, port) = (None, None, None, None, None);
-        let via = Via { address, peer, not_after, vouched, server_name, port, local, introduction };
+        let via = Via { address, peer, not_after, vouched, distrusted, server_name, port, local, introduction };
         let bytes = match (plain, speaks) {
             (Plain::Bytes(_), _) | (Plain::AsItBegins { .. }, Some(Speaks::Tls)) => true,
             // As much as a preface of HTTP/2 begins with, and no more.
@@ -147,6 +149,7 @@ impl Inbound {
                 let via = Via {
                     address,
                     vouched,
+                    distrusted: OnceCell::new(),
                     peer: Some(secured.peer),
                     not_after: Some(secured.not_after),
                     server_name: Some(secured.server_name),
@@ -175,12 +178,12 @@ impl Inbound {
         let _open = self.shared.observe.connection(Direction::Inbound, via.peer.is_some());
         let address = via.address;
         let drain = Rc::clone(self);
-        let not_after = via.not_after;
+        let (not_after, vouched) = (via.not_after, via.vouched.clone());
         let time_to_go = {
             let turned = out_of_place(self, &via);
             async move {
                 tokio::select! {
-                    () = connection::time_to_go(speaks, &drain.shared.drain, not_after) => {}
+                    () = connection::time_to_go(speaks, &drain.shared.drain, not_after, vouched) => {}
                     () = turned => {}
                 }
             }
@@ -190,7 +193,8 @@ impl Inbound {
             let _ = why.set(over.await);
         }));
         let mut listening = self.rounds.listening();
-        let responder = Responder { at: Rc::clone(self), via: Rc::new(via) };
+        let via = Rc::new(via);
+        let responder = Responder { at: Rc::clone(self), via: Rc::clone(&via) };
         let mut serving = Box::pin(connection::serve(stream, speaks, time_to_go, responder));
         let ended = poll_fn(|cx| {
             listening.listen(cx);
@@ -202,7 +206,11 @@ impl Inbound {
             }
         } else if let Some((reason, why)) = why.get() {
             tracing::warn!(peer = %address, %why, "a connection is ended");
-            // What goes on without HTTP sees for itself, and tells more.
+            // What goes on without HTTP sees for itself, and tells more. What waits, or goes on for long, is judged again and told.
+            if *reason == Reason::IdentityRevoked {
+                let _ = via.distrusted.set(why.clone());
+                self.rounds.begin();
+            }
             if tokio::time::timeout(TELLS_ITSELF, serving.as_mut()).await.is_err() {
                 facts::cut(*reason, why, || drop(serving));
             }
@@ -224,26 +232,33 @@ fn over(at: &Rc<Inbound>, via: &Via) -> impl Future<Output = (Reason, String)> +
     }
 }
 
-/// Waits until a policy turns a connection out: mutual TLS where only plain text is taken now, or plain text where that is taken no
-/// more. Requests that come meanwhile are judged one by one.
+/// Waits until a connection is out of place: mutual TLS where only plain text is taken now, or plain text where that is taken no more.
+/// The mode may have changed during the handshake. Requests that come meanwhile are judged one by one.
 fn out_of_place(at: &Rc<Inbound>, via: &Via) -> impl Future<Output = ()> + use<> {
     let (at, secured, port) = (Rc::clone(at), via.peer.is_some(), via.port);
     let mut modes = at.shared.live.modes();
     async move {
+        // Whoever begins in plain text where it is not taken is told so in an answer.
+        if secured && !fits(&at, secured, port) {
+            return;
+        }
         while modes.changed().await.is_ok() {
-            let live = at.shared.live.load();
-            let Some(workload) = &live.workload else { continue };
-            let fits = if secured {
-                port.is_none_or(|port| workload.mtls(port).takes_tls())
-            } else {
-                at.shared.settings.app_ports.iter().any(|known| workload.mtls(known.port).takes_plain_text())
-            };
-            if !fits {
+            if !fits(&at, secured, port) {
                 return;
             }
         }
         std::future::pending::<()>().await;
     }
+}
+
+/// Whether a connection is one of those that are taken now, to the port that it names.
+fn fits(at: &Inbound, secured: bool, port: Option<u16>) -> bool {
+    let live = at.shared.live.load();
+    let Some(workload) = &live.workload else { return true };
+    if secured {
+        return port.is_none_or(|port| workload.mtls(port).takes_tls());
+    }
+    at.shared.settings.app_ports.iter().any(|known| workload.mtls(known.port).takes_plain_text())
 }
 
 /// Answers the requests of one connection.

@@ -295,6 +295,7 @@ fn judge(
             peer: known.cloned(),
             not_after: None,
             vouched: None,
+            distrusted: Default::default(),
             server_name: known.map(|_| server_name.as_str().into()),
             port: Some(port.target_port),
             local: None,

@@ -16,6 +16,11 @@ pub(crate) trait Outgoing: Body<Data = Bytes> + Unpin {
     /// When that has lasted too long, or they crawl: the rest need not be sent.
     fn blocked(&mut self, moved: u64, cx: &mut Context<'_>) -> Result<(), Self::Error>;
 
+    /// A code of ours, once it was cut, for a peer that knows what it means; said where the protocol has a place for one.
+    fn cut_code(&self) -> Option<u32> {
+        None
+    }
+
     /// Moves the next piece into `pipe`, which is empty: so many bytes, never none. `None`: it must be asked for as a frame.
     fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, Self::Error>>> {
         let _ = (pipe, cx);

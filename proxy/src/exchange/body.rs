@@ -21,6 +21,7 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::attempt::patience;
+use super::cut_code;
 use super::facts::Record;
 use super::now;
 use super::reply;
@@ -209,6 +210,8 @@ pub(crate) struct Answer {
     held: Held,
     /// What may still happen; `None`: anything.
     watch: Option<Watch>,
+    /// Why it was cut, where the sidecar that asked is told.
+    cut_for: Option<Reason>,
     record: Record,
 }
 
@@ -242,20 +245,20 @@ impl Answer {
     /// A body that the mesh made.
     pub(crate) fn ours(content: Bytes, record: Record) -> Self {
         let content = if content.is_empty() { Content::Passed } else { Content::Ours(Some(content)) };
-        Self { content, left: None, held: None, watch: None, record }
+        Self { content, left: None, held: None, watch: None, cut_for: None, record }
     }
 
     /// The upstream's body.
     pub(crate) fn theirs(from: ResponseBody, held: Held, watch: Option<Watch>, record: Record) -> Self {
         let left = from.size_hint().exact();
         let content = if from.is_end_stream() { end(watch.as_ref()) } else { Content::Theirs(from) };
-        Self { content, left, held, watch, record }
+        Self { content, left, held, watch, cut_for: None, record }
     }
 
     /// A connection that stands, in the place of a body.
     pub(crate) fn connected(far: Switched, held: Held, watch: Watch, record: Record) -> Self {
         let content = Content::Connected(Box::new(far));
-        Self { content, left: Some(0), held, watch: Some(watch), record }
+        Self { content, left: Some(0), held, watch: Some(watch), cut_for: None, record }
     }
 
     /// Holds on to what the access log is to say of the response that this is the body of.
@@ -296,6 +299,16 @@ impl Answer {
         self.content = Content::Passed;
     }
 
+    /// The callee's sidecar has cut it, and says why: its endpoint may be well.
+    fn callee_cut(&mut self, reason: Reason) {
+        self.record.note(|exchange| exchange.detail = Some("cut by the sidecar of whoever answered".to_owned()));
+        self.record.broke(reason);
+        if let Some(mut watch) = self.watch.take().filter(|_| reason.counts_against_endpoint()) {
+            watch.ended(Verdict::Failure, &self.record);
+        }
+        self.content = Content::Passed;
+    }
+
     /// So many bytes go to the caller.
     fn count(&mut self, bytes: u64) {
         self.record.sent(usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -318,6 +331,7 @@ impl Answer {
             exchange.detail = Some(refusal.to_string());
         });
         self.record.broke(refusal.reason());
+        self.cut_for = Some(refusal.reason()).filter(|_| self.record.is_between_sidecars());
         Some(told.ok_or(BodyError::Cut))
     }
 }
@@ -362,11 +376,14 @@ impl Body for Answer {
                         }
                     }
                     Poll::Ready(None) => return Poll::Ready(this.end()),
-                    Poll::Ready(Some(Err(_))) => {
+                    Poll::Ready(Some(Err(error))) => {
                         if let Some(refusal) = from.distrusted().map(refused) {
                             return Poll::Ready(this.cut(&refusal));
                         }
-                        this.upstream_broke();
+                        match from.reset_code(error).and_then(cut_code::reason) {
+                            Some(reason) => this.callee_cut(reason),
+                            None => this.upstream_broke(),
+                        }
                     }
                     Poll::Ready(Some(Ok(frame))) => {
                         let ended = from.is_end_stream();
@@ -419,6 +436,10 @@ impl Outgoing for Answer {
         // Whoever takes nothing is told nothing either.
         let _ = self.cut(&refusal);
         Err(BodyError::Cut)
+    }
+
+    fn cut_code(&self) -> Option<u32> {
+        self.cut_for.map(cut_code::of)
     }
 
     fn poll_fill(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Option<Poll<Result<u64, BodyError>>> {

@@ -12,6 +12,7 @@ use crate::accept::detect::Speaks;
 use crate::codec::http1::serve::{self, Ended, Patience, Respond};
 use crate::codec::{Link, Wire, http2};
 use crate::drain::Drain;
+use crate::live::trust::Vouched;
 
 /// How long a head may take, and so how long a kept connection may be idle. Longer than any sidecar keeps one
 /// (`upstream::LONGEST_IDLE`), so that it is the caller who closes and no request meets a closing connection.
@@ -50,18 +51,27 @@ where
     }
 }
 
-/// When the mesh's side of a connection ends: this process leaves, or the peer's certificate is over at `not_after`.
-pub(crate) async fn time_to_go(speaks: Speaks, drain: &Drain, not_after: Option<SystemTime>) {
+/// When the mesh's side of a connection ends: this process leaves, the peer's certificate is over at `not_after`, or the root is gone
+/// that vouched for them.
+pub(crate) async fn time_to_go(speaks: Speaks, drain: &Drain, not_after: Option<SystemTime>, vouched: Option<Vouched>) {
+    let linger = if speaks == Speaks::Http2 { Duration::ZERO } else { LINGER };
     let expired = async {
         match not_after.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default()) {
             Some(left) => tokio::time::sleep(left).await,
             None => std::future::pending().await,
         }
     };
+    let doubted = async {
+        match vouched {
+            Some(vouched) => vouched.doubted().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         () = expired => {}
+        // They learn of it when we do, and begin nothing more over it.
+        () = doubted => tokio::time::sleep(linger).await,
         () = drain.wait_begun() => {
-            let linger = if speaks == Speaks::Http2 { Duration::ZERO } else { LINGER };
             tokio::time::sleep(linger + JITTER.mul_f64(fastrand::f64())).await;
         }
     }
@@ -188,13 +198,13 @@ mod tests {
         let drain = Drain::new();
         let begun = Instant::now();
         let soon = SystemTime::now() + 1000 * MS;
-        time_to_go(Speaks::Http2, &drain, Some(soon)).await;
+        time_to_go(Speaks::Http2, &drain, Some(soon), None).await;
         assert!((900 * MS..=1100 * MS).contains(&begun.elapsed()));
         drain.begin();
         let left = Instant::now();
-        time_to_go(Speaks::Http2, &drain, None).await;
+        time_to_go(Speaks::Http2, &drain, None, None).await;
         assert!(left.elapsed() <= JITTER + MS, "GOAWAY loses nothing");
-        time_to_go(Speaks::Http1, &drain, None).await;
+        time_to_go(Speaks::Http1, &drain, None, None).await;
         assert!(left.elapsed() >= LINGER);
     }
 
@@ -204,7 +214,7 @@ mod tests {
         drain.begin();
         let begun = Instant::now();
         let mut ends = futures_util::future::join_all((0..64).map(|_| async {
-            time_to_go(Speaks::Http2, &drain, None).await;
+            time_to_go(Speaks::Http2, &drain, None, None).await;
             begun.elapsed()
         }))
         .await;

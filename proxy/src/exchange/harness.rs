@@ -60,6 +60,8 @@ pub(crate) struct World {
     pub(crate) dns: Vec<SocketAddr>,
     /// What its sidecars speak with each other.
     pub(crate) mesh_protocol: crate::config::MeshProtocol,
+    /// How long what is under way may go on with whom a root vouched for that is gone.
+    pub(crate) grace: Duration,
 }
 
 /// One sidecar.
@@ -100,7 +102,8 @@ impl World {
         let meaning = interpret::interpret(&documents).unwrap();
         let trust_domain = TrustDomain::parse("equerry.local").unwrap();
         let authority = Authority::create(trust_domain, SystemTime::now()).unwrap();
-        Self { meaning, authority, dns: Vec::new(), mesh_protocol: crate::config::MeshProtocol::Auto }
+        let (mesh_protocol, grace) = (crate::config::MeshProtocol::Auto, Duration::from_secs(60));
+        Self { meaning, authority, dns: Vec::new(), mesh_protocol, grace }
     }
 
     /// Means something else from now on; nobody is told yet.
@@ -136,7 +139,7 @@ impl World {
             Observer::new(ObserverOptions { access_log: AccessLogTarget::File(log.clone()), series_cap: SERIES_CAP })
                 .unwrap();
         let (live, wants) = LiveHandle::new(self.live(account, labels, ports, endpoints));
-        let identity = IdentityHandle::default();
+        let identity = IdentityHandle::with_grace(self.grace);
         let (key, bundle) = self.identity(account);
         identity.put(TlsIdentity::new(key, bundle, String::new(), 1).unwrap());
         let instance = InstanceId::parse("test").unwrap();

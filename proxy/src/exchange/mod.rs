@@ -7,6 +7,7 @@ pub(crate) mod attempt;
 mod between;
 pub(crate) mod body;
 pub(crate) mod connection;
+mod cut_code;
 pub(crate) mod door;
 pub(crate) mod facts;
 pub(crate) mod meant;
@@ -30,6 +31,8 @@ mod bulk_tests;
 mod door_tests;
 #[cfg(test)]
 mod filters_tests;
+#[cfg(test)]
+mod given_up_tests;
 #[cfg(test)]
 pub(crate) mod harness;
 #[cfg(test)]

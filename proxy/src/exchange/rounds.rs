@@ -53,7 +53,8 @@ impl Rounds {
         self.now.get()
     }
 
-    fn begin(&self) {
+    /// All that is under way is judged again.
+    pub(crate) fn begin(&self) {
         self.now.set(self.now.get() + 1);
         for waker in self.listening.take().into_values() {
             waker.wake();

@@ -229,6 +229,9 @@ impl Asked<'_> {
     /// # Errors
     /// When it would not be let in.
     fn judged_again(&self, at: &Inbound, via: &Via) -> Result<Option<SystemTime>, Refusal> {
+        if let Some(why) = via.distrusted.get() {
+            return Err(Refusal::Distrusted { why: why.clone() });
+        }
         let live = at.shared.live.load();
         let workload = live.workload.as_ref().ok_or(Refusal::PolicyUnavailable)?;
         let door = door::door(&at.shared, workload, via, self.normal, self.named)?;

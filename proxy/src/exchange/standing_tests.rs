@@ -121,8 +121,13 @@ struct Pair {
 
 /// frontend → orders, whose sidecars speak so with each other.
 async fn pair(yaml: &str, between: MeshProtocol) -> Pair {
+    pair_with(yaml, between, Duration::from_secs(60)).await
+}
+
+/// The same, where what is under way may go on for so long when its root is gone.
+async fn pair_with(yaml: &str, between: MeshProtocol, grace: Duration) -> Pair {
     let mut world = World::new(yaml);
-    world.mesh_protocol = between;
+    (world.mesh_protocol, world.grace) = (between, grace);
     let application = application(|_, request| answer(request)).await;
     let ports = [(8080, application.address), (8081, application.address)];
     let orders = world.sidecar("shop/orders", LABELS, &ports, &[]).await;
@@ -359,6 +364,14 @@ fn what_a_change_of_policy_allows_no_more_is_closed_wherever_it_stands_and_the_r
                     assert_eq!((&line["reason"], &line["policy"]), (&"authz_denied".into(), &cause.into()), "{line}");
                 }
                 assert_eq!(mesh.orders.metrics("authz_denied").len(), 2, "{:?}", mesh.orders.metrics("authz_denied"));
+                // Their caller's sidecar hears it too, where there is a place for it.
+                let after_the_head = if between == MeshProtocol::Auto { "authz_denied" } else { "upstream_reset" };
+                for (path, reason) in
+                    [("/a/drip", after_the_head), ("/a/silent", after_the_head), ("/a/up", "authz_denied")]
+                {
+                    let line = Pair::line(&mesh.frontend, path).await;
+                    assert_eq!(line["reason"], reason, "{line}");
+                }
                 allowed.goes_on("what is allowed").await;
             });
         }
@@ -428,7 +441,8 @@ fn whoever_is_believed_no_more_is_heard_no_further() {
     for between in [MeshProtocol::Auto, MeshProtocol::Http1] {
         for root_gone in [false, true] {
             on_one_thread(async move {
-                let mesh = pair(MESH, between).await;
+                // A root that is gone says nothing against who is there: they have time, and here it is short.
+                let mesh = pair_with(MESH, between, Duration::from_millis(200)).await;
                 let to = mesh.frontend.outbound;
                 let (dripping, silent) =
                     (over_http1(to, &get("/a/drip"), true).await, over_http1(to, &get("/a/silent"), true).await);
@@ -444,8 +458,69 @@ fn whoever_is_believed_no_more_is_heard_no_further() {
                 for path in ["/a/drip", "/a/silent", "/a/call"] {
                     assert_eq!(Pair::line(&mesh.orders, path).await["reason"], "identity_revoked");
                 }
+                if between == MeshProtocol::Auto {
+                    for path in ["/a/drip", "/a/silent"] {
+                        let line = Pair::line(&mesh.frontend, path).await;
+                        assert_eq!(line["reason"], "identity_revoked", "{line}");
+                    }
+                }
             });
         }
+    }
+}
+
+#[test]
+fn what_is_under_way_when_a_root_is_gone_is_finished_and_nothing_new_is_begun_over_its_connection() {
+    for between in [MeshProtocol::Auto, MeshProtocol::Http1] {
+        on_one_thread(async move {
+            let mut world = World::new(MESH);
+            world.mesh_protocol = between;
+            let finish = Rc::new(tokio::sync::Semaphore::new(0));
+            let finishes = Rc::clone(&finish);
+            let application = application(move |_, request| {
+                let finishes = Rc::clone(&finishes);
+                async move {
+                    let slow = request.uri().path() == "/slow";
+                    let said = request.into_body().collect().await.unwrap().to_bytes();
+                    if slow {
+                        finishes.acquire().await.unwrap().forget();
+                    }
+                    says(200, std::str::from_utf8(&said).unwrap())
+                }
+            })
+            .await;
+            let ports = [(8080, application.address), (8081, application.address)];
+            let orders = world.sidecar("shop/orders", LABELS, &ports, &[]).await;
+            let at = vec![At::Mesh(orders.inbound)];
+            let frontend = world.sidecar("shop/frontend", &[], &[], &[("shop/orders", at)]).await;
+            let to = frontend.outbound;
+            let ask = |path| call(to, request("POST", "orders:80", path, "a body"));
+            let slow: Vec<_> = (0..3).map(|_| spawn_local(ask("/slow"))).collect();
+            until("the slow ones to have come", || application.seen.borrow().len() == 3).await;
+
+            // Both have new certificates already: only what was made before leads to the old root.
+            let new = World::new(MESH);
+            for (sidecar, account) in [(&orders, "shop/orders"), (&frontend, "shop/frontend")] {
+                let (identity, bundle) = new.identity(account);
+                let bundle = bundle.of_generation(2, BTreeSet::new());
+                sidecar.shared.identity.put(TlsIdentity::new(identity, bundle, String::new(), 2).unwrap());
+            }
+            let handshakes = || orders.metrics("equerry_connections{").join("\n");
+            let before = handshakes();
+            assert_eq!(ask("/quick").await.status(), 200, "over a connection of the new root");
+            assert_ne!(before, handshakes(), "it had to be made");
+            finish.add_permits(3);
+            for slow in slow {
+                let answer = slow.await.unwrap();
+                assert_eq!((answer.status().as_u16(), answer.body().as_ref()), (200, &b"a body"[..]), "{answer:?}");
+            }
+            assert_eq!(application.seen.borrow().len(), 4, "nothing was asked twice");
+            let mutual = "equerry_connections{direction=\"inbound\",tls=\"mutual\"} 1";
+            until("the connections of the old root to end", || handshakes().contains(mutual)).await;
+            for line in frontend.log(4).await.iter().chain(&orders.log(4).await) {
+                assert_eq!(line["reason"], "ok", "{line}");
+            }
+        });
     }
 }
 
@@ -476,6 +551,30 @@ fn an_answer_of_whoever_is_believed_no_more_is_cut_and_its_caller_is_told() {
                 let line = Pair::line(&mesh.frontend, path).await;
                 assert_eq!(line["reason"], "identity_revoked", "{line}");
             }
+        });
+    }
+}
+
+#[test]
+fn what_policy_cut_short_is_not_held_against_the_endpoint_where_its_sidecar_can_say_so() {
+    const BREAKER: &str = "---\napiVersion: equerry.dev/v1\nkind: TrafficPolicy\nmetadata: {name: orders, namespace: shop}\n\
+        spec: {targetRefs: [{kind: Service, name: orders}], breaker: {consecutiveFailures: 1, penalty: {min: 60s, max: 60s}}}\n";
+    for between in [MeshProtocol::Auto, MeshProtocol::Http1] {
+        on_one_thread(async move {
+            let mut mesh = pair(&format!("{MESH}{BREAKER}"), between).await;
+            let to = mesh.frontend.outbound;
+            let cut = over_http1(to, &get("/a/drip"), true).await;
+            until("it to have begun", || cut.has_begun()).await;
+            mesh.enforce(&rules("action: DENY", "{to: [{operation: {paths: ['/a/*']}}]}"));
+            until("it to end", || cut.has_ended()).await;
+            Pair::line(&mesh.frontend, "/a/drip").await;
+            let next = over_http1(to, &get("/b/drip"), true).await;
+            until("an answer", || !next.head.borrow().is_empty()).await;
+            // Over HTTP/1.1 all that is seen is a connection that broke.
+            let expected = if between == MeshProtocol::Auto { "HTTP/1.1 200" } else { "HTTP/1.1 503" };
+            let head = next.head.borrow().clone();
+            assert!(head.starts_with(expected), "{head}");
+            assert_eq!(head.contains("breaker_open"), between == MeshProtocol::Http1, "{head}");
         });
     }
 }

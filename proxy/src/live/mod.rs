@@ -314,6 +314,8 @@ pub struct TlsIdentity {
     pub pins: Arc<[Pin]>,
     /// Whom is believed from now on, for connections made under this.
     trust: watch::Receiver<Option<TrustBundle>>,
+    /// How long what is under way over a connection may go on when the root is gone that vouched for its peer.
+    grace: Duration,
 }
 
 impl TlsIdentity {
@@ -326,7 +328,7 @@ impl TlsIdentity {
         let server = Arc::new(tls::server_config(&identity, &bundle, ClientAuth::Required, &alpn)?);
         let (id, not_after, pins) = (identity.id().clone(), identity.not_after(), bundle.pins().into());
         let (_, trust) = watch::channel(None);
-        Ok(Self { id, not_after, generation, bundle, identity, server, root, pins, trust })
+        Ok(Self { id, not_after, generation, bundle, identity, server, root, pins, trust, grace: Duration::ZERO })
     }
 
     /// Who answered a connection that was made as this, for as long as they are believed.
@@ -341,9 +343,15 @@ pub struct IdentityHandle {
     now: Arc<arc_swap::ArcSwapOption<TlsIdentity>>,
     trust: watch::Sender<Option<TrustBundle>>,
     renewal: Arc<Notify>,
+    grace: Duration,
 }
 
 impl IdentityHandle {
+    /// One under which what is under way with a peer whose root is gone may go on for so long.
+    pub fn with_grace(grace: Duration) -> Self {
+        Self { grace, ..Self::default() }
+    }
+
     /// The identity, while its certificate is valid; `None`: none was issued yet, or it has expired (`identity_expired`).
     pub fn current(&self) -> Option<Arc<TlsIdentity>> {
         self.now.load_full().filter(|identity| SystemTime::now() < identity.not_after)
@@ -357,7 +365,7 @@ impl IdentityHandle {
     /// Puts a renewed identity in force; connections that exist go on under the old one, as long as whoever is at their
     /// other end is believed.
     pub fn put(&self, mut identity: TlsIdentity) {
-        identity.trust = self.trust.subscribe();
+        (identity.trust, identity.grace) = (self.trust.subscribe(), self.grace);
         let bundle = identity.bundle.clone();
         self.now.store(Some(Arc::new(identity)));
         self.trust.send_replace(Some(bundle));

@@ -1,6 +1,9 @@
 //! Whom this proxy believes, as that changes under connections that exist: whoever was believed when a connection was made
 //! may be revoked since, or the root that vouched for them may be gone.
 //!
+//! Whoever is revoked is cut off at once. That a root is gone says nothing against who was vouched for by it: what is under way over
+//! such a connection has the time of a drain to be finished, and nothing new is begun.
+//!
 //! What the control plane says of trust arrives on the configuration stream and is put in force by `renew`, with new TLS
 //! configurations: a ticket from before resumes nothing.
 
@@ -17,6 +20,7 @@ use equerry_policies::names::{SpiffeId, TrustDomain};
 use equerry_wire::proto;
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::codec::Seldom;
 
@@ -26,6 +30,15 @@ pub(crate) struct Vouched {
     peer: SpiffeId,
     by: Arc<[Pin]>,
     trust: watch::Receiver<Option<TrustBundle>>,
+    /// How long what is under way may go on once the root is gone.
+    grace: Duration,
+}
+
+/// What speaks against whoever is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    Revoked,
+    RootGone,
 }
 
 impl Vouched {
@@ -42,27 +55,47 @@ impl Vouched {
         } else {
             tls::vouching(shown.unwrap_or_default(), &identity.bundle, SystemTime::now()).into()
         };
-        Self { peer, by, trust }
+        Self { peer, by, trust, grace: identity.grace }
     }
 
-    /// Why they would not be believed now.
-    fn fault(&self, bundle: &TrustBundle) -> Option<String> {
+    /// Why they would not be believed now, were they to come now.
+    fn doubt(&mut self) -> Option<Doubt> {
+        let bundle = self.trust.borrow_and_update();
+        let bundle = bundle.as_ref()?;
         if bundle.revokes(&self.peer) {
-            return Some(format!("the identity {} was revoked", self.peer));
+            return Some(Doubt::Revoked);
         }
-        let gone = !self.by.iter().any(|pin| bundle.holds(pin));
-        gone.then(|| format!("the root that vouched for {} is believed no more", self.peer))
+        (!self.by.iter().any(|pin| bundle.holds(pin))).then_some(Doubt::RootGone)
     }
 
-    /// Waits until they are believed no more; says why.
-    pub(crate) async fn believed_no_more(mut self) -> String {
-        loop {
-            let bundle = self.trust.borrow_and_update().clone();
-            if let Some(why) = bundle.and_then(|bundle| self.fault(&bundle)) {
-                return why;
-            }
+    /// Waits until nothing new is to be begun with them.
+    pub(crate) async fn doubted(mut self) {
+        while self.doubt().is_none() {
             if self.trust.changed().await.is_err() {
                 return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Waits until nothing may go on with them; says why.
+    pub(crate) async fn believed_no_more(mut self) -> String {
+        let mut until = None;
+        loop {
+            until = match self.doubt() {
+                Some(Doubt::Revoked) => return format!("the identity {} was revoked", self.peer),
+                Some(Doubt::RootGone) => until.or_else(|| Instant::now().checked_add(self.grace)),
+                None => None,
+            };
+            let grace_is_over = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = grace_is_over => return format!("the root that vouched for {} is believed no more", self.peer),
+                Ok(()) = self.trust.changed() => {}
+                else => return std::future::pending().await,
             }
         }
     }
@@ -161,6 +194,8 @@ mod tests {
 
     use super::*;
 
+    const GRACE: Duration = Duration::from_secs(30);
+
     fn domain() -> TrustDomain {
         TrustDomain::parse("equerry.local").unwrap()
     }
@@ -175,7 +210,7 @@ mod tests {
 
     fn vouched(root: &TrustBundle) -> (watch::Sender<Option<TrustBundle>>, Vouched) {
         let (tell, trust) = watch::channel(Some(root.clone()));
-        (tell, Vouched { peer: web(), by: root.pins().into(), trust })
+        (tell, Vouched { peer: web(), by: root.pins().into(), trust, grace: GRACE })
     }
 
     #[tokio::test(start_paused = true)]
@@ -192,16 +227,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_outlives_a_new_root_but_not_the_end_of_its_own() {
+    async fn a_connection_outlives_a_new_root_and_has_a_grace_after_the_end_of_its_own() {
         let (old, new) = (authority(), authority());
         let (tell, vouched) = vouched(&old.roots().unwrap());
-        let waits = tokio::spawn(vouched.believed_no_more());
+        let (begins, goes_on) = (tokio::spawn(vouched.clone().doubted()), tokio::spawn(vouched.believed_no_more()));
         let both = vec![new.root().clone(), old.root().clone()];
-        tell.send(Some(TrustBundle::new(domain(), both).unwrap())).unwrap();
+        let both = TrustBundle::new(domain(), both).unwrap();
+        tell.send(Some(both.clone())).unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(!waits.is_finished());
+        assert!(!begins.is_finished() && !goes_on.is_finished());
+        let gone = Instant::now();
         tell.send(Some(new.roots().unwrap())).unwrap();
-        assert!(waits.await.unwrap().contains("is believed no more"));
+        begins.await.unwrap();
+        assert_eq!(gone.elapsed(), Duration::ZERO, "nothing new is begun");
+        tokio::time::sleep(GRACE / 2).await;
+        // What else is told meanwhile does not begin the grace anew.
+        tell.send(Some(new.roots().unwrap().of_generation(9, BTreeSet::new()))).unwrap();
+        assert!(goes_on.await.unwrap().contains("is believed no more"));
+        let took = gone.elapsed();
+        assert!((GRACE..GRACE + Duration::from_secs(1)).contains(&took), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_root_that_comes_back_ends_the_grace_and_a_revocation_waits_for_none() {
+        let (old, new) = (authority(), authority());
+        let (tell, vouched) = vouched(&old.roots().unwrap());
+        let goes_on = tokio::spawn(vouched.believed_no_more());
+        tell.send(Some(new.roots().unwrap())).unwrap();
+        tokio::time::sleep(GRACE / 2).await;
+        tell.send(Some(old.roots().unwrap())).unwrap();
+        tokio::time::sleep(GRACE * 2).await;
+        assert!(!goes_on.is_finished());
+        tell.send(Some(new.roots().unwrap())).unwrap();
+        tokio::time::sleep(GRACE / 2).await;
+        let revoked = Instant::now();
+        tell.send(Some(new.roots().unwrap().of_generation(3, BTreeSet::from([web()])))).unwrap();
+        assert!(goes_on.await.unwrap().contains("was revoked"));
+        assert_eq!(revoked.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -317,6 +317,14 @@ impl ResponseBody {
         }
     }
 
+    /// The code with which whoever answers has reset it, where they are known by a certificate.
+    pub(crate) fn reset_code(&self, error: &BodyError) -> Option<u32> {
+        match error {
+            BodyError::Reset(code) if self.facts.peer.is_some() => Some(code.0),
+            _ => None,
+        }
+    }
+
     /// Keeps what counts it at its endpoint, for as long as there is more to come.
     pub(crate) fn counts(&mut self, in_flight: Option<InFlight>) {
         if !matches!(self.from, From::Passed) {

@@ -5,8 +5,10 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
+use super::bad::Code;
 use super::conn::Hold;
 use super::room::Put;
+use super::streams::Over;
 use crate::codec::Outgoing;
 
 /// What is still to be sent on a stream. Dropped before its end, the stream is reset.
@@ -44,6 +46,14 @@ impl<B: Outgoing> Sending<B> {
         (!self.taken).then_some(self.body)
     }
 
+    /// The body failed; where that was because of us, the peer may be told why.
+    fn broken(&self, error: B::Error) -> Unsent<B::Error> {
+        if let Some(code) = self.body.cut_code() {
+            self.hold.with(|conn, key| conn.reset(key, Code(code), Over::Dropped));
+        }
+        Unsent::Body(error)
+    }
+
     /// Sends what there is and what there is room for; ready when that was all.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unsent<B::Error>>> {
         loop {
@@ -57,12 +67,12 @@ impl<B: Outgoing> Sending<B> {
                     Put::Over => return Poll::Ready(Err(Unsent::Over)),
                     Put::Blocked => {
                         let waited = self.body.blocked(std::mem::take(&mut self.moved), cx);
-                        return waited.map_or_else(|error| Poll::Ready(Err(Unsent::Body(error))), |()| Poll::Pending);
+                        return waited.map_or_else(|error| Poll::Ready(Err(self.broken(error))), |()| Poll::Pending);
                     }
                 }
             }
             let frame = match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Ready(Some(frame)) => frame.map_err(Unsent::Body)?,
+                Poll::Ready(Some(frame)) => frame.map_err(|error| self.broken(error))?,
                 Poll::Ready(None) => {
                     self.last = true;
                     continue;
