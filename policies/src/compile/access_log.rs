@@ -17,6 +17,8 @@ pub struct AccessLog {
     pub response_headers: Vec<Logged<HeaderName>>,
     /// Query parameters, by their decoded names.
     pub query_parameters: Vec<Logged<Box<str>>>,
+    /// Single cookies of requests.
+    pub cookies: Vec<Logged<Box<str>>>,
     /// Claims of verified tokens.
     pub claims: Vec<LoggedClaim>,
 }
@@ -64,6 +66,11 @@ impl AccessLog {
                 || tokens_in(&|place| matches!(place, Place::Query(holds) if **holds == *parameter.name));
             Logged { name: parameter.name.as_str().into(), show: shown(parameter.show, secret) }
         };
+        let cookie = |cookie: &Logged<String>| {
+            let secret = holds_secret(&cookie.name)
+                || tokens_in(&|place| matches!(place, Place::Cookie(holds) if **holds == *cookie.name));
+            Logged { name: cookie.name.as_str().into(), show: shown(cookie.show, secret) }
+        };
         let claim = |claim: &Logged<Vec<String>>| {
             let secret = claim.name.iter().any(|part| holds_secret(part));
             let path = claim.name.iter().map(|part| part.as_str().into()).collect();
@@ -73,6 +80,7 @@ impl AccessLog {
             request_headers,
             response_headers,
             query_parameters: from.query_parameters.iter().map(parameter).collect(),
+            cookies: from.cookies.iter().map(cookie).collect(),
             claims: from.claims.iter().map(claim).collect(),
         }))
     }

@@ -14,6 +14,7 @@ pub(super) struct Tokens(BTreeMap<(Place, String), PolicyName>);
 enum Place {
     Header,
     Query,
+    Cookie,
 }
 
 impl Tokens {
@@ -26,8 +27,7 @@ impl Tokens {
                 let key = match place {
                     TokenPlace::Header { name, .. } => (Place::Header, name.clone()),
                     TokenPlace::Query(name) => (Place::Query, name.clone()),
-                    // The header is a secret by its name.
-                    TokenPlace::Cookie(_) => continue,
+                    TokenPlace::Cookie(name) => (Place::Cookie, name.clone()),
                 };
                 places.entry(key).or_insert_with(|| document.clone());
             }
@@ -58,12 +58,23 @@ pub(super) fn access_log(at: &At<'_>, tokens: &Tokens, notes: &mut Notes<'_>) ->
         let secret = secret(Place::Query, &name, tokens);
         Some((name, secret))
     });
+    let mut cookies = named(at, "cookies", notes, |name, _| {
+        let name = name.text()?.to_owned();
+        let secret = secret(Place::Cookie, &name, tokens);
+        Some((name, secret))
+    });
+    // Where nothing is written: what a cookie is called says little of what it lets somebody into.
+    for (cookie, item) in cookies.iter_mut().zip(at.list("cookies").iter().filter(|item| item.get("name").is_some())) {
+        if item.get("show").is_none() {
+            cookie.show = Show::Mask;
+        }
+    }
     let claims = named(at, "claims", notes, |name, _| {
         let path = claim_path(name.text()?)?;
         let secret = path.iter().any(|part| holds_secret(part)).then(|| "its name says so".to_owned());
         Some((path, secret))
     });
-    AccessLog { request_headers, response_headers, query_parameters, claims }
+    AccessLog { request_headers, response_headers, query_parameters, cookies, claims }
 }
 
 /// Why it lets somebody in, if so.

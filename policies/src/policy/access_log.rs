@@ -19,6 +19,9 @@ pub struct AccessLog {
     /// Query parameters, by their decoded names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub query_parameters: Vec<Logged<String>>,
+    /// Single cookies of requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cookies: Vec<Logged<String>>,
     /// Claims of verified tokens, by their paths.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub claims: Vec<Logged<Vec<String>>>,

@@ -1,4 +1,4 @@
-//! What of an exchange is logged because `Mesh.accessLog` asks for it by name: headers, query parameters and claims.
+//! What of an exchange is logged because `Mesh.accessLog` asks for it by name: headers, query parameters, cookies and claims.
 //!
 //! On the way of the request values are only held on to. The access log's writer decides what of them is written, and it alone:
 //! what lets somebody in is masked whatever was asked, by the name it has and by the shape it has.
@@ -11,6 +11,7 @@ use aws_lc_rs::hmac;
 use equerry_policies::compile::AccessLog;
 use equerry_policies::policy::{Show, looks_secret};
 use equerry_traffic::route::decoded;
+use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
@@ -23,13 +24,15 @@ const MASKED: &str = "***";
 /// Bytes of a hash that are told: enough to tell values of one log apart.
 const HASHED: usize = 6;
 
-/// The headers and claims of one exchange that are asked for.
+/// The headers, cookies and claims of one exchange that are asked for.
 #[derive(Clone)]
 pub struct Logged {
     asked: Arc<AccessLog>,
     /// By the place of the name in the policy.
     request: Vec<(usize, HeaderValue)>,
     response: Vec<(usize, HeaderValue)>,
+    /// As they came, where one of them is asked for.
+    cookies: Vec<HeaderValue>,
     claims: Vec<(usize, String)>,
 }
 
@@ -43,7 +46,9 @@ impl Logged {
     /// What is asked of a request with these headers.
     pub(crate) fn of(asked: &Arc<AccessLog>, headers: &HeaderMap) -> Box<Self> {
         let request = found(asked.request_headers.iter().map(|header| headers.get_all(&header.name)));
-        Box::new(Self { asked: Arc::clone(asked), request, response: Vec::new(), claims: Vec::new() })
+        let lines = headers.get_all(COOKIE).iter().filter(|_| !asked.cookies.is_empty());
+        let cookies = lines.take(MOST_VALUES).cloned().collect();
+        Box::new(Self { asked: Arc::clone(asked), request, response: Vec::new(), cookies, claims: Vec::new() })
     }
 
     /// A token was verified: what its claims say, by their paths.
@@ -70,6 +75,8 @@ impl Logged {
         let names = asked.query_parameters.iter().map(|parameter| (&*parameter.name, parameter.show));
         let values = parameters(asked, query.unwrap_or_default());
         told("query_parameters", names, &values, masks, &mut tell);
+        let names = asked.cookies.iter().map(|cookie| (&*cookie.name, cookie.show));
+        told("cookies", names, &cookies(asked, &self.cookies), masks, &mut tell);
         let names = asked.claims.iter().map(|claim| (&*claim.name, claim.show));
         told("claims", names, &self.claims, masks, &mut tell);
     }
@@ -98,6 +105,21 @@ fn parameters(asked: &AccessLog, query: &str) -> Vec<(usize, String)> {
         let Some(at) = place else { continue };
         if found.iter().filter(|(other, _)| *other == at).count() < MOST_VALUES {
             found.push((at, String::from_utf8_lossy(&decoded(value)).into_owned()));
+        }
+    }
+    found
+}
+
+/// The cookies that are asked for. Their names are told apart by case (RFC 6265 section 5.3).
+fn cookies(asked: &AccessLog, lines: &[HeaderValue]) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for line in lines {
+        let line = String::from_utf8_lossy(line.as_bytes());
+        for (name, value) in line.split(';').filter_map(|pair| pair.trim().split_once('=')) {
+            let Some(at) = asked.cookies.iter().position(|cookie| *cookie.name == *name) else { continue };
+            if found.iter().filter(|(other, _)| *other == at).count() < MOST_VALUES {
+                found.push((at, value.trim_matches('"').to_owned()));
+            }
         }
     }
     found

@@ -99,15 +99,34 @@ fn what_lets_somebody_in_is_masked_by_its_name_and_by_its_shape() {
 }
 
 #[test]
+fn a_cookie_is_told_by_itself_and_masked_unless_somebody_asked_for_a_harmless_one() {
+    let asked = asked(
+        "{cookies: [{name: theme, show: VALUE}, {name: basket}, {name: sid, show: HASH}, {name: Theme, show: VALUE}, {name: other, show: VALUE}]}",
+    );
+    let sent =
+        headers(&[("cookie", "theme=dark; basket=sesame;sid=sesame"), ("cookie", "theme=\"light\"; unasked=sesame")]);
+    let masks = Masks::new();
+    let seen = told_of(&Logged::of(&asked, &sent), None, &masks);
+    let hash = seen["cookies"]["sid"].as_str().unwrap().to_owned();
+    assert_eq!(seen, json!({"cookies": {"theme": "dark, light", "basket": "***", "sid": hash}}));
+    assert!(hash.starts_with('#') && !seen.to_string().contains("sesame"), "{seen}");
+    let token = headers(&[("cookie", &format!("theme={TOKEN}"))]);
+    assert_eq!(told_of(&Logged::of(&asked, &token), None, &masks), json!({"cookies": {"theme": "***"}}));
+}
+
+#[test]
 fn a_proxy_masks_what_a_control_plane_would_have_it_show() {
     let lists = "\"requestHeaders\":[{\"name\":\"authorization\",\"show\":\"VALUE\"}],\
+                 \"cookies\":[{\"name\":\"sid\",\"show\":\"VALUE\"}],\
                  \"queryParameters\":[{\"name\":\"access_token\",\"show\":\"VALUE\"}]";
     let careless: policy::AccessLog = serde_json::from_str(&format!("{{{lists}}}")).unwrap();
     let mesh = Mesh { access_log: Some(Box::new(careless)), ..Mesh::default() };
     let asked = compiled(&Meaning { mesh, ..Meaning::default() });
-    let logged = Logged::of(&asked, &headers(&[("authorization", "sesame")]));
+    let logged = Logged::of(&asked, &headers(&[("authorization", "sesame"), ("cookie", "sid=sesame")]));
     let seen = told_of(&logged, Some("access_token=sesame"), &Masks::new());
-    assert_eq!(seen, json!({"request_headers": {"authorization": "***"}, "query_parameters": {"access_token": "***"}}));
+    let (header, parameter, cookie) =
+        (json!({"authorization": "***"}), json!({"access_token": "***"}), json!({"sid": "***"}));
+    assert_eq!(seen, json!({"request_headers": header, "query_parameters": parameter, "cookies": cookie}));
 }
 
 #[test]

@@ -22,6 +22,11 @@ pub(super) static ACCESS_LOG: Shape = Shape {
             "Query parameters by their decoded names. The path is logged without its query.",
         ),
         may(
+            "cookies",
+            Form::List(&Form::Object(&LOGGED_COOKIE), 1, MOST),
+            "Single cookies of requests, by their names. Where nothing is written MASK: most cookies let somebody in, whatever they are called.",
+        ),
+        may(
             "claims",
             Form::List(&Form::Object(&LOGGED_CLAIM), 1, MOST),
             "Claims of verified tokens, in the log of the workload that verified them.",
@@ -40,6 +45,10 @@ static LOGGED_PARAMETER: Shape = Shape {
     about: "One query parameter.",
     fields: &[must("name", Form::Text(&PARAMETER), "Its decoded name."), may("show", Form::Choice(&SHOW), SHOWN)],
 };
+static LOGGED_COOKIE: Shape = Shape {
+    about: "One cookie.",
+    fields: &[must("name", Form::Text(&COOKIE), "Its name."), may("show", Form::Choice(&SHOW), SHOWN_COOKIE)],
+};
 static LOGGED_CLAIM: Shape = Shape {
     about: "One claim.",
     fields: &[must("name", Form::Text(&CLAIM), "Its name, or its path."), may("show", Form::Choice(&SHOW), SHOWN)],
@@ -47,9 +56,18 @@ static LOGGED_CLAIM: Shape = Shape {
 
 const SHOWN: &str = "VALUE, up to 256 characters; HASH: 12 digits by which equal values of one process can be told; MASK: that there is one. \
                      When nothing is written VALUE, and MASK for what lets somebody in, which is never shown as VALUE.";
+const SHOWN_COOKIE: &str = "VALUE, up to 256 characters; HASH: 12 digits by which equal values of one process can be told; MASK: that there is one. \
+                            When nothing is written MASK. What lets somebody in is never shown as VALUE.";
 static SHOW: Choice = Choice { built: &["VALUE", "HASH", "MASK"], unbuilt: &[], default: None };
 static PARAMETER: Text = Text {
     expected: "the decoded name of a query parameter: up to 256 characters, none of them a control character",
     pattern: None,
     check: |t| (1..=256).contains(&t.len()) && !t.chars().any(char::is_control),
+};
+static COOKIE: Text = Text {
+    expected: "the name of a cookie: up to 256 letters, digits and any of !#$%&'*+-.^_`|~",
+    pattern: None,
+    check: |t| {
+        (1..=256).contains(&t.len()) && t.bytes().all(|c| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c))
+    },
 };
