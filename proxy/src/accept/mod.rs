@@ -115,13 +115,14 @@ pub async fn run(
         if std::mem::take(&mut paused) {
             tracing::info!(direction = direction.as_str(), "accepting connections again");
         }
-        let Some((welcome, place)) = room.take(direction, peer.ip()) else {
-            observe.connection_refused(direction);
-            continue;
+        let (welcome, place) = match room.take(direction, peer.ip()) {
+            Ok(place) => (Welcome::Served, place),
+            Err(full) => {
+                observe.connection_refused(direction, full.as_str());
+                let Some(place) = room.turn_away() else { continue };
+                (Welcome::TurnedAway, place)
+            }
         };
-        if welcome == Welcome::TurnedAway {
-            observe.connection_refused(direction);
-        }
         // An answer of a few hundred bytes must not wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         hand_over(stream, peer, direction, welcome, place, &workers);
@@ -203,7 +204,8 @@ mod tests {
         let (worker, mut inbox) = worker();
         let (room, observe) = (Rc::new(Room::new(2)), unheard());
         let refused = || {
-            observe.render().lines().filter(|line| line.starts_with("equerry_connections_refused")).collect::<String>()
+            let line = "equerry_connections_refused_total{direction=\"outbound\",reason=\"process_full\"}";
+            observe.render().lines().filter(|found| found.starts_with(line)).collect::<String>()
         };
         let clients = async {
             let mut held = Vec::new();

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::Welcome;
 use crate::observe::Direction;
 
 /// Connections at once where nobody says how many: some hundred MiB when all are idle.
@@ -64,6 +63,25 @@ fn peer_of(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Why there is no place for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// The process, or this side of it, holds as many as it may.
+    Process,
+    /// Whoever opens it holds as many as one peer may, and others are served.
+    Peer,
+}
+
+impl Full {
+    /// The word in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process_full",
+            Self::Peer => "peer_share",
+        }
+    }
+}
+
 /// A place of one connection; given back when dropped.
 #[derive(Debug)]
 pub struct Place {
@@ -94,25 +112,32 @@ impl Room {
         Self { most, inbound, outbound, turned_away, peers }
     }
 
-    /// A place for a connection of `peer` that comes in on this side, or one in which it is told that there is none; `None`: not
-    /// even that. Only the acceptor takes places.
-    pub fn take(&self, direction: Direction, peer: IpAddr) -> Option<(Welcome, Place)> {
+    /// A place for a connection of `peer` that comes in on this side. Only the acceptor takes places.
+    ///
+    /// # Errors
+    /// When there is none; [`Self::turn_away`] then says whether it can be told so.
+    pub fn take(&self, direction: Direction, peer: IpAddr) -> Result<Place, Full> {
         let count = |side: &AtomicUsize| side.load(Ordering::Relaxed);
         let (mine, other) = match direction {
             Direction::Inbound => (&self.inbound, &self.outbound),
             Direction::Outbound => (&self.outbound, &self.inbound),
         };
         let most = self.most - self.most / 8;
-        if count(mine) + count(other) < self.most && count(mine) < most {
-            // What calls here on the outbound side is all one: the application.
-            let peer = (direction == Direction::Inbound).then(|| peer_of(peer));
-            if peer.is_none_or(|peer| self.peers.admit(peer, most.div_ceil(2))) {
-                let peer = peer.map(|peer| (Arc::clone(&self.peers), peer));
-                return Some((Welcome::Served, Place::of(mine, peer)));
-            }
+        if count(mine) + count(other) >= self.most || count(mine) >= most {
+            return Err(Full::Process);
         }
-        let told = count(&self.turned_away) < TURNED_AWAY_AT_ONCE;
-        told.then(|| (Welcome::TurnedAway, Place::of(&self.turned_away, None)))
+        // What calls here on the outbound side is all one: the application.
+        let peer = (direction == Direction::Inbound).then(|| peer_of(peer));
+        if peer.is_some_and(|peer| !self.peers.admit(peer, most.div_ceil(2))) {
+            return Err(Full::Peer);
+        }
+        Ok(Place::of(mine, peer.map(|peer| (Arc::clone(&self.peers), peer))))
+    }
+
+    /// A place in which a connection is told that there is none for it; `None`: not even that.
+    pub fn turn_away(&self) -> Option<Place> {
+        let told = self.turned_away.load(Ordering::Relaxed) < TURNED_AWAY_AT_ONCE;
+        told.then(|| Place::of(&self.turned_away, None))
     }
 }
 
@@ -159,15 +184,13 @@ mod tests {
     #[test]
     fn strangers_who_fill_one_side_leave_room_on_the_other() {
         let room = Room::new(16);
-        let served = |direction, peer: u8| {
-            let place = room.take(direction, [192, 0, 2, peer].into());
-            place.filter(|(welcome, _)| *welcome == Welcome::Served)
-        };
+        let served = |direction, peer: u8| room.take(direction, [192, 0, 2, peer].into()).ok();
         let inbound: Vec<_> = (0..20).filter_map(|peer| served(Direction::Inbound, peer)).collect();
         assert_eq!(inbound.len(), 14);
         let outbound: Vec<_> = std::iter::from_fn(|| served(Direction::Outbound, 1)).collect();
         assert_eq!(outbound.len(), 2);
-        assert_eq!(room.take(Direction::Outbound, [127, 0, 0, 1].into()).unwrap().0, Welcome::TurnedAway);
+        assert_eq!(room.take(Direction::Outbound, [127, 0, 0, 1].into()).unwrap_err(), Full::Process);
+        assert!(room.turn_away().is_some());
         drop(inbound);
         assert!(served(Direction::Outbound, 1).is_some());
     }
@@ -175,13 +198,11 @@ mod tests {
     #[test]
     fn one_peer_takes_half_of_the_inbound_side_and_no_more() {
         let room = Room::new(16);
-        let served = |peer: &str| {
-            let place = room.take(Direction::Inbound, peer.parse().unwrap());
-            place.filter(|(welcome, _)| *welcome == Welcome::Served)
-        };
+        let served = |peer: &str| room.take(Direction::Inbound, peer.parse().unwrap()).ok();
         let greedy: Vec<_> = std::iter::from_fn(|| served("192.0.2.1")).collect();
         assert_eq!(greedy.len(), 7);
         assert!(served("::ffff:192.0.2.1").is_none(), "the same address in another form");
+        assert_eq!(room.take(Direction::Inbound, [192, 0, 2, 1].into()).unwrap_err(), Full::Peer);
         let modest = served("192.0.2.2");
         assert!(modest.is_some(), "another is served");
         drop(greedy);

@@ -293,9 +293,9 @@ impl Observer {
         ConnectionOpen { gauge }
     }
 
-    /// A connection was one too many for this process.
-    pub fn connection_refused(&self, direction: Direction) {
-        self.0.metrics.connections.refused.with_label_values(&[direction.as_str()]).inc();
+    /// A connection was one too many: for this process, or for whoever opened it.
+    pub fn connection_refused(&self, direction: Direction, reason: &'static str) {
+        self.0.metrics.connections.refused.with_label_values(&[direction.as_str(), reason]).inc();
     }
 
     /// No connection can be accepted for a moment, most likely because there are no file descriptors left.

@@ -20,8 +20,8 @@ impl Connections {
             open: make.gauges("equerry_connections", "Connections open now.", &["direction", "tls"]),
             refused: make.counters(
                 "equerry_connections_refused_total",
-                "Connections that were one too many for this process.",
-                &["direction"],
+                "Connections that were one too many: for this process (process_full), or for one peer (peer_share).",
+                &["direction", "reason"],
             ),
             accept_pauses: make.counters(
                 "equerry_accept_pauses_total",
