@@ -42,9 +42,14 @@ fn placeless(of: &Value) -> Value {
     }
 }
 
-/// The decisions of these kinds, in order.
+/// The decisions of these kinds, in order, wherever they were written.
 fn stages(of: &Value, kinds: &[&str]) -> Vec<Value> {
-    let all = placeless(of).as_array().cloned().unwrap_or_default();
+    placed_stages(&placeless(of), kinds)
+}
+
+/// The same with the places.
+fn placed_stages(of: &Value, kinds: &[&str]) -> Vec<Value> {
+    let all = of.as_array().cloned().unwrap_or_default();
     all.into_iter().filter(|stage| stage["name"].as_str().is_some_and(|name| kinds.contains(&name))).collect()
 }
 
@@ -80,6 +85,13 @@ async fn a_running_sidecar_explains_in_the_words_of_the_documents_and_of_its_log
         let of = |explanation: &Value| stages(&explanation["callees"][0]["stages"], &kinds);
         ensure!(of(&offline) == of(&live) && !of(&live).is_empty(), "{offline:#}\n{live:#}");
         ensure!(live["verdict"]["reason"] == reason, "{live:#}");
+        // Beside the documents that are in force it names their lines, as they do.
+        let from: [&str; 4] = ["--from", "shop/orders", "--proxy", &admin(v1)];
+        let placed = explained(&mesh, &line, &[&from[..], &written[2..]].concat()).await?;
+        let of = |explanation: &Value| placed_stages(&explanation["callees"][0]["stages"], &kinds);
+        ensure!(of(&offline) == of(&placed), "{offline:#}\n{placed:#}");
+        ensure!(offline["verdict"]["origin"] == placed["verdict"]["origin"], "{offline:#}\n{placed:#}");
+        ensure!(reason != "authz_denied" || placed["verdict"]["origin"]["line"].is_u64(), "{placed:#}");
 
         let id = format!("explained-{number}");
         let bearer = token.map(|token| format!("Bearer {token}"));
@@ -111,11 +123,40 @@ async fn a_running_sidecar_explains_in_the_words_of_the_documents_and_of_its_log
         let same = placeless(&offline["verdict"]) == placeless(&live["verdict"]);
         ensure!(reason == "ok" || same, "{offline:#}\n{live:#}");
         ensure!(live["live"]["id"] == "spiffe://equerry.local/ns/shop/sa/orders", "{live:#}");
+        let placed = explained(&mesh, &[url], &[&["--proxy", &admin(orders)][..], &written[2..]].concat()).await?;
+        let of = |explanation: &Value| placed_stages(&explanation["caller"], &kinds);
+        ensure!(of(&offline) == of(&placed), "{offline:#}\n{placed:#}");
     }
+    documents_that_are_not_in_force_lend_no_lines(&mesh, v1).await?;
     let told =
         mesh.town.equerry(&["explain", "http://inventory-v1/", "--proxy", &admin(orders)]).await?.succeeded()?.out;
     ensure!(told.contains("inventory-v1 inventory-v1: usable"), "no endpoint is told of: {told}");
+    ensure!(told.contains("with --policies FILE|DIR"), "nobody says where the lines are to be had: {told}");
     let nobody = mesh.town.equerry(&["explain", "http://inventory-v1/", "--proxy", "127.0.0.1:1"]).await?;
     ensure!(nobody.code == Some(1) && nobody.err.contains("does not answer"), "{nobody:?}");
+    Ok(())
+}
+
+/// Where a file says something else than what is in force, or nothing of it, that is said instead of a line.
+async fn documents_that_are_not_in_force_lend_no_lines(mesh: &Mesh, v1: &Home) -> Result<()> {
+    let (at, policies) = (admin(v1), mesh.town.policies().display().to_string());
+    let line = [
+        "http://inventory-v1/secret",
+        "--from",
+        "shop/orders",
+        "--proxy",
+        at.as_str(),
+        "--policies",
+        policies.as_str(),
+        "--policies",
+    ];
+    let changed = mesh.file("changed.yaml", &NO_SECRETS.replace("/secret/*", "/secrets/*"))?.display().to_string();
+    let differs = explained(mesh, &line, &[changed.as_str()]).await?;
+    let said = serde_json::to_string(&differs["callees"])?;
+    ensure!(said.contains(&format!("; the one in force differs from {changed}:1\"")), "{differs:#}");
+    ensure!(differs["verdict"]["origin"].is_null(), "{differs:#}");
+    let renamed = mesh.file("renamed.yaml", &NO_SECRETS.replace("no-secrets", "others"))?.display().to_string();
+    let unknown = explained(mesh, &line, &[renamed.as_str()]).await?;
+    ensure!(serde_json::to_string(&unknown["callees"])?.contains("; it is in none of these files"), "{unknown:#}");
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod expected;
 mod live;
+mod places;
 mod tell;
 mod traffic;
 mod walk;
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use equerry_policies::names::{AccountName, TrustDomain};
+use equerry_policies::policy::Meaning;
 use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
@@ -35,7 +37,7 @@ const TCP: &str = "tcp://";
 /// `equerry explain`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  equerry explain http://inventory/items --from shop/orders --policies policies/\n  equerry explain -X POST -H 'x-tenant: acme' http://orders.shop/ --from shop/frontend --token \"$TOKEN\" --policies policies/\n  equerry explain tcp://db.shop:5432 --from shop/orders --policies policies/\n  equerry explain http://orders/ --proxy 127.0.0.1:15000\n\nExits with 0 when the request would be allowed, with 5 when it would be refused."
+    after_help = "Examples:\n  equerry explain http://inventory/items --from shop/orders --policies policies/\n  equerry explain -X POST -H 'x-tenant: acme' http://orders.shop/ --from shop/frontend --token \"$TOKEN\" --policies policies/\n  equerry explain tcp://db.shop:5432 --from shop/orders --policies policies/\n  equerry explain http://orders/ --proxy 127.0.0.1:15000 --policies policies/\n\nExits with 0 when the request would be allowed, with 5 when it would be refused."
 )]
 pub(crate) struct ExplainArgs {
     /// The request as the application makes it: http://orders/path, or orders.shop:8080/path; a connection: tcp://db:5432
@@ -51,7 +53,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "NAMESPACE/ACCOUNT", required_unless_present = "proxy")]
     from: Option<String>,
     /// Ask a running sidecar, at its admin port, what it would decide now
-    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["policies", "to_account"])]
+    #[arg(long, value_name = "IP:PORT", conflicts_with = "to_account")]
     proxy: Option<SocketAddr>,
     /// A token it carries: the same as -H 'authorization: Bearer JWT'
     #[arg(long, value_name = "JWT")]
@@ -59,7 +61,7 @@ pub(crate) struct ExplainArgs {
     /// When it is made, for the life of tokens; now by default
     #[arg(long, value_name = "RFC3339")]
     at: Option<String>,
-    /// The policies that hold: file, directory or -; may be repeated
+    /// The policies that hold: file, directory or -; may be repeated. With --proxy: where the lines are looked for of what holds there
     #[arg(long, value_name = "FILE|DIR|-", required_unless_present = "proxy")]
     policies: Vec<PathBuf>,
     /// The account the callee runs as, where its Service lists several; the first by default
@@ -94,17 +96,29 @@ pub(crate) struct Question {
 }
 
 pub(crate) fn run(args: &ExplainArgs) -> Result<(), Failure> {
+    let output = args.output.output;
     if let Some(proxy) = args.proxy {
-        return show(&live::ask(args, proxy)?, args.output.output);
+        let meaning = if args.policies.is_empty() { None } else { Some(written(args)?) };
+        let explanation = live::ask(args, proxy, meaning.as_ref())?;
+        let shown = show(&explanation, output);
+        if meaning.is_none() && matches!(output, Output::Table | Output::Wide) {
+            out::data("where that was written: the same command with --policies FILE|DIR");
+        }
+        return shown;
     }
-    let question = read(args)?;
-    let files = files::collect(&args.policies)?;
-    let (_, meaning) = complaints::read_all(&files).map_err(|mistakes| {
-        complaints::show(&mistakes, "; nothing can be explained until they are corrected", args.output.output)
-    })?;
+    let (question, meaning) = (read(args)?, written(args)?);
     let explanation =
-        walk::walk(&meaning, &question).map_err(|mistakes| complaints::show(&mistakes, "", args.output.output))?;
-    show(&explanation, args.output.output)
+        walk::walk(&meaning, &question).map_err(|mistakes| complaints::show(&mistakes, "", output))?;
+    show(&explanation, output)
+}
+
+/// What the documents mean that were named.
+fn written(args: &ExplainArgs) -> Result<Meaning, Failure> {
+    let files = files::collect(&args.policies)?;
+    let read = complaints::read_all(&files).map_err(|mistakes| {
+        complaints::show(&mistakes, "; nothing can be explained until they are corrected", args.output.output)
+    });
+    read.map(|(_, meaning)| meaning)
 }
 
 fn show(explanation: &walk::Explanation, output: Output) -> Result<(), Failure> {

@@ -298,7 +298,7 @@ fn spoken(target: &Target<'_>, tcp: bool) -> Result<(), Refusal> {
 }
 
 /// Where the mode of a workload was written: the PeerAuthentication of the narrowest scope that holds for it, or the Mesh.
-fn mode_origin(meaning: &Meaning, facts: &WorkloadFacts) -> Origin {
+pub(super) fn mode_origin(meaning: &Meaning, facts: &WorkloadFacts) -> Origin {
     let width = |peer: &PeerAuthentication| match &peer.target {
         Scope::Workloads(labels) if peer.name.namespace == facts.account.namespace => {
             labels.iter().all(|(key, value)| facts.labels.get(key) == Some(value)).then_some(0)
