@@ -34,6 +34,7 @@ spec:
     requestHeaders: [{name: authorization}, {name: cookie, show: HASH}, {name: x-api-key}, {name: referer}, {name: x-note}]
     responseHeaders: [{name: set-cookie}, {name: location}]
     queryParameters: [{name: access_token}, {name: code, show: HASH}, {name: page}]
+    cookies: [{name: sid}, {name: csrf, show: HASH}]
     claims: [{name: sub, show: HASH}, {name: refresh_token}]
 ";
 
@@ -241,7 +242,9 @@ impl Ground {
         .await?;
         let log = std::fs::read_to_string(&orders)?;
         ensure!(
-            log.contains("\"authorization\":\"***\"") && log.contains("\"page\":\"2\""),
+            log.contains("\"authorization\":\"***\"")
+                && log.contains("\"page\":\"2\"")
+                && log.contains("\"sid\":\"***\""),
             "what was asked for: {log}"
         );
         let mut logs = 0;
