@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use equerry_control_plane::access::Role;
-use equerry_policies::names::{Namespace, TenantName};
 
 use crate::audit::AuditCommand;
 use crate::certs::CertsArgs;
 use crate::context::{ContextCommand, ServerArgs};
 use crate::explain::{ExplainArgs, TestArgs};
 use crate::files::FileArgs;
+use crate::tap::TapArgs;
+use crate::token::TokenCommand;
+use crate::top::TopArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -64,7 +65,7 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Check documents without a control plane; every mistake with file, line and column
     Validate(ValidateArgs),
-    /// Show proxies, what they have acknowledged, and services
+    /// Show proxies, what they have acknowledged, services, and whatever is amiss with its reason
     Status {
         #[command(flatten)]
         output: OutputArgs,
@@ -234,108 +235,6 @@ pub(crate) struct QuotaArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// `equerry top`
-#[derive(Debug, Args)]
-pub(crate) struct TopArgs {
-    /// Only where the caller or the Service is of this namespace
-    #[arg(short, long, value_name = "NAMESPACE")]
-    pub(crate) namespace: Option<String>,
-    /// Only this caller
-    #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
-    pub(crate) source: Option<String>,
-    /// Only to this Service
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub(crate) destination: Option<String>,
-    /// What comes first
-    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
-    pub(crate) sort: TopSort,
-    /// How often it is shown anew, such as 2s
-    #[arg(long, default_value = "2s", value_parser = duration, value_name = "DURATION")]
-    pub(crate) every: Duration,
-    /// Show it once, in a terminal too; through a pipe it is shown once anyway
-    #[arg(long)]
-    pub(crate) once: bool,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-}
-
-/// What comes first in `equerry top`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TopSort {
-    /// The most requests a second
-    #[default]
-    Requests,
-    /// The most failures a second
-    Failed,
-    /// The most refusals a second
-    Refused,
-    /// The slowest
-    P99,
-}
-
-impl TopSort {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Requests => "requests",
-            Self::Failed => "failures",
-            Self::Refused => "refusals",
-            Self::P99 => "p99",
-        }
-    }
-}
-
-/// `equerry tap`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Each look is written into the audit log; it takes the role operator.\n\nExamples:\n  equerry tap -n shop --failed\n  equerry tap --destination shop/orders --status 5xx\n  equerry tap --recent --failed --count 20"
-)]
-pub(crate) struct TapArgs {
-    /// Only what sidecars of this namespace see
-    #[arg(short, long, value_name = "NAMESPACE")]
-    pub(crate) namespace: Option<String>,
-    /// Only what the sidecar of this instance sees
-    #[arg(long, value_name = "NAMESPACE/ID")]
-    pub(crate) instance: Option<String>,
-    /// Only of this caller
-    #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
-    pub(crate) source: Option<String>,
-    /// Only to this Service
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub(crate) destination: Option<String>,
-    /// Only calls coming in, or going out
-    #[arg(long, value_name = "inbound|outbound")]
-    pub(crate) direction: Option<String>,
-    /// Only this method
-    #[arg(long, value_name = "METHOD")]
-    pub(crate) method: Option<String>,
-    /// Only paths that begin so
-    #[arg(long, value_name = "PREFIX")]
-    pub(crate) path: Option<String>,
-    /// Only this status, or a hundred of them: 503, 5xx
-    #[arg(long, value_name = "STATUS")]
-    pub(crate) status: Option<String>,
-    /// Only what ended so, such as authz_denied
-    #[arg(long, value_name = "REASON")]
-    pub(crate) reason: Option<String>,
-    /// Only what this tenant was charged for
-    #[arg(long, value_name = "TENANT")]
-    pub(crate) tenant: Option<String>,
-    /// Only what failed or was refused
-    #[arg(long)]
-    pub(crate) failed: bool,
-    /// Show calls that ended lately instead, and return
-    #[arg(long)]
-    pub(crate) recent: bool,
-    /// Return after so many
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) count: Option<u64>,
-    /// At most so many a second
-    #[arg(long, default_value_t = 100, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with = "recent")]
-    pub(crate) per_second: u32,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-}
-
 /// `equerry delete`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  equerry delete httproute orders -n shop\n  equerry delete -f policies/")]
@@ -363,73 +262,6 @@ pub(crate) struct ValidateArgs {
     pub(crate) files: FileArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-}
-
-/// `equerry token`
-#[derive(Debug, Subcommand)]
-pub(crate) enum TokenCommand {
-    /// Make a token
-    Create {
-        #[command(subcommand)]
-        kind: TokenKind,
-    },
-    /// Show join tokens: whom they let in, and whether they were used; never their secrets
-    List {
-        /// Show the tokens of the admin API instead: whom they are for, their roles and where they hold
-        #[arg(long)]
-        admin: bool,
-        #[command(flatten)]
-        output: OutputArgs,
-    },
-    /// Take a token back: a join token lets nobody in any more, an admin token stops at once
-    Revoke {
-        /// Its public part, as lists show it
-        #[arg(value_name = "ID")]
-        id: String,
-        /// A token of the admin API
-        #[arg(long)]
-        admin: bool,
-    },
-}
-
-/// What a token lets in.
-#[derive(Debug, Subcommand)]
-pub(crate) enum TokenKind {
-    /// A token with which one sidecar joins, once, as one identity
-    Join {
-        /// Namespace of the workload
-        #[arg(short, long, value_name = "NAMESPACE")]
-        namespace: String,
-        /// Account of the workload
-        #[arg(short, long, value_name = "ACCOUNT")]
-        account: String,
-        /// How long it can be used, such as 10m
-        #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
-        ttl: Duration,
-    },
-    /// A token for the admin API
-    Admin {
-        /// Whom it is for, to be told apart in lists
-        #[arg(long, default_value = "admin", value_name = "NAME")]
-        name: String,
-        /// What it is good for: viewer looks; operator also changes documents and lets workloads in; admin everything
-        #[arg(long, default_value = "admin", value_name = "viewer|operator|admin")]
-        role: Role,
-        /// Good only in these namespaces; several with commas
-        #[arg(long = "limit-namespaces", value_name = "NAMESPACE,..", value_delimiter = ',', value_parser = namespace)]
-        namespaces: Vec<Namespace>,
-        /// Good only for these tenants; several with commas
-        #[arg(long = "limit-tenants", value_name = "TENANT,..", value_delimiter = ',', value_parser = tenant)]
-        tenants: Vec<TenantName>,
-    },
-}
-
-fn namespace(text: &str) -> Result<Namespace, String> {
-    Namespace::parse(text).map_err(|bad| bad.to_string())
-}
-
-fn tenant(text: &str) -> Result<TenantName, String> {
-    TenantName::parse(text).map_err(|bad| bad.to_string())
 }
 
 /// A duration as people write it: `500ms`, `30s`, `10m`, `24h`, or several together, `1m30s`.

@@ -2,15 +2,68 @@
 
 use std::collections::BTreeMap;
 
+use clap::Args;
 use equerry_control_plane::serve::admin::shapes::{SampleList, SampleReply};
 use equerry_traffic::refusal::Reason;
 use serde_json::Value;
 
-use crate::args::{Output, TapArgs};
+use crate::args::{Output, OutputArgs};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::get::{Query, plain};
 use crate::out;
+
+/// `equerry tap`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each look is written into the audit log; it takes the role operator.\n\nExamples:\n  equerry tap -n shop --failed\n  equerry tap --destination shop/orders --status 5xx\n  equerry tap --recent --failed --count 20"
+)]
+pub(crate) struct TapArgs {
+    /// Only what sidecars of this namespace see
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Only what the sidecar of this instance sees
+    #[arg(long, value_name = "NAMESPACE/ID")]
+    pub(crate) instance: Option<String>,
+    /// Only of this caller
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
+    pub(crate) source: Option<String>,
+    /// Only to this Service
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) destination: Option<String>,
+    /// Only calls coming in, or going out
+    #[arg(long, value_name = "inbound|outbound")]
+    pub(crate) direction: Option<String>,
+    /// Only this method
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) method: Option<String>,
+    /// Only paths that begin so
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) path: Option<String>,
+    /// Only this status, or a hundred of them: 503, 5xx
+    #[arg(long, value_name = "STATUS")]
+    pub(crate) status: Option<String>,
+    /// Only what ended so, such as authz_denied
+    #[arg(long, value_name = "REASON")]
+    pub(crate) reason: Option<String>,
+    /// Only what this tenant was charged for
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Only what failed or was refused
+    #[arg(long)]
+    pub(crate) failed: bool,
+    /// Show calls that ended lately instead, and return
+    #[arg(long)]
+    pub(crate) recent: bool,
+    /// Return after so many
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// At most so many a second
+    #[arg(long, default_value_t = 100, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with = "recent")]
+    pub(crate) per_second: u32,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
 
 pub(crate) async fn run(args: &TapArgs, client: &mut Client) -> Result<(), Failure> {
     if args.recent {

@@ -1,10 +1,12 @@
 //! `equerry top`: who calls whom now, how often, how fast and how badly; live in a terminal, once through a pipe.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
+use clap::{Args, ValueEnum};
 use equerry_control_plane::serve::admin::shapes::{CallList, EdgeReply, EndReply, SideReply};
 
-use crate::args::{Output, TopArgs, TopSort};
+use crate::args::{Output, OutputArgs, duration};
 use crate::client::Client;
 use crate::describe::{milliseconds, numbers};
 use crate::failure::Failure;
@@ -16,6 +18,56 @@ const FEWEST: usize = 5;
 
 /// What a wide terminal shows instead of the worst end: all of them, and what there is of TCP.
 const WIDE: [&str; 6] = ["P95", "REQUESTS", "TCP", "BYTES IN", "BYTES OUT", "ENDS"];
+
+/// `equerry top`
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Only where the caller or the Service is of this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Only this caller
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
+    pub(crate) source: Option<String>,
+    /// Only to this Service
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) destination: Option<String>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub(crate) sort: TopSort,
+    /// How often it is shown anew, such as 2s
+    #[arg(long, default_value = "2s", value_parser = duration, value_name = "DURATION")]
+    pub(crate) every: Duration,
+    /// Show it once, in a terminal too; through a pipe it is shown once anyway
+    #[arg(long)]
+    pub(crate) once: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// What comes first in `equerry top`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopSort {
+    /// The most requests a second
+    #[default]
+    Requests,
+    /// The most failures a second
+    Failed,
+    /// The most refusals a second
+    Refused,
+    /// The slowest
+    P99,
+}
+
+impl TopSort {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Failed => "failures",
+            Self::Refused => "refusals",
+            Self::P99 => "p99",
+        }
+    }
+}
 
 pub(crate) async fn run(args: &TopArgs, client: &mut Client) -> Result<(), Failure> {
     let path = path_of(args);
