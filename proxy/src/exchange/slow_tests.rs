@@ -307,6 +307,40 @@ fn an_answer_that_crawls_is_cut_where_its_length_was_declared() {
 }
 
 #[test]
+fn an_application_that_takes_a_request_at_a_crawl_is_given_up() {
+    on_one_thread(async {
+        // HTTP/2, because there the application says to the byte how much it takes.
+        let (address, _connections) = listen(|stream, _| async move {
+            let mut builder = h2::server::Builder::new();
+            builder.initial_window_size(2);
+            let mut connection = builder.handshake::<_, Bytes>(stream).await.unwrap();
+            let (asked, _answer) = connection.accept().await.unwrap().unwrap();
+            tokio::task::spawn_local(async move { while connection.accept().await.is_some() {} });
+            let mut body = asked.into_body();
+            while let Some(Ok(piece)) = body.data().await {
+                tokio::time::sleep(Duration::from_millis(40)).await;
+                if body.flow_control().release_capacity(piece.len()).is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+        let spoken = SERVICE.replacen("port: 80", "port: 80, appProtocol: kubernetes.io/h2c", 1);
+        let world = World::new(&format!("{spoken}{PERMISSIVE}"));
+        let sidecar = world.sidecar("shop/orders", &[("app", "orders")], &[(8080, address)], &[]).await;
+        attempt::IMPATIENT.set(Some(Duration::from_millis(500)));
+        // More than may be sent until the window is known.
+        let body = "x".repeat(100_000);
+        let head = "POST / HTTP/1.1\r\nhost: orders:8080\r\nconnection: close\r\n";
+        let said = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+        let answer = say(sidecar.inbound, said.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("stream_idle"), "{answer}");
+        assert!(answer.contains("bytes of the request were taken in"), "{answer}");
+        attempt::IMPATIENT.set(None);
+    });
+}
+
+#[test]
 fn an_application_that_takes_nothing_of_a_request_is_given_up() {
     on_one_thread(async {
         let (address, _connections) = listen(|stream, _| async move {
