@@ -3,6 +3,7 @@
 What cannot be read as ExportTraceServiceRequest is answered 400.
 """
 
+import gzip
 import json
 import sys
 import threading
@@ -26,7 +27,9 @@ class Sink(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         request = ExportTraceServiceRequest()
         try:
-            request.ParseFromString(body)
+            # Collectors that send on what they were sent pack it.
+            packed = self.headers["content-encoding"] == "gzip"
+            request.ParseFromString(gzip.decompress(body) if packed else body)
             right = self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
         except Exception:
             right = False

@@ -127,13 +127,33 @@ def lines(ctx, value):
     return (json.dumps(value) + "\n").encode()
 "#;
 
+/// What lists need to have something to tell.
+const SOMETHING_OF_EACH: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}
+spec: {selector: {app: orders}, ports: [{port: 80}]}
+---
+apiVersion: equerry.dev/v1
+kind: AuthorizationPolicy
+metadata: {name: trial, namespace: shop}
+spec: {mode: shadow, action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
+---
+apiVersion: equerry.dev/v1
+kind: Tenant
+metadata: {name: acme}
+spec: {match: [{claim: {name: tenant, value: acme}}], quotas: [{services: [shop/orders], requests: 100, window: 1m}]}
+";
+
 #[tokio::test]
 async fn schemathesis_finds_no_answer_that_the_description_does_not_promise() -> Result<()> {
     let install = "pip install -r .ci/requirements.txt";
     if !peers::installed("schemathesis", install)? {
         return Ok(());
     }
-    let mesh = Mesh::found(program(), &[], "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop, annotations: {equerry.dev/accounts: orders}}\nspec: {selector: {app: orders}, ports: [{port: 80}]}\n").await?;
+    let mesh = Mesh::found(program(), &[], SOMETHING_OF_EACH).await?;
+    let shadows = get(&mesh, "/api/v1/shadows").await?;
+    ensure!(shadows["items"][0]["policy"] == "shop/trial", "{shadows}");
     let state = mesh.town.control_plane_state();
     let token = std::fs::read_to_string(state.join("admin.token"))?;
     let url = format!("https://localhost:{}/openapi.json", mesh.town.admin.number());

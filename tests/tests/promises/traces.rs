@@ -1,4 +1,5 @@
-//! Traces by OTLP: what a request did is told to a collector made of OpenTelemetry's own messages, span below span.
+//! Traces by OTLP: what a request did is told to a collector of somebody else, which sends it on to one made of OpenTelemetry's own
+//! messages, span below span.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -6,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use equerry::demo::ports::HeldPort;
 use equerry_tests::{Mesh, eventually, peers};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -20,7 +22,7 @@ const SPAN: &str = "00f067aa0ba902b7";
 struct Collector {
     endpoint: String,
     spans: Arc<Mutex<Vec<Value>>>,
-    _running: Child,
+    _running: Vec<Child>,
 }
 
 impl Collector {
@@ -37,7 +39,11 @@ impl Collector {
                 kept.lock().unwrap_or_else(PoisonError::into_inner).push(span);
             }
         });
-        Ok(Self { endpoint: format!("http://127.0.0.1:{port}"), spans, _running: running })
+        let endpoint = format!("http://127.0.0.1:{port}");
+        Ok(match rotel(&endpoint).await? {
+            Some((between, rotel)) => Self { endpoint: between, spans, _running: vec![running, rotel] },
+            None => Self { endpoint, spans, _running: vec![running] },
+        })
     }
 
     fn spans(&self) -> Vec<Value> {
@@ -53,6 +59,28 @@ impl Collector {
         })
         .await
     }
+}
+
+/// Rotel, an OpenTelemetry collector, where it is installed: it reads what it is sent, and writes it anew to `endpoint`.
+async fn rotel(endpoint: &str) -> Result<Option<(String, Child)>> {
+    if !peers::python_has("rotel", "pip install -r .ci/requirements.txt")? {
+        return Ok(None);
+    }
+    let place = "import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent / 'rotel-agent')";
+    let place = peers::run("python3", &["-c", place]).await?.succeeded()?;
+    let ports = [HeldPort::take()?, HeldPort::take()?];
+    let [http, grpc] = [0, 1].map(|at: usize| ports[at].address());
+    ports.iter().for_each(HeldPort::release);
+    let args = ["start", "--otlp-http-endpoint", &http, "--otlp-grpc-endpoint", &grpc, "--disable-batching"];
+    let out = ["--exporter", "otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", endpoint];
+    let mut rotel = Command::new(place.out.trim());
+    rotel.args(args).args(out).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let rotel = rotel.spawn().context("starting rotel")?;
+    eventually(Duration::from_secs(20), "rotel to listen", async || {
+        Ok(tokio::net::TcpStream::connect(&http).await.is_ok().then_some(()))
+    })
+    .await?;
+    Ok(Some((format!("http://{http}"), rotel)))
 }
 
 #[tokio::test]
