@@ -3,6 +3,7 @@
 //! A kept connection may be closing just as it is used. When nothing of the request was sent, or nothing can have come
 //! of it, it goes out once more over a fresh connection: that is no retry of policy, and costs no budget.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -38,8 +39,7 @@ const DISCARD_LARGEST: u64 = 64 * 1024;
 /// So many connections in a row may take leave before one answers.
 const MOST_LEAVES: usize = 3;
 
-/// A request that is ready to be sent, perhaps more than once.
-#[derive(Debug)]
+/// A request that is ready to be sent, perhaps more than once. Shown without its headers and its body.
 pub(crate) struct Outgoing<'a> {
     head: &'a mut Parts,
     normal: Normal,
@@ -76,6 +76,15 @@ pub(crate) fn discard(response: Response<ResponseBody>) {
         tokio::task::spawn_local(async move {
             let _ = tokio::time::timeout(DISCARD_PATIENCE, response.into_body().collect()).await;
         });
+    }
+}
+
+impl fmt::Debug for Outgoing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outgoing")
+            .field("method", &self.head.method)
+            .field("normal", &self.normal)
+            .finish_non_exhaustive()
     }
 }
 

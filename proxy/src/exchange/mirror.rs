@@ -62,7 +62,6 @@ impl Drop for Place {
 }
 
 /// A request that is about to be sent, as its filters made it.
-#[derive(Debug)]
 pub(crate) struct Original<'a> {
     /// Its head.
     pub(crate) head: &'a Parts,

@@ -7,6 +7,7 @@ mod asked;
 mod onlookers;
 mod remote;
 
+use std::fmt;
 use std::net::IpAddr;
 
 use equerry_policies::compile::{Authorization, CompiledWorkload, Rule, RuleId, Turn};
@@ -34,8 +35,8 @@ pub struct Connection<'a> {
     pub sni: Option<&'a str>,
 }
 
-/// What is known of a request, the caller aside.
-#[derive(Debug, Clone, Copy)]
+/// What is known of a request, the caller aside. Shown without its headers, which may carry secrets.
+#[derive(Clone, Copy)]
 pub struct Facts<'a> {
     /// The method.
     pub method: &'a Method,
@@ -47,6 +48,14 @@ pub struct Facts<'a> {
     pub headers: &'a HeaderMap,
     /// The connection it came over.
     pub connection: Connection<'a>,
+}
+
+impl fmt::Debug for Facts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Facts");
+        shown.field("method", self.method).field("authority", &self.authority).field("path", &self.path);
+        shown.field("connection", &self.connection).finish_non_exhaustive()
+    }
 }
 
 /// Proof that a request was authorized. Nobody else can make one.

@@ -8,6 +8,7 @@ mod headers;
 mod path;
 
 use std::borrow::Cow;
+use std::fmt;
 
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
@@ -34,13 +35,19 @@ pub enum Direction {
     },
 }
 
-/// Proof that a request is in its normal form, and that form.
-#[derive(Debug, Clone)]
+/// Proof that a request is in its normal form, and that form. Shown without its query, which may carry secrets.
+#[derive(Clone)]
 pub struct Normal {
     authority: HeaderValue,
     target: PathAndQuery,
     upgrade: Option<HeaderValue>,
     expects: bool,
+}
+
+impl fmt::Debug for Normal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Normal").field("authority", &self.authority).field("path", &self.path()).finish_non_exhaustive()
+    }
 }
 
 impl Normal {

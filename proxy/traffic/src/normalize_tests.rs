@@ -377,3 +377,22 @@ fn a_trailer_cannot_pass_for_a_header_that_was_judged() {
     left.sort_unstable();
     assert_eq!(left, ["grpc-status", "x-checksum"]);
 }
+
+#[test]
+fn what_is_known_of_a_request_is_shown_without_what_may_let_somebody_in() {
+    let mut parts = parts("GET", "/a?access_token=sesame", &[("host", "orders"), ("authorization", "Bearer sesame")]);
+    let mut normal = normalize(&mut parts, Direction::Outbound).unwrap();
+    let connection =
+        crate::authorize::Connection { port: 8080, peer_ip: [10, 0, 0, 1].into(), local_ip: None, sni: None };
+    let facts = crate::authorize::Facts {
+        method: &parts.method,
+        authority: normal.authority(),
+        path: normal.path(),
+        headers: &parts.headers,
+        connection,
+    };
+    let mut shown = format!("{facts:?} {normal:?}");
+    let where_tokens_are = crate::token::Shown { headers: &mut parts.headers.clone(), normal: Some(&mut normal) };
+    shown.push_str(&format!("{where_tokens_are:?}"));
+    assert!(shown.contains("/a") && shown.contains("orders") && !shown.contains("sesame"), "{shown}");
+}

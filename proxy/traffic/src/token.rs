@@ -11,6 +11,7 @@ mod place;
 mod standing;
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -31,12 +32,18 @@ use crate::refusal::{Reason, Refusal, TokenFault};
 pub const MAX_TOKEN: usize = 16 * 1024;
 
 /// The parts of a request in which a token may be, and out of which it is taken.
-#[derive(Debug)]
 pub struct Shown<'a> {
     /// Its headers.
     pub headers: &'a mut HeaderMap,
     /// Its normal form, whose query may carry one; `None`: there is no query.
     pub normal: Option<&'a mut Normal>,
+}
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Nothing of where tokens are.
+        f.debug_struct("Shown").finish_non_exhaustive()
+    }
 }
 
 impl<'a> Shown<'a> {
@@ -53,8 +60,7 @@ pub struct Caller {
     token: Option<Arc<Verified>>,
 }
 
-/// What a verified token says.
-#[derive(Debug)]
+/// What a verified token says. Shown without it: claims may be secrets.
 pub struct Verified {
     issuer: String,
     /// `issuer/subject`, when there is a subject.
@@ -65,6 +71,12 @@ pub struct Verified {
     told: Vec<(HeaderName, HeaderValue)>,
     /// By which key it was believed, where what it lets in ends with it.
     ends_with: Option<Key>,
+}
+
+impl fmt::Debug for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verified").field("issuer", &self.issuer).field("policy", &self.policy).finish_non_exhaustive()
+    }
 }
 
 impl Caller {
