@@ -16,6 +16,19 @@ pub enum StateDirError {
         /// What the operating system said.
         error: io::Error,
     },
+    /// It can be entered, and a file in it is somebody else's.
+    #[error(
+        "{}: {error}; it was made by another user, perhaps when this proxy was once started as root: `chown -R USER {}` gives it back, \
+         or name another directory with --state-dir", .file.display(), .path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// The file.
+        file: PathBuf,
+        /// What the operating system said.
+        error: io::Error,
+    },
     /// Another process uses it.
     #[error("state directory {} is in use by {holder}; each proxy needs a --state-dir of its own", .path.display())]
     InUse {
@@ -41,14 +54,21 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let unwritable = |error| StateDirError::Unwritable { path: path.to_owned(), error };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unwritable)?;
+        let file = path.join("lock");
+        let opening = |error: io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied if file.exists() => {
+                StateDirError::Foreign { path: path.to_owned(), file: file.clone(), error }
+            }
+            _ => unwritable(error),
+        };
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(path.join("lock"))
-            .map_err(unwritable)?;
+            .open(&file)
+            .map_err(opening)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -116,6 +136,23 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         let refused = StateDir::open(&file.join("state")).unwrap_err().to_string();
         assert!(refused.contains("--state-dir"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_in_it_is_named_with_what_helps() {
+        let (path, file) = (PathBuf::from("/var/lib/equerry-proxy"), PathBuf::from("/var/lib/equerry-proxy/lock"));
+        let said = StateDirError::Foreign { path, file, error: io::ErrorKind::PermissionDenied.into() }.to_string();
+        assert!(said.starts_with("/var/lib/equerry-proxy/lock: "), "{said}");
+        assert!(said.contains("`chown -R USER /var/lib/equerry-proxy`"), "{said}");
+        // Root may open anything, so that only others can be refused.
+        let dir = tempfile::tempdir().unwrap();
+        let lock = dir.path().join("lock");
+        std::fs::write(&lock, "").unwrap();
+        std::fs::set_permissions(&lock, std::fs::Permissions::from_mode(0o000)).unwrap();
+        if File::open(&lock).is_err() {
+            let refused = StateDir::open(dir.path()).unwrap_err();
+            assert!(matches!(refused, StateDirError::Foreign { .. }), "{refused}");
+        }
     }
 
     #[test]

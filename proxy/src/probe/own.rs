@@ -56,7 +56,15 @@ async fn put(question: &Question, verdict: &watch::Sender<Health>) {
     }
 }
 
+/// Said when the verdict turns, not with each reason for the same one.
 fn change(now: &mut Health, next: Health) -> bool {
+    match (now.healthy, next.healthy) {
+        (false, true) => tracing::info!("the application is well: it may get traffic"),
+        (true, false) => {
+            tracing::warn!(why = next.detail, "the application is not well: callers are told to go elsewhere");
+        }
+        _ => {}
+    }
     let changed = *now != next;
     *now = next;
     changed
