@@ -16,7 +16,8 @@ use equerry_policies::names::SpiffeId;
 use equerry_traffic::Reason;
 use equerry_traffic::authorize::Connection;
 use equerry_traffic::token::Believed;
-use http::{HeaderValue, Request, Response};
+use http::request::Parts;
+use http::{HeaderValue, Response};
 use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks, Spoken};
@@ -270,8 +271,8 @@ struct Responder {
 impl Respond for Responder {
     type Answer = Answer;
 
-    async fn respond(&self, request: Request<Incoming>, early: &Early) -> Response<Answer> {
-        serve::inbound(&self.at, &self.via, request, early).await
+    fn respond(&self, head: &mut Parts, body: Incoming, early: &Early) -> impl Future<Output = Response<Answer>> {
+        serve::inbound(&self.at, &self.via, head, body, early)
     }
 
     fn refuse(&self, bad: Bad) -> Response<Answer> {

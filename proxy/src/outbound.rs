@@ -11,7 +11,8 @@ use std::rc::Rc;
 
 use equerry_policies::names::{Authority, Namespace};
 use equerry_traffic::normalize::Normal;
-use http::{HeaderValue, Method, Request, Response};
+use http::request::Parts;
+use http::{HeaderValue, Response};
 use tokio::net::TcpStream;
 
 use crate::accept::detect::{self, Speaks, Spoken};
@@ -133,12 +134,8 @@ struct Responder {
 impl Respond for Responder {
     type Answer = Answer;
 
-    async fn respond(&self, request: Request<Incoming>, early: &Early) -> Response<Answer> {
-        // What leads to one port leads nowhere else.
-        if *request.method() == Method::CONNECT && self.via.meant.is_none() {
-            return Box::pin(tunnel::connect(&self.at, &self.via, request)).await;
-        }
-        serve::outbound(&self.at, &self.via, request, early).await
+    fn respond(&self, head: &mut Parts, body: Incoming, early: &Early) -> impl Future<Output = Response<Answer>> {
+        serve::outbound(&self.at, &self.via, head, body, early)
     }
 
     fn refuse(&self, bad: Bad) -> Response<Answer> {

@@ -80,7 +80,8 @@ pub(crate) async fn time_to_go(speaks: Speaks, drain: &Drain, not_after: Option<
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use http::{Request, Response};
+    use http::Response;
+    use http::request::Parts;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::Instant;
 
@@ -109,7 +110,7 @@ mod tests {
     impl Respond for Talkative {
         type Answer = Answer;
 
-        async fn respond(&self, _: Request<Incoming>, _: &Early) -> Response<Answer> {
+        async fn respond(&self, _: &mut Parts, _: Incoming, _: &Early) -> Response<Answer> {
             self.says(Bytes::from(vec![b'x'; 1 << 20]))
         }
 

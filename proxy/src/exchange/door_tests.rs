@@ -273,8 +273,8 @@ fn size_made<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
     size_of::<F>()
 }
 
-/// The same of four.
-fn size_made_of_four<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+/// The same of five.
+fn size_made_of_five<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
     size_of::<F>()
 }
 
@@ -283,7 +283,7 @@ fn an_exchange_and_a_connection_fit_their_budgets() {
     use crate::{inbound::Inbound, outbound::Outbound};
     // Every exchange in flight costs this once, and every HTTP/2 stream allocates it: a value that quietly grows
     // (a whole request moved into a state, a body buffered on the stack) shows here.
-    let (outbound, inbound) = (size_made_of_four(super::serve::outbound), size_made_of_four(super::serve::inbound));
+    let (outbound, inbound) = (size_made_of_five(super::serve::outbound), size_made_of_five(super::serve::inbound));
     assert!(outbound <= 6 * 1024, "an outbound exchange: {outbound} bytes");
     assert!(inbound <= 5 * 1024, "an inbound exchange: {inbound} bytes");
     // An idle plain connection may cost 24 KiB in all (buffers and kernel aside), a secured one 40 KiB.

@@ -17,7 +17,7 @@ use http::uri::PathAndQuery;
 use super::now;
 use crate::live::Live;
 use crate::observe::trace::{self, TRACEPARENT, TryOutcome};
-use crate::observe::{Direction, Exchange, Logged, Observer, Trace};
+use crate::observe::{Direction, Exchange, Logged, Observer, Sheet, Trace};
 
 /// Names one request across all who handle it.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -30,9 +30,6 @@ const LONGEST_REQUEST_ID: usize = 128;
 const SHEETS: usize = 64;
 /// So many stay where nothing is asked.
 const FEW_SHEETS: usize = 4;
-
-/// Memory for a description, which is used again.
-type Sheet = Box<Option<Exchange>>;
 
 thread_local! {
     static SPARE: RefCell<Vec<Sheet>> = const { RefCell::new(Vec::new()) };
@@ -65,7 +62,12 @@ impl Record {
 
     /// The record of what `describe` writes, where it stays: a description is large.
     fn on(observe: &Observer, describe: impl FnOnce(&mut Option<Exchange>)) -> Self {
-        let mut sheet = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let mut sheet = SPARE.with_borrow_mut(|spare| {
+            if spare.is_empty() {
+                observe.blank_sheets(spare);
+            }
+            spare.pop().unwrap_or_default()
+        });
         describe(&mut sheet);
         Self { open: Some(sheet), observe: observe.clone(), received: OnceCell::new() }
     }
@@ -190,7 +192,7 @@ impl Drop for Record {
             exchange.bytes_in = self.received.get().map_or(0, |received| received.get());
             exchange.duration = now().saturating_duration_since(exchange.started);
         }
-        self.observe.finished(&mut sheet);
+        let Some(sheet) = self.observe.finished(sheet) else { return };
         SPARE.with_borrow_mut(|spare| {
             if spare.len() < SHEETS {
                 spare.push(sheet);
@@ -419,6 +421,16 @@ mod tests {
         assert!(put_down());
         assert_eq!(kept(), FEW_SHEETS);
         assert!(!put_down());
+    }
+
+    #[test]
+    fn an_exchange_is_shown_without_its_query_and_headers() {
+        let mut parts = http::Request::new(()).into_parts().0;
+        parts.headers.insert(USER_AGENT, HeaderValue::from_static("sesame"));
+        let mut about = describe(Direction::Inbound, &mut parts, ([127, 0, 0, 1], 1).into());
+        about.target = PathAndQuery::from_static("/a?access_token=sesame");
+        let shown = format!("{about:?}");
+        assert!(shown.contains("\"/a\"") && !shown.contains("sesame"), "{shown}");
     }
 
     #[test]

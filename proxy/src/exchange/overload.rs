@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use equerry_policies::policy::ErrorDetail;
 use equerry_traffic::Refusal;
-use http::{Request, Response};
+use http::Response;
+use http::request::Parts;
 use tokio::net::TcpStream;
 
 use super::body::Answer;
@@ -48,9 +49,8 @@ struct NoRoom {
 impl Respond for NoRoom {
     type Answer = Answer;
 
-    async fn respond(&self, request: Request<Incoming>, _: &Early) -> Response<Answer> {
-        let (mut head, _) = request.into_parts();
-        let record = Record::open(facts::describe(self.direction, &mut head, self.from), &self.shared.observe);
+    async fn respond(&self, head: &mut Parts, _: Incoming, _: &Early) -> Response<Answer> {
+        let record = Record::open(facts::describe(self.direction, head, self.from), &self.shared.observe);
         let style = Style::of(&head.method, &head.headers, head.version, ErrorDetail::Reason, true);
         reply::refuse(&Refusal::Overload, &style, record)
     }

@@ -44,6 +44,7 @@ use crate::inbound::{Inbound, Via};
 use crate::live::{self, Live};
 use crate::observe::Direction;
 use crate::outbound::{self, Outbound};
+use crate::tunnel;
 use crate::upstream::{Protocol, Target};
 
 /// Where `--app-port` says the application listens; it must be there, so a connection takes no time.
@@ -77,18 +78,22 @@ pub(crate) fn unreadable(shared: &Shared, direction: Direction, from: SocketAddr
 pub(crate) async fn outbound(
     at: &Outbound,
     from: &outbound::Via,
-    request: Request<Incoming>,
+    head: &mut Parts,
+    body: Incoming,
     early: &Early,
 ) -> Response<Answer> {
-    let (mut head, body) = request.into_parts();
-    let mut record = facts::open(Direction::Outbound, &mut head, from.address, &at.shared.observe);
+    // What leads to one port leads nowhere else.
+    if head.method == Method::CONNECT && from.meant.is_none() {
+        return Box::pin(tunnel::connect(at, from, head)).await;
+    }
+    let mut record = facts::open(Direction::Outbound, head, from.address, &at.shared.observe);
     let live = at.shared.live.load();
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), false);
     let mut filtered = None;
     let asker = Asker { address: from.address.ip(), meant: from.meant.as_ref(), early };
-    let left = leave(at, asker, live, &mut head, body, &mut record, &mut filtered).await;
-    spare::keep(head.headers);
+    let left = leave(at, asker, live, head, body, &mut record, &mut filtered).await;
+    spare::keep(std::mem::take(&mut head.headers));
     let mut response = match left {
         Ok(Left::Answered(answered, held, watch)) => reply::answer(answered, Some(held), Some(watch), &style, record),
         Ok(Left::ByRule(answer)) => reply::by_rule(answer, &style, record),
@@ -268,11 +273,11 @@ async fn in_time(
 pub(crate) async fn inbound(
     at: &Rc<Inbound>,
     via: &Rc<Via>,
-    request: Request<Incoming>,
+    head: &mut Parts,
+    body: Incoming,
     early: &Early,
 ) -> Response<Answer> {
-    let (mut head, body) = request.into_parts();
-    let mut record = facts::open(Direction::Inbound, &mut head, via.address, &at.shared.observe);
+    let mut record = facts::open(Direction::Inbound, head, via.address, &at.shared.observe);
     let round = at.rounds.now();
     let live = at.shared.live.load();
     record.note(|exchange| {
@@ -283,7 +288,7 @@ pub(crate) async fn inbound(
         exchange.sni = via.server_name.clone();
     });
     let style = Style::of(&head.method, &head.headers, head.version, error_detail(&live), at.shared.drain.begun());
-    let entered = enter(at, (&live, round), via, &mut head, (body, early), &mut record).await;
+    let entered = enter(at, (&live, round), via, head, (body, early), &mut record).await;
     let retried_in = via.peer.as_ref().filter(|_| at.shared.hops.any()).and_then(|_| TraceId::of(&head.headers));
     let retried_in = retried_in.zip(record.started());
     let mut response = match entered {
@@ -304,7 +309,7 @@ pub(crate) async fn inbound(
     {
         reply::retried_behind(&mut response, &style);
     }
-    spare::keep(head.headers);
+    spare::keep(std::mem::take(&mut head.headers));
     Answer::log_answer(&mut response);
     response
 }

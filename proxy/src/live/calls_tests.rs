@@ -70,10 +70,16 @@ fn ended(reason: Reason, status: u16) -> Exchange {
 async fn counts_are_told_as_totals_that_agree_with_the_metrics_and_only_when_they_change() {
     let (observe, mut talks) = sidecar().await;
     for _ in 0..3 {
-        observe.finished(&mut Some(ended(Reason::Ok, 200)));
+        observe.finished(Box::new(Some(ended(Reason::Ok, 200))));
     }
-    observe.finished(&mut Some(ended(Reason::BreakerOpen, 503)));
-    observe.finished(&mut Some(Exchange { tunnel: true, status: 0, bytes_in: 10, bytes_out: 20, ..an_exchange() }));
+    observe.finished(Box::new(Some(ended(Reason::BreakerOpen, 503))));
+    observe.finished(Box::new(Some(Exchange {
+        tunnel: true,
+        status: 0,
+        bytes_in: 10,
+        bytes_out: 20,
+        ..an_exchange()
+    })));
     let mut talk = talks.recv().await.unwrap();
     let report = talk.report(|report| !report.counts.is_empty()).await;
     assert_eq!((report.instance_id.as_str(), report.counts.len()), ("frontend-1", 1));
@@ -94,7 +100,7 @@ async fn counts_are_told_as_totals_that_agree_with_the_metrics_and_only_when_the
     assert_eq!((count.bytes_in, count.bytes_out), (10, 20));
     let quiet = talk.report(|report| report.answer.is_none()).await;
     assert!(quiet.counts.is_empty(), "nothing changed: {quiet:?}");
-    observe.finished(&mut Some(ended(Reason::Ok, 200)));
+    observe.finished(Box::new(Some(ended(Reason::Ok, 200))));
     let more = talk.report(|report| !report.counts.is_empty()).await;
     assert_eq!(more.counts[0].ends[1].count, 4, "a running total");
 }
@@ -103,7 +109,7 @@ async fn counts_are_told_as_totals_that_agree_with_the_metrics_and_only_when_the
 async fn single_calls_are_told_to_who_follows_and_a_question_is_answered_from_what_was_kept() {
     let (observe, mut talks) = sidecar().await;
     let mut talk = talks.recv().await.unwrap();
-    observe.finished(&mut Some(ended(Reason::Quota, 429)));
+    observe.finished(Box::new(Some(ended(Reason::Quota, 429))));
     talk.wish(proto::CallWish {
         questions: vec![proto::CallQuestion {
             id: 7,
@@ -119,7 +125,7 @@ async fn single_calls_are_told_to_who_follows_and_a_question_is_answered_from_wh
     talk.wish(proto::CallWish { follows: vec![follow], ..Default::default() });
     // Whoever follows is told from the moment the wish has come: calls end until then.
     let sample = loop {
-        observe.finished(&mut Some(ended(Reason::Ok, 200)));
+        observe.finished(Box::new(Some(ended(Reason::Ok, 200))));
         let told = talk.report(|_| true);
         if let Ok(report) = tokio::time::timeout(Duration::from_millis(20), told).await
             && let Some(sample) = report.samples.into_iter().next()
@@ -134,7 +140,7 @@ async fn single_calls_are_told_to_who_follows_and_a_question_is_answered_from_wh
 #[tokio::test]
 async fn who_followed_is_forgotten_with_the_stream_and_a_new_one_begins_with_all_counts() {
     let (observe, mut talks) = sidecar().await;
-    observe.finished(&mut Some(ended(Reason::Ok, 200)));
+    observe.finished(Box::new(Some(ended(Reason::Ok, 200))));
     let mut talk = talks.recv().await.unwrap();
     talk.wish(proto::CallWish {
         follows: vec![proto::CallFollow { id: 1, ..Default::default() }],

@@ -1,28 +1,30 @@
 //! One JSON line per exchange, under the key names Istio's access log uses, and ours beside them.
 //!
 //! Lines are rendered and written by a thread of their own, fed through a bounded channel: a slow disk costs lines, which
-//! are counted, and never a request's time. Every text is escaped, so that nobody writes a line that is not ours.
+//! are counted, and never a request's time.
 
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use super::line::{Clock, Line};
 use super::logged::Masks;
-use super::{Exchange, reason};
+use super::{Exchange, Sheet, reason};
 
 /// Exchanges that may wait to be written.
 const WAITING: usize = 8_192;
 /// The writer rests this long between batches, so that under load nobody pays to wake it.
 const REST: Duration = Duration::from_millis(5);
-/// Of a header that is always logged at most so many bytes are.
-const LONGEST_HEADER: usize = 1024;
+/// Empty sheets that are kept, and how many of them a worker takes at once.
+const MOST_BLANK: usize = 128;
+const SOME: usize = 16;
+/// So much is written at once: what waits is not put into words all together.
+const ENOUGH: usize = 64 * 1024;
 
 /// Where access log lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +53,15 @@ impl std::str::FromStr for AccessLogTarget {
 #[derive(Debug)]
 pub(super) struct AccessLog {
     to_writer: Option<SyncSender<Message>>,
+    blank: Arc<Blank>,
 }
 
+/// Sheets of which the writer has made lines. Whoever needs some takes many: memory that one thread asks for and another gives back
+/// would have both wait for the allocator.
+type Blank = Mutex<Vec<Sheet>>;
+
 enum Message {
-    Line(Box<Exchange>, SystemTime),
+    Line(Sheet, SystemTime),
     Reopen,
     Flush(SyncSender<()>),
 }
@@ -63,12 +70,14 @@ impl AccessLog {
     /// Opens the target and starts the writer.
     pub(super) fn start(target: AccessLogTarget) -> io::Result<Self> {
         if target == AccessLogTarget::Off {
-            return Ok(Self { to_writer: None });
+            return Ok(Self { to_writer: None, blank: Arc::default() });
         }
         let sink = Sink::open(target)?;
         let (to_writer, messages) = sync_channel(WAITING);
-        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(sink, &messages))?;
-        Ok(Self { to_writer: Some(to_writer) })
+        let blank = Arc::<Blank>::default();
+        let done = Arc::clone(&blank);
+        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(sink, &messages, &done))?;
+        Ok(Self { to_writer: Some(to_writer), blank })
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -76,9 +85,17 @@ impl AccessLog {
     }
 
     /// Hands an exchange that ended just now to the writer; false when it was dropped.
-    pub(super) fn offer(&self, exchange: Box<Exchange>) -> bool {
+    pub(super) fn offer(&self, exchange: Sheet) -> bool {
         let Some(to_writer) = &self.to_writer else { return true };
         to_writer.try_send(Message::Line(exchange, SystemTime::now())).is_ok()
+    }
+
+    /// Adds some empty sheets, if there are any.
+    pub(super) fn blank_sheets(&self, to: &mut Vec<Sheet>) {
+        if let Ok(mut blank) = self.blank.try_lock() {
+            let kept = blank.len().saturating_sub(SOME);
+            to.extend(blank.drain(kept..));
+        }
     }
 
     pub(super) fn reopen(&self) {
@@ -147,15 +164,23 @@ fn append(path: &Path) -> io::Result<File> {
 }
 
 /// The writer's life: it ends when the last way to it is gone.
-fn write(mut sink: Sink, messages: &Receiver<Message>) {
-    let (mut text, masks) = (String::new(), Masks::new());
+fn write(mut sink: Sink, messages: &Receiver<Message>, blank: &Blank) {
+    let (mut text, masks, mut clock) = (String::new(), Masks::new(), Clock::default());
     let mut told = false;
     while let Ok(first) = messages.recv() {
         let mut flushed = Vec::new();
         let mut next = Some(first);
         while let Some(message) = next {
             match message {
-                Message::Line(exchange, ended) => render(&exchange, ended, &masks, &mut text),
+                Message::Line(mut sheet, ended) => {
+                    if let Some(exchange) = sheet.take() {
+                        render(&exchange, (ended, &mut clock), &masks, &mut text);
+                    }
+                    keep(sheet, blank);
+                    if text.len() >= ENOUGH {
+                        put(&mut sink, &mut text, &mut told);
+                    }
+                }
                 Message::Reopen => {
                     put(&mut sink, &mut text, &mut told);
                     sink.reopen();
@@ -172,6 +197,15 @@ fn write(mut sink: Sink, messages: &Receiver<Message>) {
     }
 }
 
+/// Keeps a sheet for whoever needs the next.
+fn keep(sheet: Sheet, blank: &Blank) {
+    if let Ok(mut blank) = blank.lock()
+        && blank.len() < MOST_BLANK
+    {
+        blank.push(sheet);
+    }
+}
+
 /// Writes what was rendered; says once when it cannot.
 fn put(sink: &mut Sink, text: &mut String, told: &mut bool) {
     if let Err(error) = sink.write(text.as_bytes())
@@ -185,10 +219,9 @@ fn put(sink: &mut Sink, text: &mut String, told: &mut bool) {
 }
 
 /// Appends one line.
-fn render(exchange: &Exchange, ended: SystemTime, masks: &Masks, out: &mut String) {
-    let started = OffsetDateTime::from(ended.checked_sub(exchange.duration).unwrap_or(ended));
+fn render(exchange: &Exchange, (ended, clock): (SystemTime, &mut Clock), masks: &Masks, out: &mut String) {
     let mut line = Line::open(out);
-    line.text("start_time", started.format(&Rfc3339).ok().as_deref());
+    line.moment("start_time", ended.checked_sub(exchange.duration).unwrap_or(ended), clock);
     line.text("direction", Some(exchange.direction.as_str()));
     let of_http = |text| Some(text).filter(|_| !exchange.tunnel);
     line.text("method", of_http(exchange.method.as_str()));
@@ -196,7 +229,7 @@ fn render(exchange: &Exchange, ended: SystemTime, masks: &Masks, out: &mut Strin
     line.text("protocol", of_http(reason::protocol(exchange.protocol)).or(Some("TCP")));
     line.value("upgrade", exchange.upgrade.as_ref());
     line.value("authority", Some(&exchange.authority));
-    line.number("response_code", u128::from(exchange.status));
+    line.number("response_code", Some(exchange.status.into()));
     line.text("response_flags", Some(exchange.reason.flag()));
     line.text("response_code_details", Some(reason::details(exchange.reason)));
     line.text("reason", Some(exchange.reason.as_str()));
@@ -207,11 +240,11 @@ fn render(exchange: &Exchange, ended: SystemTime, masks: &Masks, out: &mut Strin
     let instead = noted.and_then(|noted| noted.instead.as_ref());
     line.text("shadow", instead.map(|(would, cause)| format!("{}: {cause}", would.as_str())).as_deref());
     line.text("upstream_transport_failure_reason", exchange.detail.as_deref());
-    line.number("bytes_received", u128::from(exchange.bytes_in));
-    line.number("bytes_sent", u128::from(exchange.bytes_out));
-    line.number("duration", exchange.duration.as_millis());
-    line.maybe_number("upstream_service_time", exchange.upstream_time.map(|t| t.as_millis()));
-    line.number("upstream_request_attempt_count", u128::from(exchange.attempts));
+    line.number("bytes_received", Some(exchange.bytes_in));
+    line.number("bytes_sent", Some(exchange.bytes_out));
+    line.number("duration", Some(milliseconds(exchange.duration)));
+    line.number("upstream_service_time", exchange.upstream_time.map(milliseconds));
+    line.number("upstream_request_attempt_count", Some(exchange.attempts.into()));
     line.text("retry_outcome", exchange.retry_outcome);
     line.shown("upstream_host", exchange.upstream_address.as_ref());
     line.text("upstream_protocol", exchange.upstream_protocol.map(reason::protocol));
@@ -223,7 +256,7 @@ fn render(exchange: &Exchange, ended: SystemTime, masks: &Masks, out: &mut Strin
     line.shown("destination_principal", exchange.destination_principal.as_ref());
     line.text("tls", Some(reason::tls(exchange.tls)));
     line.shown("tenant", exchange.tenant.as_ref());
-    line.number("epoch", u128::from(exchange.epoch));
+    line.number("epoch", Some(exchange.epoch));
     line.value("request_id", Some(&exchange.request_id));
     line.text("trace_id", exchange.traceparent.as_ref().and_then(trace_id));
     line.value("user_agent", exchange.user_agent.as_ref());
@@ -234,111 +267,13 @@ fn render(exchange: &Exchange, ended: SystemTime, masks: &Masks, out: &mut Strin
     line.close();
 }
 
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The second part of a well-formed `traceparent`.
 fn trace_id(traceparent: &HeaderValue) -> Option<&str> {
     traceparent.to_str().ok()?.split('-').nth(1)
-}
-
-/// A JSON object being written on one line.
-struct Line<'a> {
-    out: &'a mut String,
-    first: bool,
-}
-
-impl<'a> Line<'a> {
-    fn open(out: &'a mut String) -> Self {
-        out.push('{');
-        Self { out, first: true }
-    }
-
-    fn key(&mut self, key: &str) {
-        if !std::mem::take(&mut self.first) {
-            self.out.push(',');
-        }
-        self.out.push('"');
-        self.out.push_str(key);
-        self.out.push_str("\":");
-    }
-
-    fn text(&mut self, key: &str, value: Option<&str>) {
-        self.key(key);
-        match value {
-            Some(value) => quote(value, self.out),
-            None => self.out.push_str("null"),
-        }
-    }
-
-    /// What a caller wrote, at most [`LONGEST_HEADER`] bytes of it.
-    fn value(&mut self, key: &str, value: Option<&HeaderValue>) {
-        let shown = |value: &HeaderValue| {
-            let bytes = value.as_bytes();
-            let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_HEADER)]).into_owned();
-            if bytes.len() > LONGEST_HEADER {
-                text.push('…');
-            }
-            text
-        };
-        self.text(key, value.map(shown).as_deref());
-    }
-
-    fn object(&mut self, key: &str, members: &[(&str, String)]) {
-        self.key(key);
-        self.out.push('{');
-        self.first = true;
-        for (name, value) in members {
-            self.member(name);
-            quote(value, self.out);
-        }
-        self.out.push('}');
-        self.first = false;
-    }
-
-    /// A key that is not of our own choice.
-    fn member(&mut self, name: &str) {
-        if !std::mem::take(&mut self.first) {
-            self.out.push(',');
-        }
-        quote(name, self.out);
-        self.out.push(':');
-    }
-
-    fn shown(&mut self, key: &str, value: Option<&impl ToString>) {
-        self.text(key, value.map(ToString::to_string).as_deref());
-    }
-
-    fn number(&mut self, key: &str, value: u128) {
-        self.maybe_number(key, Some(value));
-    }
-
-    fn maybe_number(&mut self, key: &str, value: Option<u128>) {
-        self.key(key);
-        // Writing into a String does not fail.
-        let _ = match value {
-            Some(value) => write!(self.out, "{value}"),
-            None => write!(self.out, "null"),
-        };
-    }
-
-    fn close(self) {
-        self.out.push_str("}\n");
-    }
-}
-
-/// A JSON string in which nothing is left that a terminal or a line reader would act on: control characters of both
-/// sets (C0 and C1, so also the one-byte CSI), DEL, and the two Unicode line separators.
-fn quote(text: &str, out: &mut String) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
 }
 
 #[cfg(test)]
@@ -353,7 +288,7 @@ mod tests {
         exchange.detail = Some("x\u{1b}[31m\u{9b}31m\u{7f}\"\\ \u{2028}é".to_owned());
         exchange.sni = Some("\r\nforged".into());
         let mut text = String::new();
-        render(&exchange, SystemTime::now(), &Masks::new(), &mut text);
+        render(&exchange, (SystemTime::now(), &mut Clock::default()), &Masks::new(), &mut text);
 
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
         assert!(!text.trim_end().chars().any(char::is_control), "{text}");
@@ -366,7 +301,7 @@ mod tests {
     #[test]
     fn a_line_carries_istios_keys_and_ours() {
         let mut text = String::new();
-        render(&an_exchange(), SystemTime::now(), &Masks::new(), &mut text);
+        render(&an_exchange(), (SystemTime::now(), &mut Clock::default()), &Masks::new(), &mut text);
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         for key in [
             "start_time",
@@ -390,11 +325,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, moved) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
         let log = AccessLog::start(AccessLogTarget::File(path.clone())).unwrap();
-        assert!(log.offer(an_exchange().into()));
+        assert!(log.offer(Box::new(Some(an_exchange()))));
         log.flush(Duration::from_secs(10));
         std::fs::rename(&path, &moved).unwrap();
         log.reopen();
-        assert!(log.offer(an_exchange().into()));
+        assert!(log.offer(Box::new(Some(an_exchange()))));
         log.flush(Duration::from_secs(10));
         let lines = |p: &Path| std::fs::read_to_string(p).unwrap().lines().count();
         assert_eq!((lines(&moved), lines(&path)), (1, 1));

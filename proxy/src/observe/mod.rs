@@ -5,6 +5,7 @@
 
 mod access_log;
 mod family;
+mod line;
 mod logged;
 pub(crate) mod lookout;
 mod metrics;
@@ -16,6 +17,7 @@ pub(crate) mod tally;
 pub(crate) mod trace;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -59,8 +61,8 @@ impl Direction {
     }
 }
 
-/// One finished exchange, as the access log and the metrics need it.
-#[derive(Debug, Clone)]
+/// One finished exchange, as the access log and the metrics need it. Shown without its query and its headers.
+#[derive(Clone)]
 pub struct Exchange {
     /// Which listener it came through.
     pub direction: Direction,
@@ -135,6 +137,18 @@ pub struct Exchange {
     /// What is logged of it because a policy asks for it by name.
     pub logged: Option<Box<Logged>>,
 }
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Exchange");
+        shown.field("direction", &self.direction).field("method", &self.method).field("path", &self.target.path());
+        shown.field("authority", &self.authority).field("request_id", &self.request_id);
+        shown.field("status", &self.status).field("reason", &self.reason).finish_non_exhaustive()
+    }
+}
+
+/// Memory for the description of an exchange, which is used again.
+pub(crate) type Sheet = Box<Option<Exchange>>;
 
 /// State of a breaker as `equerry_breaker_state` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,9 +256,10 @@ impl Observer {
         self.0.cut_off.store(true, Ordering::Relaxed);
     }
 
-    /// Counts the exchange and logs it; afterwards it is gone. Never waits: a full log drops the line and counts that.
-    pub fn finished(&self, exchange: &mut Option<Exchange>) {
-        if let Some(exchange) = exchange {
+    /// Counts the exchange on this sheet and logs it; gives the sheet back, empty, unless the log has it now. Never waits: a full
+    /// log drops the line and counts that.
+    pub(crate) fn finished(&self, mut sheet: Sheet) -> Option<Sheet> {
+        if let Some(exchange) = sheet.as_mut() {
             if exchange.reason == Reason::ClientGone && self.0.cut_off.load(Ordering::Relaxed) {
                 exchange.reason = Reason::Draining;
             }
@@ -257,13 +272,19 @@ impl Observer {
                 }
             }
         }
-        if !self.0.access_log.is_on() {
-            *exchange = None;
-        } else if let Some(exchange) = exchange.take()
-            && !self.0.access_log.offer(Box::new(exchange))
-        {
+        if !self.0.access_log.is_on() || sheet.is_none() {
+            *sheet = None;
+            return Some(sheet);
+        }
+        if !self.0.access_log.offer(sheet) {
             self.0.metrics.access_log_dropped.inc();
         }
+        None
+    }
+
+    /// Adds empty sheets that the log has done with.
+    pub(crate) fn blank_sheets(&self, to: &mut Vec<Sheet>) {
+        self.0.access_log.blank_sheets(to);
     }
 
     /// Whether there is an access log.
@@ -491,8 +512,8 @@ pub(crate) mod tests {
     #[test]
     fn an_exchange_is_counted_under_the_names_of_the_design() {
         let observer = observer(SERIES_CAP);
-        observer.finished(&mut Some(an_exchange()));
-        observer.finished(&mut Some(an_exchange()));
+        observer.finished(Box::new(Some(an_exchange())));
+        observer.finished(Box::new(Some(an_exchange())));
         let text = observer.render();
         let line = text.lines().find(|line| line.starts_with("equerry_requests_total{")).unwrap();
         assert_eq!(
@@ -508,7 +529,7 @@ pub(crate) mod tests {
         let observer = observer(2);
         for code in 200..210 {
             for _ in 0..3 {
-                observer.finished(&mut Some(Exchange { status: code, ..an_exchange() }));
+                observer.finished(Box::new(Some(Exchange { status: code, ..an_exchange() })));
             }
         }
         let text = observer.render();
@@ -562,7 +583,7 @@ pub(crate) mod tests {
     fn promtool_finds_nothing_to_complain_about() {
         use std::io::Write;
         let observer = observer(SERIES_CAP);
-        observer.finished(&mut Some(an_exchange()));
+        observer.finished(Box::new(Some(an_exchange())));
         observer.retry("sent");
         observer.dns(&Census::default());
         observer.certificate("leaf", SystemTime::now());

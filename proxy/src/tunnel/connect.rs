@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use equerry_traffic::Refusal;
 use equerry_traffic::normalize::normalize_connect;
+use http::Response;
 use http::request::Parts;
-use http::{Request, Response};
 
 use super::outbound::{self, Caller, Reached};
-use crate::codec::Incoming;
 use crate::exchange::body::Answer;
 use crate::exchange::facts::{self, Record};
 use crate::exchange::reply::{self, Style};
@@ -23,13 +22,12 @@ use crate::outbound::{Outbound, Via};
 use crate::upstream::Switched;
 
 /// Answers a CONNECT; after 200 the connection goes on in [`super::opened_outbound`].
-pub(crate) async fn connect(at: &Outbound, from: &Via, request: Request<Incoming>) -> Response<Answer> {
-    let mut head = request.into_parts().0;
-    let mut record = Record::open(facts::describe(Direction::Outbound, &mut head, from.address), &at.shared.observe);
+pub(crate) async fn connect(at: &Outbound, from: &Via, head: &mut Parts) -> Response<Answer> {
+    let mut record = Record::open(facts::describe(Direction::Outbound, head, from.address), &at.shared.observe);
     let live = at.shared.live.load();
     record.note(|exchange| (exchange.epoch, exchange.source) = (live.epoch, Some(live.own.clone())));
     let style = Style::of(&head.method, &head.headers, head.version, serve::error_detail(&live), false);
-    match reach(at, live, from, &head, &mut record).await {
+    match reach(at, live, from, head, &mut record).await {
         Ok(Reached { tunnel, early, watch }) => {
             reply::connected(Switched::of_tunnel(tunnel, &early), None, watch, record)
         }

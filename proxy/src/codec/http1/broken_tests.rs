@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response};
+use http::request::Parts;
+use http::{HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -72,8 +73,8 @@ impl Outgoing for Hasty {
 impl Respond for Hasty {
     type Answer = Self;
 
-    async fn respond(&self, request: Request<Incoming>, _: &Early) -> Response<Self> {
-        Response::new(Self(Some(request.into_body())))
+    async fn respond(&self, _: &mut Parts, body: Incoming, _: &Early) -> Response<Self> {
+        Response::new(Self(Some(body)))
     }
 
     fn refuse(&self, _: Bad) -> Response<Self> {
@@ -85,7 +86,7 @@ impl Respond for Hasty {
 impl Respond for Breaks {
     type Answer = Self;
 
-    async fn respond(&self, _: Request<Incoming>, _: &Early) -> Response<Self> {
+    async fn respond(&self, _: &mut Parts, _: Incoming, _: &Early) -> Response<Self> {
         let mut response = Response::new(self.clone());
         response.headers_mut().insert("x-served", HeaderValue::from_static("here"));
         response

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderMap;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::request::Parts;
+use http::{Method, Response, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep};
 
@@ -45,8 +46,9 @@ pub(crate) trait Respond {
     /// The body of an answer.
     type Answer: Outgoing;
 
-    /// Answers a request; what its caller is told before goes through `early`.
-    fn respond(&self, request: Request<Incoming>, early: &Early) -> impl Future<Output = Response<Self::Answer>>;
+    /// Answers a request, whose head is lent: it is large, and would be moved from hand to hand. What its caller is told before
+    /// the answer goes through `early`.
+    fn respond(&self, head: &mut Parts, body: Incoming, early: &Early) -> impl Future<Output = Response<Self::Answer>>;
 
     /// Answers what could not be read.
     fn refuse(&self, bad: Bad) -> Response<Self::Answer>;
@@ -240,13 +242,9 @@ struct Asked {
     upgrades: bool,
 }
 
-/// What comes instead of a next request, or it.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "the large one is what comes nearly always, and a box costs an allocation"
-)]
+/// What comes instead of the head of a next request, or that it has come.
 enum Next {
-    Head(RequestHead),
+    Head,
     Gone,
     TimedOut { begun: bool },
     Bad(Bad),
@@ -266,17 +264,22 @@ pub(crate) async fn serve<R: Respond>(
     let decoder = Decoder::new(Framing::Empty);
     let shared = Rc::new(RefCell::new(Shared { link, decoder, waits: Waits::No }));
     let mut wait = patience.head;
+    // In one place for as long as the connection lasts.
+    let mut head = None;
     loop {
-        let next = next_head(&shared, wait, patience.head, &mut clock, &mut time_to_go).await;
+        let next = next_head(&shared, (wait, patience.head), &mut clock, &mut time_to_go, &mut head).await;
         wait = patience.idle;
-        let head = match next {
-            Next::Head(head) => head,
+        match next {
+            Next::Head => {}
             Next::Gone => return Ended::Well,
             Next::TimedOut { begun: false } => return Ended::Silent,
             Next::TimedOut { begun: true } => return refused(&shared, responder, Bad::Slow(patience.head)).await,
             Next::Bad(bad) => return refused(&shared, responder, bad).await,
+        }
+        let Some(RequestHead { parts, framing, keep_alive, expects_continue, upgrades }) = &mut head else {
+            return Ended::Well;
         };
-        let RequestHead { parts, framing, keep_alive, expects_continue, upgrades, .. } = head;
+        let (framing, keep_alive, expects_continue, upgrades) = (*framing, *keep_alive, *expects_continue, *upgrades);
         let (method, version) = (parts.method.clone(), parts.version);
         let body = {
             let mut open = shared.borrow_mut();
@@ -284,9 +287,8 @@ pub(crate) async fn serve<R: Respond>(
             open.waits = if expects_continue { Waits::ForUs } else { Waits::No };
             if framing == Framing::Empty { Incoming::Empty } else { Incoming::Http1(Body(Rc::clone(&shared))) }
         };
-        let request = Request::from_parts(parts, body);
         let early = if version < Version::HTTP_11 { Early::deaf() } else { Early::new() };
-        let answering = pin!(responder.respond(request, &early));
+        let answering = pin!(responder.respond(parts, body, &early));
         let Some(response) = unless_left(&shared, answering, &early, keep_alive).await else {
             return Ended::Broken("client_gone");
         };
@@ -304,14 +306,15 @@ pub(crate) async fn serve<R: Respond>(
     }
 }
 
-/// Waits for the head of the next request.
+/// Waits for the head of the next request, for so long until it begins and then until it is whole, and puts it where the last one was.
 async fn next_head(
     shared: &RefCell<Shared>,
-    wait: Duration,
-    once_begun: Duration,
+    (wait, once_begun): (Duration, Duration),
     clock: &mut Seldom<Pin<Box<Sleep>>>,
     time_to_go: &mut Seldom<impl Future<Output = ()> + Unpin>,
+    next: &mut Option<RequestHead>,
 ) -> Next {
+    *next = None;
     // The clock is read only when there is something to wait for.
     let (mut until, mut begun) = (None, false);
     poll_fn(|cx| {
@@ -319,7 +322,10 @@ async fn next_head(
         loop {
             if !link.inbox.is_empty() {
                 match head::take_request(&mut link.inbox, spare::headers()) {
-                    Ok(Some(head)) => return Poll::Ready(Next::Head(head)),
+                    Ok(Some(head)) => {
+                        *next = Some(head);
+                        return Poll::Ready(Next::Head);
+                    }
                     Ok(None) => {}
                     Err(bad) => return Poll::Ready(Next::Bad(bad)),
                 }

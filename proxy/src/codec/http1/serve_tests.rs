@@ -19,16 +19,16 @@ struct Echo {
 impl Respond for Echo {
     type Answer = Full<Bytes>;
 
-    async fn respond(&self, request: Request<Incoming>, _: &Early) -> Response<Full<Bytes>> {
-        self.seen.borrow_mut().push(format!("{} {}", request.method(), request.uri()));
-        let path = request.uri().path().to_owned();
+    async fn respond(&self, head: &mut Parts, body: Incoming, _: &Early) -> Response<Full<Bytes>> {
+        self.seen.borrow_mut().push(format!("{} {}", head.method, head.uri));
+        let path = head.uri.path().to_owned();
         if path == "/never" {
             std::future::pending::<()>().await;
         }
         if path == "/early" {
             return Response::new(Full::new(Bytes::from_static(b"early")));
         }
-        match request.into_body().collect().await {
+        match body.collect().await {
             Ok(body) => Response::new(Full::new(body.to_bytes())),
             Err(error) => Response::new(Full::new(Bytes::from(error.to_string()))),
         }

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -140,11 +141,10 @@ impl Drop for Waiting {
 impl Respond for ByPath {
     type Answer = Content;
 
-    async fn respond(&self, request: Request<Incoming>, early: &Early) -> Response<Content> {
-        let (head, body) = request.into_parts();
+    async fn respond(&self, head: &mut Parts, body: Incoming, early: &Early) -> Response<Content> {
         let (path, query) = (head.uri.path().to_owned(), head.uri.query().unwrap_or_default().to_owned());
         let size = query.parse().unwrap_or_default();
-        self.seen.borrow_mut().push(Request::from_parts(head, ()));
+        self.seen.borrow_mut().push(Request::from_parts(head.clone(), ()));
         if path == "/early" {
             for at in 0..size {
                 let hint = HeaderMap::from_iter([(http::header::LINK, HeaderValue::from(at))]);

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue};
-use http::{Method, Request, Response, StatusCode, request};
+use http::{Method, Response, StatusCode, request};
 use tokio::time::Instant;
 
 use super::arrive::Arrived;
@@ -109,10 +109,10 @@ fn expects_continue(headers: &HeaderMap) -> bool {
 async fn exchange<R: Respond>(asked: Asked, responder: Rc<R>) {
     let Asked { writing, head, body } = asked;
     let (method, response) = match head {
-        Ok(head) => {
+        Ok(mut head) => {
             let method = head.method.clone();
             let early = Early::new();
-            let answering = responder.respond(Request::from_parts(head, body), &early);
+            let answering = responder.respond(&mut head, body, &early);
             let Some(response) = unless_over(&writing, answering, &early).await else { return };
             (method, response)
         }

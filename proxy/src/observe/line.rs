@@ -1,0 +1,201 @@
+//! A JSON object written on one line, key by key, into text that is used again: no field costs an allocation.
+//!
+//! Every text is escaped, so that nobody writes a line that is not ours.
+
+use std::fmt::{self, Display, Write as _};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::HeaderValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Of a header that is always logged at most so many bytes are.
+pub(super) const LONGEST_HEADER: usize = 1024;
+
+/// The object being written.
+pub(super) struct Line<'a> {
+    out: &'a mut String,
+    first: bool,
+}
+
+impl<'a> Line<'a> {
+    /// Begins one at the end of `out`.
+    pub(super) fn open(out: &'a mut String) -> Self {
+        out.push('{');
+        Self { out, first: true }
+    }
+
+    /// Ends the object, and its line.
+    pub(super) fn close(self) {
+        self.out.push_str("}\n");
+    }
+
+    fn key(&mut self, key: &str) {
+        self.out.push_str(if std::mem::take(&mut self.first) { "\"" } else { ",\"" });
+        self.out.push_str(key);
+        self.out.push_str("\":");
+    }
+
+    /// A text; `null` where there is none.
+    pub(super) fn text(&mut self, key: &str, value: Option<&str>) {
+        self.key(key);
+        match value {
+            Some(value) => quote(value, self.out),
+            None => self.out.push_str("null"),
+        }
+    }
+
+    /// What something shows as.
+    pub(super) fn shown(&mut self, key: &str, value: Option<&impl Display>) {
+        self.key(key);
+        let Some(value) = value else { return self.out.push_str("null") };
+        self.out.push('"');
+        // Writing into a String does not fail.
+        let _ = write!(Escaped(self.out), "{value}");
+        self.out.push('"');
+    }
+
+    /// What a caller wrote, at most [`LONGEST_HEADER`] bytes of it.
+    pub(super) fn value(&mut self, key: &str, value: Option<&HeaderValue>) {
+        self.key(key);
+        let Some(bytes) = value.map(HeaderValue::as_bytes) else { return self.out.push_str("null") };
+        self.out.push('"');
+        escape(&String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_HEADER)]), self.out);
+        if bytes.len() > LONGEST_HEADER {
+            self.out.push('…');
+        }
+        self.out.push('"');
+    }
+
+    /// A number; `null` where there is none.
+    pub(super) fn number(&mut self, key: &str, value: Option<u64>) {
+        self.key(key);
+        let _ = match value {
+            Some(value) => write!(self.out, "{value}"),
+            None => write!(self.out, "null"),
+        };
+    }
+
+    /// A moment (RFC 3339).
+    pub(super) fn moment(&mut self, key: &str, at: SystemTime, clock: &mut Clock) {
+        self.key(key);
+        self.out.push('"');
+        clock.tell(at, self.out);
+        self.out.push('"');
+    }
+
+    /// An object of texts.
+    pub(super) fn object(&mut self, key: &str, members: &[(&str, String)]) {
+        self.key(key);
+        self.out.push('{');
+        self.first = true;
+        for (name, value) in members {
+            self.member(name);
+            quote(value, self.out);
+        }
+        self.out.push('}');
+        self.first = false;
+    }
+
+    /// A key that is not of our own choice.
+    fn member(&mut self, name: &str) {
+        if !std::mem::take(&mut self.first) {
+            self.out.push(',');
+        }
+        quote(name, self.out);
+        self.out.push(':');
+    }
+}
+
+/// Tells times; what they share down to the second is put into words once for each.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    second: Option<u64>,
+    /// Up to the fraction, such as `2026-11-21T18:10:59`.
+    words: String,
+}
+
+impl Clock {
+    fn tell(&mut self, at: SystemTime, out: &mut String) {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.second != Some(since.as_secs()) {
+            self.second = Some(since.as_secs());
+            let whole = i64::try_from(since.as_secs()).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
+            self.words = whole.and_then(|whole| whole.format(&Rfc3339).ok()).unwrap_or_default();
+            self.words.truncate(self.words.trim_end_matches('Z').len());
+        }
+        let _ = write!(out, "{}.{:09}Z", self.words, since.subsec_nanos());
+    }
+}
+
+/// A JSON string in which nothing is left that a terminal or a line reader would act on: control characters of both
+/// sets (C0 and C1, so also the one-byte CSI), DEL, and the two Unicode line separators.
+fn quote(text: &str, out: &mut String) {
+    out.push('"');
+    escape(text, out);
+    out.push('"');
+}
+
+/// What is written through it goes into a JSON string.
+struct Escaped<'a>(&'a mut String);
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        escape(text, self.0);
+        Ok(())
+    }
+}
+
+fn escape(text: &str, out: &mut String) {
+    // Nearly every text is harmless as a whole.
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        return out.push_str(text);
+    }
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn moments_are_told_as_the_library_tells_them() {
+        let mut clock = Clock::default();
+        let first = UNIX_EPOCH + Duration::new(1_795_280_000, 36_761_074);
+        for after in [0, 1, 999, 1_000_000_000, 86_400_000_000_000, 1] {
+            let at = first + Duration::from_nanos(after);
+            let mut told = String::new();
+            clock.tell(at, &mut told);
+            let read = OffsetDateTime::parse(&told, &Rfc3339).unwrap();
+            assert_eq!(SystemTime::from(read), at, "{told}");
+        }
+    }
+
+    #[test]
+    fn a_long_header_is_cut_and_says_so_and_what_is_no_text_is_still_a_string() {
+        let long = HeaderValue::from_bytes(&[b'x'; LONGEST_HEADER + 1]).unwrap();
+        let odd = HeaderValue::from_bytes(b"a\xffb\tc").unwrap();
+        let mut text = String::new();
+        let mut line = Line::open(&mut text);
+        line.value("long", Some(&long));
+        line.value("odd", Some(&odd));
+        line.shown("shown", Some(&"a\"b"));
+        line.number("number", Some(u64::MAX));
+        line.close();
+        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read["long"], format!("{}…", "x".repeat(LONGEST_HEADER)));
+        assert_eq!((&read["odd"], &read["shown"]), (&"a\u{fffd}b\tc".into(), &"a\"b".into()));
+        assert_eq!(read["number"], u64::MAX);
+    }
+}
