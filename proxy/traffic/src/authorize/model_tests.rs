@@ -292,7 +292,7 @@ fn pattern(values: &'static [&'static str]) -> impl Strategy<Value = StringMatch
 }
 
 /// Mostly nothing, so that rules ask for few things and often match.
-fn few<T: std::fmt::Debug + Clone>(of: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
+fn few<T: fmt::Debug + Clone>(of: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
     prop_oneof![4 => Just(vec![]), 2 => prop::collection::vec(of, 1..3)]
 }
 
