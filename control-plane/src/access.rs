@@ -148,15 +148,24 @@ impl Limits {
 }
 
 impl Actor {
+    /// Whether this may be done somewhere: asked before what was sent is read, so that whoever may not is told that and nothing else.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn has(&self, permission: Permission) -> Result<(), Denied> {
+        let needed = permission.needs();
+        if self.role < needed {
+            return Err(Denied::Role { permission, name: self.name.clone(), role: self.role, needed });
+        }
+        Ok(())
+    }
+
     /// Whether this may be done there.
     ///
     /// # Errors
     /// What is missing.
     pub fn may(&self, permission: Permission, place: Place<'_>) -> Result<(), Denied> {
-        let needed = permission.needs();
-        if self.role < needed {
-            return Err(Denied::Role { permission, name: self.name.clone(), role: self.role, needed });
-        }
+        self.has(permission)?;
         if !self.limits.hold(place) {
             let (name, limits) = (self.name.clone(), self.limits.clone());
             return Err(Denied::Elsewhere { permission, place: place.to_string(), name, limits });

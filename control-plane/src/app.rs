@@ -223,7 +223,9 @@ fn reload(settings: &Settings, levels: &Levels, written: &[OsString], control: &
     };
     let now = match read_again() {
         Ok(now) => now,
-        Err(error) => return tracing::error!(%error, "not reloaded: the settings cannot be read"),
+        Err(error) => {
+            return tracing::error!(%error, "not reloaded: the settings cannot be read; those from before hold");
+        }
     };
     if let Err(error) = levels.set_usual(&now.log) {
         tracing::warn!(%error, "the log's filter stays");
@@ -341,7 +343,8 @@ async fn keep_face(control: ControlPlane, face: Arc<Face>, names: Vec<String>, m
         renew_at = match face.renew(control.authority(), &names, SystemTime::now()) {
             Ok(next) => next,
             Err(error) => {
-                tracing::error!(%error, "the control plane's own certificate cannot be renewed");
+                let again = RENEW_AGAIN.as_secs();
+                tracing::error!(%error, "the control plane's own certificate cannot be renewed; the one from before is shown, and it is tried again in {again} s");
                 SystemTime::now() + RENEW_AGAIN
             }
         };

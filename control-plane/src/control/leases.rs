@@ -157,8 +157,10 @@ impl ControlPlane {
                 tracing::error!(%error, "expired instances stay in the store until the next start");
             }
         }
+        // Of one that was revoked, lists say why it is away.
+        let trust = self.0.authority.trust();
         let registry = locked(&self.0.registry);
-        locked(&self.0.proxies).forget_gone(|key| registry.get(key).is_some());
+        locked(&self.0.proxies).forget_gone(|key, id| registry.get(key).is_some() || trust.revokes(id));
     }
 
     /// Deletes instances from the store, and writes again those that registered anew meanwhile.

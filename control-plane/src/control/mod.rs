@@ -17,6 +17,7 @@ mod tokens;
 mod trust;
 mod truth;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
@@ -78,6 +79,8 @@ struct Inner {
     /// What the operator set, as it is in force.
     settings: ArcSwap<Vec<Setting>>,
     books: Mutex<Books>,
+    /// Quota grants could not be written when that was tried last.
+    withheld: AtomicBool,
     admins: RwLock<Vec<AdminRow>>,
     history: Mutex<history::History>,
     calls: Mutex<Calls>,
@@ -219,6 +222,7 @@ impl ControlPlane {
             proof: Mutex::default(),
             settings: ArcSwap::default(),
             books: Mutex::new(books),
+            withheld: AtomicBool::new(false),
             admins: RwLock::new(admins),
             history: Mutex::new(history::History::new(epoch)),
             calls: Mutex::default(),

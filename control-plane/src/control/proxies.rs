@@ -292,9 +292,9 @@ impl Proxies {
         Audience { connected, away }
     }
 
-    /// Forgets proxies that are neither connected nor registered any more.
-    pub fn forget_gone(&mut self, is_registered: impl Fn(&InstanceKey) -> bool) {
-        self.known.retain(|key, proxy| proxy.connection.is_some() || is_registered(key));
+    /// Forgets proxies that are not connected any more, but those that somebody may still ask about: `is_wanted`.
+    pub fn forget_gone(&mut self, is_wanted: impl Fn(&InstanceKey, &SpiffeId) -> bool) {
+        self.known.retain(|key, proxy| proxy.connection.is_some() || is_wanted(key, &proxy.id));
     }
 
     /// Every proxy that listens, and every registered instance that should, at the present `epoch`.
@@ -436,7 +436,7 @@ mod tests {
         let a = connect(&mut proxies, "a");
         proxies.epoch_applied(1, [key("a")].into_iter());
         proxies.disconnected(&key("a"), a);
-        proxies.forget_gone(|_| false);
+        proxies.forget_gone(|_, _| false);
         let status = proxies.epoch_status(1, std::iter::empty());
         assert!(status.complete && status.proxies.is_empty());
     }

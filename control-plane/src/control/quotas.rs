@@ -1,5 +1,6 @@
 //! Quotas between registry, books and disk: who shares, what is due, and what may be told.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::SystemTime;
 
@@ -29,8 +30,15 @@ impl ControlPlane {
                 Ok(()) => {
                     let tokens = locked(&self.0.books).confirm(&promised);
                     self.0.metrics.quota_granted(tokens);
+                    if self.0.withheld.swap(false, Ordering::Relaxed) {
+                        tracing::info!("quota grants are given again");
+                    }
                 }
-                Err(error) => tracing::error!(%error, "quota grants are withheld"),
+                // It is tried again many times a second.
+                Err(error) if !self.0.withheld.swap(true, Ordering::Relaxed) => {
+                    tracing::error!(%error, "quota grants are withheld: sidecars admit no more than they were granted before");
+                }
+                Err(_) => {}
             }
         }
         self.0.granted.send_modify(|count| *count = count.wrapping_add(1));

@@ -25,7 +25,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use rustls::ServerConfig;
+use rustls::{AlertDescription, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -187,11 +187,12 @@ pub async fn serve_grpc(control: ControlPlane, face: Arc<Face>, listener: TcpLis
             let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let vouching = tls::vouching(shown, &control.authority().trust().roots, SystemTime::now());
             let revoked = until_believed_no_more(control, id.clone(), vouching);
+            let spiffe_id = id.as_ref().map(ToString::to_string);
             let peer = Peer { id, serial, address, not_after };
             let served = async {
                 tokio::select! {
                     () = attend_grpc(stream, peer, routes, stopping) => {}
-                    () = revoked => tracing::warn!(%address, "the connection of an identity that is believed no more is ended"),
+                    () = revoked => tracing::warn!(%address, spiffe_id, "a connection is ended: its identity was revoked, or its certificate leads to no root that is believed"),
                 }
             };
             match expiry {
@@ -294,7 +295,7 @@ async fn accept<F>(
                     connections.spawn(attend(stream, address));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    tracing::warn!(%error, "cannot accept a connection; when too many files are open, raise LimitNOFILE (ulimit -n)");
                     tokio::time::sleep(BREATHER).await;
                 }
             },
@@ -305,7 +306,7 @@ async fn accept<F>(
     drop(listener);
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(LAST_WORDS, all_ended).await.is_err() {
-        tracing::warn!("some connections did not end in time");
+        tracing::warn!("some connections did not end in time and are cut off");
     }
 }
 
@@ -315,13 +316,30 @@ async fn secure(stream: TcpStream, address: SocketAddr, config: Arc<ServerConfig
     match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {
-            tracing::info!(%address, error = %tls::fault_of_io(&error).map_or_else(|| error.to_string(), ToString::to_string), "a TLS handshake failed");
+            tracing::info!(%address, error = why_not(&error), "a TLS handshake failed");
             None
         }
         Err(_) => {
             tracing::info!(%address, "a TLS handshake took too long");
             None
         }
+    }
+}
+
+/// Why a handshake failed, for people: a certificate that is not believed, on either side, is what an operator can mend.
+fn why_not(error: &io::Error) -> String {
+    if let Some(fault) = tls::fault_of_io(error) {
+        return fault.to_string();
+    }
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::UnknownCA | AlertDescription::CertificateUnknown | AlertDescription::BadCertificate,
+        )) => format!(
+            "it does not believe the certificate of this control plane ({error}): it holds the ca.pem, or the identity, of another one, \
+             or asked for a name that --advertise does not list"
+        ),
+        _ => error.to_string(),
     }
 }
 

@@ -409,3 +409,11 @@ async fn an_instance_that_registers_anew_while_it_expires_is_not_forgotten() {
     let again = house_in(house.dir, None).await;
     assert!(again.control.instance(&key).is_some());
 }
+
+#[test]
+fn a_handshake_that_fails_for_another_control_planes_root_says_what_to_look_at() {
+    let alert = rustls::Error::AlertReceived(AlertDescription::CertificateUnknown);
+    let said = why_not(&io::Error::new(io::ErrorKind::InvalidData, alert));
+    assert!(said.contains("ca.pem") && said.contains("--advertise"), "{said}");
+    assert_eq!(why_not(&io::Error::other("the line is dead")), "the line is dead");
+}

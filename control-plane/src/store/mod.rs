@@ -188,7 +188,7 @@ fn commit_together(connection: &Connection, group: &mut [Box<dyn Job>]) -> Resul
         && !connection.is_autocommit()
         && let Err(error) = connection.execute_batch("ROLLBACK")
     {
-        tracing::error!(%error, "the store could not roll back");
+        tracing::error!(%error, "the store could not roll back: restart the control plane, which takes up what was acknowledged");
     }
     done
 }

@@ -45,6 +45,13 @@ async fn a_viewer_looks_and_changes_nothing() {
         let made = place.ask(Method::POST, "/api/v1/tokens", &[], body.to_string()).await;
         made.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
     }
+    // Whatever they send, what they lack is what they are told.
+    for path in ["apply", "delete", "tokens", "instances:bulk", "certificates/revocations"] {
+        let refused = place.ask(Method::POST, &format!("/api/v1/{path}"), &[], "no JSON").await;
+        refused.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
+    }
+    let put = place.ask(Method::PUT, "/api/v1/instances/orders-1", &[], "no JSON").await;
+    put.is_a_problem(StatusCode::FORBIDDEN, "permission_missing");
     assert_eq!(place.get("/api/v1/epochs/2").await.status, StatusCode::NOT_FOUND, "nothing was changed");
 }
 

@@ -223,6 +223,7 @@ pub(super) async fn revoke(
     actor: Actor,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<RevocationAnswer>, Problem> {
+    actor.has(Permission::RevokeIdentities)?;
     let RevocationRequest { identity, reason } = read_json(body)?;
     let id = identity_of(&control, &identity)?;
     actor.may(Permission::RevokeIdentities, Place::Namespace(&id.namespace))?;

@@ -58,6 +58,8 @@ pub(super) async fn apply(
     query: Query<ApplyQuery>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<ApplyReply>, Problem> {
+    let permission = if query.dry_run { Permission::Read } else { Permission::WriteDocuments };
+    actor.has(permission)?;
     let request: ApplyRequest = read_json(body)?;
     if request.files.is_empty() || request.files.len() > MAX_FILES {
         return Err(Problem::bad_request(format_args!(
@@ -80,7 +82,6 @@ pub(super) async fn apply(
         complaints.dedup();
         return Err(Problem::invalid(complaints));
     }
-    let permission = if query.dry_run { Permission::Read } else { Permission::WriteDocuments };
     documents.iter().try_for_each(|document| may(&actor, permission, document.key()))?;
     let applied = control.apply(documents, ApplyOptions { dry_run: query.dry_run, ..asked_by(&actor) }).await?;
     Ok(Json(reply(applied, query.dry_run)))
@@ -280,6 +281,7 @@ pub(super) async fn delete_many(
     actor: Actor,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<ApplyReply>, Problem> {
+    actor.has(Permission::WriteDocuments)?;
     let request: DeleteRequest = read_json(body)?;
     let key = |named: &DocumentName| key_of(&named.kind, named.namespace.as_deref(), &named.name);
     let mut keys = request.documents.iter().map(key).collect::<Result<Vec<_>, _>>()?;

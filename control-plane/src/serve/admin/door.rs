@@ -51,7 +51,11 @@ pub(super) async fn only_with_a_token(
             }
             return response;
         }
-        Some(None) => Problem::new(StatusCode::UNAUTHORIZED, "token_invalid", "this admin token is not known here"),
+        Some(None) => Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "token_invalid",
+            "this admin token is not known here: it was revoked, or another control plane made it; the first token of this one is in admin.token in its state directory",
+        ),
         None => Problem::new(
             StatusCode::UNAUTHORIZED,
             "token_missing",

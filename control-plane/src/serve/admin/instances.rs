@@ -174,6 +174,7 @@ pub(super) async fn put(
     Path(id): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<InstanceReply>, Problem> {
+    actor.has(Permission::RegisterInstances)?;
     let request: InstanceRequest = read_json(body)?;
     if request.id.as_ref().is_some_and(|other| *other != id) {
         return Err(Problem::bad_request(format_args!(
@@ -204,6 +205,7 @@ pub(super) async fn bulk(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
+    actor.has(Permission::RegisterInstances)?;
     let lines = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(NDJSON.as_bytes()));
     let (registrations, places) =
         if lines { read_lines(&control, &read_body(body)?) } else { read_object(&control, body) }?;

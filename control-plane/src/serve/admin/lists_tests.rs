@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::harness::{Answer, Events, PATIENCE, Place, ROUTE, SERVICE, TENANT};
 use super::proxies::unix;
+use crate::audit::By;
 use crate::registry::InstanceKey;
 use crate::store::trust::LeafRow;
 
@@ -214,6 +215,12 @@ async fn a_proxy_that_is_away_says_so_and_lists_of_proxies_are_narrowed_by_state
     assert_eq!(place.get("/api/v1/proxies?state=in_step").await.json()["items"].as_array().unwrap().len(), 0);
     assert_eq!(place.get("/api/v1/proxies?labelSelector=app%3Dx").await.json()["items"], json!([]));
     place.get("/api/v1/proxies?state=well").await.is_a_problem(StatusCode::BAD_REQUEST, "bad_request");
+    let id = SpiffeId::parse("spiffe://equerry.local/ns/shop/sa/orders").unwrap();
+    place.control.revoke_identity(id, "stolen".into(), By::name("test")).await.unwrap();
+    place.control.expire_leases(Instant::now()).await;
+    let away = place.get("/api/v1/proxies?state=away").await.json();
+    let why = away["items"][0]["why"].as_str().unwrap();
+    assert!(why.contains("was revoked at") && why.contains("equerry certs restore spiffe://"), "{away}");
 }
 
 #[tokio::test]

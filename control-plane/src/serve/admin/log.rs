@@ -101,7 +101,11 @@ fn levels() -> Result<&'static Levels, Problem> {
 }
 
 fn not_ours() -> Problem {
-    Problem::new(StatusCode::CONFLICT, "not_ours", "another part of this process keeps the log")
+    Problem::new(
+        StatusCode::CONFLICT,
+        "not_ours",
+        "the program that this control plane runs in keeps the log: change it there",
+    )
 }
 
 fn shown(levels: &Levels) -> LogReply {

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use equerry_certs::rfc3339;
 use equerry_policies::names::ServiceName;
 
 use super::page::page;
@@ -14,6 +15,7 @@ use super::problem::PROBLEM_JSON;
 use super::shapes::{EpochProxy, EpochReply, EpochState, Problem, ProxyList, ProxyReply, ProxyState};
 use super::watch::{self, Item, Told};
 use crate::access::{Actor, Place};
+use crate::authority::trust::Trust;
 use crate::control::{self, ControlPlane, ProxyStatus};
 use crate::registry::{InstanceKey, Registration};
 
@@ -67,12 +69,13 @@ fn found(
         Some((registration, _)) => listing.labels.holds(&registration.labels),
         None => listing.labels.is_empty(),
     });
-    let replies = labelled.map(|(status, lease)| (status.instance.clone(), reply(status, lease)));
+    let trust = control.authority().trust();
+    let replies = labelled.map(|(status, lease)| (status.instance.clone(), reply(status, lease, &trust)));
     replies.filter(|(_, proxy)| state.is_none_or(|state| state == proxy.state)).collect()
 }
 
-fn reply(status: ProxyStatus, lease: Option<(Registration, Arc<[ServiceName]>)>) -> ProxyReply {
-    let (state, why) = standing(&status, lease.is_some());
+fn reply(status: ProxyStatus, lease: Option<(Registration, Arc<[ServiceName]>)>, trust: &Trust) -> ProxyReply {
+    let (state, why) = standing(&status, lease.is_some(), trust);
     let (registration, services) = lease.unzip();
     ProxyReply {
         instance: status.instance.to_string(),
@@ -95,11 +98,17 @@ fn reply(status: ProxyStatus, lease: Option<(Registration, Arc<[ServiceName]>)>)
 }
 
 /// How a proxy stands, and why not otherwise.
-fn standing(status: &ProxyStatus, leased: bool) -> (ProxyState, Option<String>) {
+fn standing(status: &ProxyStatus, leased: bool, trust: &Trust) -> (ProxyState, Option<String>) {
     let (acked, wanted) = (status.acked_epoch, status.wanted_epoch);
+    let revoked = status.spiffe_id.as_ref().and_then(|id| trust.revoked.get(id));
+    if let Some(revocation) = revoked.filter(|_| !status.connected) {
+        let (at, id) = (rfc3339(revocation.at), &revocation.id);
+        let why = format!("its identity was revoked at {at}: `equerry certs restore {id}` takes that back");
+        return (ProxyState::Away, Some(why));
+    }
     match (&status.nack, status.connected) {
         (_, false) if leased => {
-            let why = "it holds a lease and has no config stream: it is starting, cut off from port 15012, or registered by the API";
+            let why = "it holds a lease and has no config stream: it is starting, or cut off from port 15012";
             (ProxyState::Away, Some(why.to_owned()))
         }
         (_, false) => {

@@ -30,6 +30,7 @@ pub(super) async fn create(
     actor: Actor,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<TokenReply>), Problem> {
+    actor.has(Permission::AdmitWorkloads)?;
     let token = match read_json(body)? {
         TokenRequest::Join { namespace, account, ttl_seconds } => {
             let namespace =
