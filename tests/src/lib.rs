@@ -12,6 +12,7 @@ pub mod faulty;
 pub mod grpc;
 pub mod killer;
 pub mod load;
+pub mod machine;
 pub mod nginx;
 pub mod peers;
 pub mod previous;

@@ -1,5 +1,7 @@
 //! Installed as services: the programs tell the service manager how they stand, and their units hold together.
 
+mod page;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -106,67 +108,99 @@ async fn systemd_finds_no_fault_with_the_units() -> Result<()> {
     Ok(())
 }
 
-/// What the images hold beside their binary is small, belongs to nobody else, and is enough: built by a real builder from the
-/// recipe's own last stages (the first, which compiles, needs a registry), and run as the user it names.
-#[tokio::test]
-async fn an_image_runs_its_program_as_an_unprivileged_user_on_little_more_than_its_libraries() -> Result<()> {
-    if !rustix::process::geteuid().is_root() || !peers::installed("buildah", "apt-get install buildah")? {
-        return Ok(());
-    }
-    let (dir, deploy) = (tempfile::tempdir()?, Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy"));
-    let at = |name: &str| dir.path().join(name).display().to_string();
-    // What the first stage leaves.
-    let binaries = dir.path().join("build/src/target/dist");
-    std::fs::create_dir_all(&binaries)?;
-    std::fs::copy(program(), binaries.join("equerry"))?;
-    let script = deploy.join("image-root.sh").display().to_string();
-    peers::run("sh", &[&script, &at("build/out/base"), &program().display().to_string()]).await?.succeeded()?;
-    let state = dir.path().join("build/out/lib/equerry");
-    std::fs::create_dir_all(&state)?;
-    let recipe = std::fs::read_to_string(deploy.join("Dockerfile"))?;
-    let (_, last_stages) = recipe.split_once("FROM scratch").context("the images are made from nothing")?;
-    std::fs::write(dir.path().join("Dockerfile"), format!("FROM scratch{last_stages}"))?;
-    std::fs::create_dir(dir.path().join("context"))?;
+/// A real builder of images, with storage of its own, and what the first stage of the recipe leaves (it compiles, which needs a
+/// registry of images).
+struct Builder(tempfile::TempDir);
 
-    let (root, runroot) = (at("storage"), at("run"));
-    let buildah = async |args: &[&str]| {
+impl Builder {
+    /// With these binaries, of which each stands for what that stage compiles; `None`: there is no builder here.
+    async fn with(binaries: &[(&str, &Path)]) -> Result<Option<Self>> {
+        if !rustix::process::geteuid().is_root() || !peers::installed("buildah", "apt-get install buildah")? {
+            return Ok(None);
+        }
+        let (builder, deploy) = (Self(tempfile::tempdir()?), Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy"));
+        let compiled = builder.0.path().join("build/src/target/dist");
+        std::fs::create_dir_all(&compiled)?;
+        let script = deploy.join("image-root.sh").display().to_string();
+        for (name, binary) in binaries {
+            std::fs::copy(binary, compiled.join(name))?;
+            let root = builder.at("build/out/base");
+            peers::run("sh", &[&script, &root, &binary.display().to_string()]).await?.succeeded()?;
+        }
+        std::fs::create_dir_all(builder.0.path().join("build/out/lib/equerry"))?;
+        let recipe = std::fs::read_to_string(deploy.join("Dockerfile"))?;
+        let (_, last_stages) = recipe.split_once("FROM scratch").context("the images are made from nothing")?;
+        std::fs::write(builder.0.path().join("Dockerfile"), format!("FROM scratch{last_stages}"))?;
+        std::fs::create_dir(builder.0.path().join("context"))?;
+        Ok(Some(builder))
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    async fn buildah(&self, args: &[&str]) -> Result<String> {
+        let (root, runroot) = (self.at("storage"), self.at("run"));
         let storage = ["--storage-driver", "vfs", "--root", &root, "--runroot", &runroot];
         let args = [&storage[..], args].concat();
-        Ok::<_, anyhow::Error>(
-            peers::run("buildah", &args).await?.succeeded().with_context(|| args.join(" "))?.everything(),
-        )
-    };
-    let (stage, file) = (format!("build={}", at("build")), at("Dockerfile"));
-    let build = [
-        "bud",
-        "--isolation",
-        "chroot",
-        "--build-context",
-        &stage,
-        "-f",
-        &file,
-        "--target",
-        "equerry",
-        "-t",
-        "equerry",
-    ];
-    buildah(&[&build[..], &[&at("context")]].concat()).await?;
+        let said = peers::run("buildah", &args).await?.succeeded().with_context(|| args.join(" "))?;
+        Ok(said.everything())
+    }
 
-    let image: serde_json::Value = serde_json::from_str(&buildah(&["inspect", "--type", "image", "equerry"]).await?)?;
-    ensure!(image["OCIv1"]["config"]["User"] == "1337:1337", "{image}");
-    let manifest: serde_json::Value = serde_json::from_str(image["Manifest"].as_str().context("no manifest")?)?;
-    let beside = manifest["layers"][0]["size"].as_u64().context("no layers")?;
+    /// Builds one image; the sizes of its layers, in bytes.
+    async fn build(&self, target: &str) -> Result<Vec<u64>> {
+        let (stage, file, context) = (format!("build={}", self.at("build")), self.at("Dockerfile"), self.at("context"));
+        let from = ["bud", "--isolation", "chroot", "--build-context", &stage, "-f", &file];
+        self.buildah(&[&from[..], &["--target", target, "-t", target, &context]].concat()).await?;
+        let image: serde_json::Value =
+            serde_json::from_str(&self.buildah(&["inspect", "--type", "image", target]).await?)?;
+        ensure!(image["OCIv1"]["config"]["User"] == "1337:1337", "{image}");
+        let manifest: serde_json::Value = serde_json::from_str(image["Manifest"].as_str().context("no manifest")?)?;
+        let layers = manifest["layers"].as_array().context("no layers")?;
+        Ok(layers.iter().filter_map(|layer| layer["size"].as_u64()).collect())
+    }
+}
+
+/// What the images hold beside their binary is small, belongs to nobody else, and is enough: built from the recipe's own last
+/// stages, and run as the user it names.
+#[tokio::test]
+async fn an_image_runs_its_program_as_an_unprivileged_user_on_little_more_than_its_libraries() -> Result<()> {
+    let Some(builder) = Builder::with(&[("equerry", program())]).await? else { return Ok(()) };
+    let beside = builder.build("equerry").await?[0];
     ensure!(beside < 6 << 20, "{beside} bytes beside the program: the images are to stay below 30 MiB");
 
     let container = "equerry-of-this-test";
-    buildah(&["from", "--name", container, "equerry"]).await?;
+    builder.buildah(&["from", "--name", container, "equerry"]).await?;
     let inside = ["run", "--isolation", "chroot", "--user", "1337:1337", container, "/usr/local/bin/equerry"];
     // Only a directory that this user may write can be locked and get an authority.
     let serve = ["control-plane", "serve", "--grpc", "192.0.2.1:15012"];
-    let said = buildah(&[&inside[..], &serve].concat()).await;
+    let said = builder.buildah(&[&inside[..], &serve].concat()).await;
     let said = format!("{:#}", said.err().context("that address is nobody's")?);
     ensure!(said.contains("--grpc") && !said.contains("state directory"), "{said}");
-    let known = buildah(&[&inside[..], &["--version"]].concat()).await?;
+    let known = builder.buildah(&[&inside[..], &["--version"]].concat()).await?;
     ensure!(known.contains(&format!("equerry {}", env!("CARGO_PKG_VERSION"))), "{known:?}");
+    Ok(())
+}
+
+/// Measured where there is an optimized build to measure: a debug build says nothing about what is shipped.
+#[tokio::test]
+async fn the_sidecars_image_is_smaller_than_30_mebibytes() -> Result<()> {
+    let target = program().parent().and_then(Path::parent).context("programs lie below target")?;
+    let built = ["dist", "release"].map(|profile| target.join(profile).join("equerry-proxy"));
+    let Some(binary) = built.iter().find(|path| path.is_file()) else {
+        eprintln!("skipped: no optimized build; make one with `cargo build --profile dist -p equerry-proxy`");
+        return Ok(());
+    };
+    let Some(builder) = Builder::with(&[("equerry-proxy", binary)]).await? else { return Ok(()) };
+    let layers = builder.build("proxy").await?;
+    let size: u64 = layers.iter().sum();
+    ensure!(size < 30 << 20, "the image has {size} bytes: {layers:?}");
+
+    builder.buildah(&["from", "--name", "sidecar-of-this-test", "proxy"]).await?;
+    let inside = ["run", "--isolation", "chroot", "--user", "1337:1337", "sidecar-of-this-test"];
+    let known = builder.buildah(&[&inside[..], &["/usr/local/bin/equerry-proxy", "--version"]].concat()).await?;
+    ensure!(known.contains("equerry-proxy"), "{known:?}");
+    let shell = builder.buildah(&[&inside[..], &["/bin/sh", "-c", "true"]].concat()).await;
+    ensure!(shell.is_err(), "there is a shell in it");
     Ok(())
 }
