@@ -107,8 +107,7 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<(), Failure> {
         return shown;
     }
     let (question, meaning) = (read(args)?, written(args)?);
-    let explanation =
-        walk::walk(&meaning, &question).map_err(|mistakes| complaints::show(&mistakes, "", output))?;
+    let explanation = walk::walk(&meaning, &question).map_err(|mistakes| complaints::show(&mistakes, "", output))?;
     show(&explanation, output)
 }
 
