@@ -30,8 +30,12 @@ impl<'a> Line<'a> {
         self.out.push_str("}\n");
     }
 
+    #[inline]
     fn key(&mut self, key: &str) {
-        self.out.push_str(if std::mem::take(&mut self.first) { "\"" } else { ",\"" });
+        if !std::mem::take(&mut self.first) {
+            self.out.push(',');
+        }
+        self.out.push('"');
         self.out.push_str(key);
         self.out.push_str("\":");
     }
@@ -60,7 +64,11 @@ impl<'a> Line<'a> {
         self.key(key);
         let Some(bytes) = value.map(HeaderValue::as_bytes) else { return self.out.push_str("null") };
         self.out.push('"');
-        escape(&String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_HEADER)]), self.out);
+        let shown = &bytes[..bytes.len().min(LONGEST_HEADER)];
+        match std::str::from_utf8(shown) {
+            Ok(text) => escape(text, self.out),
+            Err(_) => escape(&String::from_utf8_lossy(shown), self.out),
+        }
         if bytes.len() > LONGEST_HEADER {
             self.out.push('…');
         }
@@ -147,8 +155,9 @@ impl fmt::Write for Escaped<'_> {
 }
 
 fn escape(text: &str, out: &mut String) {
-    // Nearly every text is harmless as a whole.
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+    // Nearly every text is harmless as a whole; without an early end many bytes are looked at together.
+    let harmless = |byte: u8| (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\');
+    if text.bytes().fold(true, |all, byte| all & harmless(byte)) {
         return out.push_str(text);
     }
     for c in text.chars() {
