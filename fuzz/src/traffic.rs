@@ -18,7 +18,8 @@ use http::request::Parts;
 fn request(bytes: &[u8]) -> Option<Parts> {
     let mut lines = bytes.split(|byte| *byte == b'\n');
     let first = std::str::from_utf8(lines.next()?).ok()?;
-    let (method, target) = first.split_once(' ')?;
+    // Both readers refuse a fragment before anybody takes the target apart.
+    let (method, target) = first.split_once(' ').filter(|(_, target)| !target.contains('#'))?;
     let (mut parts, ()) = http::Request::builder().method(method).uri(target).body(()).ok()?.into_parts();
     for line in lines {
         let at = line.iter().position(|byte| *byte == b':')?;

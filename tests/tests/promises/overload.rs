@@ -282,7 +282,10 @@ async fn beyond_its_room_callers_are_told_so_and_without_descriptors_they_wait()
     .await?;
     ensure!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("\"reason\":\"overload\""), "{refused}");
     ensure!(refused.contains("connection: close"), "{refused}");
-    ensure!(pair.counted("equerry_connections_refused_total{direction=\"outbound\",reason=\"process_full\"}").await? >= 1, "not counted");
+    ensure!(
+        pair.counted("equerry_connections_refused_total{direction=\"outbound\",reason=\"process_full\"}").await? >= 1,
+        "not counted"
+    );
     drop(open);
     eventually(SOON, "room again", async || pair.is_served().await.map(Some)).await?;
 
