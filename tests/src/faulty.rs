@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// The length of a whole answer's body.
@@ -137,7 +137,7 @@ impl Faulty {
     }
 
     async fn listen(&self) -> io::Result<()> {
-        let listener = TcpListener::bind(("127.0.0.1", self.port)).await?;
+        let listener = crate::listen(self.port).await?;
         let (name, arrivals, fault) = (self.name, self.arrivals.clone(), self.fault.subscribe());
         let listening = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

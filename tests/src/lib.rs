@@ -23,6 +23,7 @@ pub mod webhook;
 pub mod witness;
 pub mod workshop;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,7 @@ use equerry::demo::town::{Resident, Town};
 use equerry::demo::web::Caller;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How much may live at once: a town with sidecars weighs 2, a control plane alone 1.
@@ -204,6 +206,23 @@ pub async fn eventually<T>(limit: Duration, what: &str, mut ask: impl AsyncFnMut
             bail!("waited {limit:?} in vain for {what}: {last}");
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Listens at a port of this machine that was held until now. Whoever starts a program at that very moment holds it a little longer,
+/// between its fork and its exec: that is waited for.
+///
+/// # Errors
+/// When somebody else listens there.
+pub async fn listen(port: u16) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            bound => return bound,
+        }
     }
 }
 

@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
@@ -153,7 +152,7 @@ fn haproxy(dir: &Path, port: u16) -> Result<Command> {
 }
 
 async fn hyper(log: &Path, port: u16) -> Result<JoinHandle<()>> {
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let listener = crate::listen(port).await?;
     let log = log.to_owned();
     Ok(tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use crate::by_hand::find;
 
@@ -28,7 +28,7 @@ impl Witness {
     /// # Errors
     /// When the port is taken.
     pub async fn start(port: u16) -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+        let listener = crate::listen(port).await?;
         let seen = Arc::<Mutex<Vec<String>>>::default();
         let written = Arc::clone(&seen);
         let serving = tokio::spawn(async move {

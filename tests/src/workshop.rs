@@ -18,7 +18,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
 
 /// The largest piece it sends at once.
 const PIECE: usize = 64 * 1024;
@@ -41,7 +40,7 @@ impl Workshop {
     /// # Errors
     /// When the port is taken.
     pub async fn open(port: u16) -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+        let listener = crate::listen(port).await?;
         Ok(Self(tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let _ = stream.set_nodelay(true);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use equerry::demo::town::Home;
 use equerry_tests::load::Load;
-use equerry_tests::{Mesh, eventually};
+use equerry_tests::{Mesh, eventually, listen};
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -58,7 +58,7 @@ impl Pair {
         let (orders, inventory) = (town.home("orders")?, town.home("inventory-v1")?);
         inventory.app.release();
         let mut application = JoinSet::new();
-        application.spawn(serve(TcpListener::bind(inventory.app.address()).await?));
+        application.spawn(serve(listen(inventory.app.number()).await?));
         for (home, more) in [(inventory, &[][..]), (orders, more)] {
             town.join(home).await?;
             town.start_sidecar_with(home, more).await?;

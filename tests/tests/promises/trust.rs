@@ -10,7 +10,7 @@ use equerry::demo::ports::HeldPort;
 use equerry::demo::town::{Home, SHOP, Town};
 use equerry::demo::web::Caller;
 use equerry_certs::{Authority, AuthorityPem, Identity, Leaf, Request};
-use equerry_tests::{Mesh, eventually};
+use equerry_tests::{Mesh, eventually, listen};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -37,7 +37,7 @@ async fn the_root_is_rotated_under_load_and_no_call_fails_and_who_was_away_comes
         town.start_app(home).await?;
     }
     v1.app.release();
-    tokio::spawn(answer_posts_late(TcpListener::bind(("127.0.0.1", v1.app.number())).await?));
+    tokio::spawn(answer_posts_late(listen(v1.app.number()).await?));
     mesh.start_sidecars(&[]).await?;
     eventually(Duration::from_secs(15), "inventory to be reached", async || {
         let answer = orders.through_sidecar().get("inventory", "/", &[]).await?;
@@ -312,7 +312,7 @@ async fn a_revoked_identity_is_cut_off_within_two_seconds_and_nobody_else_is() -
     let (frontend, orders, v1, v2) = (frontend?, orders?, v1?, v2?);
     for home in [v1, v2] {
         home.app.release();
-        tokio::spawn(talk_for_ever(TcpListener::bind(("127.0.0.1", home.app.number())).await?));
+        tokio::spawn(talk_for_ever(listen(home.app.number()).await?));
     }
     let mut tcp = Vec::new();
     for home in &town.homes {

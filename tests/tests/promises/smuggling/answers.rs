@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use equerry_tests::by_hand::{Wire, find};
-use equerry_tests::{Mesh, eventually};
+use equerry_tests::{Mesh, eventually, listen};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -104,7 +104,7 @@ async fn no_answer_hides_in_another_whatever_the_application_says() -> Result<()
     let mesh = Mesh::found(program(), &PAIR[..2], DOCUMENTS).await?;
     let (orders, inventory) = (mesh.town.home("orders")?, mesh.town.home("inventory-v1")?);
     inventory.app.release();
-    let application = tokio::spawn(hostile(TcpListener::bind(inventory.app.address()).await?));
+    let application = tokio::spawn(hostile(listen(inventory.app.number()).await?));
     mesh.start_sidecars(&[]).await?;
     eventually(SOON, "orders to reach inventory", async || {
         Ok((orders.through_sidecar().get("inventory", "/ready", &[]).await?.status == 200).then_some(()))
