@@ -125,6 +125,9 @@ fn sidecar(given: Given, sources: Sources, line: Written) -> Result<(), Fatal> {
     if only_printed {
         return Ok(std::io::stdout().lock().write_all(settings.print().as_bytes())?);
     }
+    if let Some(traces) = &settings.traces {
+        traces.check()?;
+    }
     let levels = Levels::start(&settings.log);
     if settings.exit_with_stdin {
         end_with_stdin();
@@ -317,8 +320,11 @@ fn export(spans: mpsc::Receiver<Span>, settings: &Settings, own: &SpiffeId, obse
         ("service.namespace", own.namespace.as_str()),
         ("service.instance.id", settings.instance.as_str()),
     ];
-    tracing::info!(endpoint = %traces.endpoint, sampling = traces.sampling, "spans are sent");
-    Some(Exporter::new(traces.endpoint.clone(), spans, observe.spans(), &about).start())
+    tracing::info!(endpoint = %traces.to.endpoint, sampling = traces.sampling, "spans are sent");
+    if traces.to.tells_all() {
+        tracing::warn!(endpoint = %traces.to.endpoint, "otlp-headers go to another machine as plain text: write https://");
+    }
+    Some(Exporter::new(traces.to.clone(), spans, observe.spans(), &about).start())
 }
 
 /// The keys that issuers publish: at first those that were good last.

@@ -25,8 +25,8 @@ use health::GivenHealth;
 use ports::NameServer;
 pub use ports::{AppPort, TcpPort};
 pub use shown::{Sources, Written};
-use traces::GivenTraces;
 pub use traces::Traces;
+use traces::{GivenTraces, HeadersFrom};
 
 use crate::observe::{AccessLogTarget, B3Form};
 
@@ -154,9 +154,27 @@ pub struct Given {
     /// Access log: `-` for standard output, `off`, or a file [default: -].
     #[arg(long, env = "EQUERRY_ACCESS_LOG", value_name = "-|off|PATH")]
     access_log: Option<String>,
-    /// Collector that spans are sent to by OTLP over HTTP, such as http://127.0.0.1:4318; without it there are none.
+    /// Collector that spans are sent to by OTLP over HTTP or HTTPS, such as `http://127.0.0.1:4318` or
+    /// `https://otlp.example.com`; without it there are none.
     #[arg(long, env = "EQUERRY_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
+    /// PEM file of the roots that vouch for an https collector [default: those this machine trusts].
+    #[arg(long, env = "EQUERRY_OTLP_CA", value_name = "FILE")]
+    otlp_ca: Option<PathBuf>,
+    /// Header the collector is told with each request, such as its key, VALUE percent-encoded as in OTEL_EXPORTER_OTLP_HEADERS; may be
+    /// repeated. Better in a file, where other users do not see it.
+    #[arg(
+        long,
+        env = "EQUERRY_OTLP_HEADERS",
+        value_name = "NAME=VALUE",
+        value_delimiter = ',',
+        hide_env_values = true,
+        conflicts_with = "otlp_headers_file"
+    )]
+    otlp_headers: Option<Vec<String>>,
+    /// File of such headers, lines NAME: VALUE; read again with each connection.
+    #[arg(long, env = "EQUERRY_OTLP_HEADERS_FILE", value_name = "FILE")]
+    otlp_headers_file: Option<PathBuf>,
     /// Share, 0 to 1, of the traces that begin at this sidecar of which spans are kept; a caller's decision is followed [default: 1].
     #[arg(long, env = "EQUERRY_TRACE_SAMPLING", value_name = "SHARE")]
     trace_sampling: Option<f64>,
@@ -335,6 +353,9 @@ impl Given {
         }
         let traces = GivenTraces {
             endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            ca: self.otlp_ca.or(file.otlp_ca),
+            told: HeadersFrom::either(self.otlp_headers, self.otlp_headers_file)
+                .or(HeadersFrom::either(file.otlp_headers, file.otlp_headers_file)),
             sampling: self.trace_sampling.or(file.trace_sampling),
             headers: self.trace_headers.or(file.trace_headers),
         };

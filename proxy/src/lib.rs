@@ -24,5 +24,6 @@ mod tidy;
 mod tunnel;
 pub mod upstream;
 mod wait;
+mod web;
 
 pub use app::run;

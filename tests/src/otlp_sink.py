@@ -1,10 +1,12 @@
 """An OTLP/HTTP trace endpoint made of OpenTelemetry's own published messages: prints its port, then one JSON line for each span.
 
-What cannot be read as ExportTraceServiceRequest is answered 400.
+What cannot be read as ExportTraceServiceRequest is answered 400. With a certificate, its key and the value that x-key is to
+have, it speaks HTTPS, and answers 401 to those without.
 """
 
 import gzip
 import json
+import ssl
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +18,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 one_at_a_time = threading.Lock()
 
 
+CERTIFICATE, PRIVATE_KEY, KEY = sys.argv[1:] or (None, None, None)
+
+
 def plain(attributes):
     return {one.key: one.value.string_value or one.value.int_value for one in attributes}
 
@@ -25,6 +30,7 @@ class Sink(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
+        known = KEY is None or self.headers["x-key"] == KEY
         request = ExportTraceServiceRequest()
         try:
             # Collectors that send on what they were sent pack it.
@@ -33,7 +39,7 @@ class Sink(BaseHTTPRequestHandler):
             right = self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
         except Exception:
             right = False
-        for resource in request.resource_spans if right else ():
+        for resource in request.resource_spans if known and right else ():
             about = plain(resource.resource.attributes)
             for scope in resource.scope_spans:
                 for span in scope.spans:
@@ -56,7 +62,7 @@ class Sink(BaseHTTPRequestHandler):
                         sys.stdout.write(line + "\n")
                         sys.stdout.flush()
         answer = ExportTraceServiceResponse().SerializeToString()
-        self.send_response(200 if right else 400)
+        self.send_response(401 if not known else 200 if right else 400)
         self.send_header("content-type", "application/x-protobuf")
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
@@ -67,5 +73,9 @@ class Sink(BaseHTTPRequestHandler):
 
 
 server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
+if CERTIFICATE:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, PRIVATE_KEY)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 print(server.server_port, flush=True)
 server.serve_forever()

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::{JoinTokenFrom, MeshProtocol, Settings};
 use crate::observe::AccessLogTarget;
+use crate::observe::trace::Headers;
 
 /// Stands for a secret.
 const MASKED: &str = "***";
@@ -105,6 +106,10 @@ impl Settings {
                 .filter(|form| form.1)
                 .map(|form| form.0)
         });
+        let told = match traces.map(|traces| &traces.to.headers) {
+            Some(Headers::Given(headers)) => Some(headers.keys().map(|name| format!("{name}={MASKED}"))),
+            _ => None,
+        };
         let ports = self.app_ports.iter().map(|port| format!("{}={}", port.port, port.local));
         let tcp = self.tcp.iter().map(|port| format!("{}={}", port.local, port.service));
         vec![
@@ -139,7 +144,16 @@ impl Settings {
                     AccessLogTarget::File(path) => json!(path),
                 },
             ),
-            ("otlp-endpoint", json!(traces.map(|traces| traces.endpoint.to_string()))),
+            ("otlp-endpoint", json!(traces.map(|traces| traces.to.endpoint.to_string()))),
+            ("otlp-ca", json!(traces.and_then(|traces| traces.to.ca.as_ref()))),
+            ("otlp-headers", told.map(|told| told.collect::<Value>()).into()),
+            (
+                "otlp-headers-file",
+                match traces.map(|traces| &traces.to.headers) {
+                    Some(Headers::File(path)) => json!(path),
+                    _ => Value::Null,
+                },
+            ),
             ("trace-sampling", json!(traces.map(|traces| traces.sampling))),
             ("trace-headers", forms.map(|forms| forms.collect::<Value>()).into()),
             ("health-path", path),
@@ -220,7 +234,7 @@ mod tests {
     fn each_says_who_said_it_and_no_secret() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("proxy.yaml");
-        std::fs::write(&file, "control-plane: file:1\ninstance: from-file\njoin-token: eqj1.SECRET\n").unwrap();
+        std::fs::write(&file, "control-plane: file:1\ninstance: from-file\njoin-token: eqj1.SECRET\notlp-endpoint: http://a\notlp-headers: [x-key=SECRET, x-tenant=SECRET]\n").unwrap();
         let settings =
             settings(&["--config", file.to_str().unwrap(), "--instance", "from-flag", "--app-port", "8080,9090=1"]);
         let printed = settings.print();
@@ -231,6 +245,7 @@ mod tests {
         };
         assert_eq!((source("instance"), source("control-plane")), ("flag".to_owned(), file.display().to_string()));
         assert_eq!((source("workers"), source("app-port")), ("default".to_owned(), "flag".to_owned()));
+        assert!(printed.contains(r#"otlp-headers: ["x-key=***","x-tenant=***"]"#), "{printed}");
         assert!(printed.contains("join-token: \"***\"") && !printed.contains("SECRET"), "{printed}");
         assert!(!settings.as_json().to_string().contains("SECRET"));
     }
@@ -259,7 +274,11 @@ mod tests {
             "--drain-timeout",
             "1500ms",
             "--otlp-endpoint",
-            "http://127.0.0.1:4318",
+            "https://127.0.0.1:4318",
+            "--otlp-ca",
+            "/ca.pem",
+            "--otlp-headers-file",
+            "/headers",
             "--trace-sampling",
             "0.5",
             "--trace-headers",
@@ -283,7 +302,7 @@ mod tests {
         std::fs::write(&file, first.print()).unwrap();
         let again = settings(&["--config", file.to_str().unwrap()]);
         assert_eq!(first.shown(), again.shown());
-        let unset = ["join-token", "health-grpc"];
+        let unset = ["join-token", "health-grpc", "otlp-headers"];
         assert!(
             first.shown().iter().all(|(name, value)| value.is_null() == unset.contains(name)),
             "{:?}",

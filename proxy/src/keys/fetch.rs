@@ -9,7 +9,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use equerry_certs::tls;
 use equerry_policies::compile::KeySource;
 use equerry_policies::compile::keys::{BadKeySet, Key, read_published};
 use equerry_policies::policy::UrlHost;
@@ -20,8 +19,8 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -30,6 +29,7 @@ use tokio_rustls::client::TlsStream;
 use crate::codec::in_words;
 use crate::config::AddressBlock;
 use crate::upstream::resolve::{Asker, Outcome};
+use crate::web;
 
 /// Largest answer, in bytes.
 const LARGEST: usize = 1 << 20;
@@ -162,15 +162,15 @@ impl Fetcher {
     }
 
     fn trusting(&self, from: &KeySource) -> Result<Arc<ClientConfig>, Failed> {
-        let Some(own) = &from.ca else {
-            return self.machine.get_or_init(of_machine).clone().map_err(|why| failed("ca", why));
-        };
-        let mut roots = RootCertStore::empty();
-        for der in own {
-            let added = roots.add(CertificateDer::from(der.as_slice()));
-            added.map_err(|error| failed("ca", format!("jwksCa: {error}")))?;
+        match &from.ca {
+            Some(own) => {
+                web::of_roots(own.iter().map(|der| &der[..])).map_err(|why| failed("ca", format!("jwksCa: {why}")))
+            }
+            None => {
+                let machine = self.machine.get_or_init(web::of_machine).clone();
+                machine.map_err(|why| failed("ca", format!("{why}, or write jwksCa")))
+            }
         }
-        client(roots).map_err(|why| failed("ca", why))
     }
 }
 
@@ -197,29 +197,6 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Trusts whom this machine trusts.
-fn of_machine() -> Result<Arc<ClientConfig>, String> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-        return Err(format!(
-            "this machine trusts nobody{why}: install ca-certificates, set SSL_CERT_FILE, or write jwksCa"
-        ));
-    }
-    client(roots)
-}
-
-fn client(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
-    let builder = ClientConfig::builder_with_provider(tls::provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
 }
 
 fn request(from: &KeySource) -> Result<Request<Empty<Bytes>>, Failed> {

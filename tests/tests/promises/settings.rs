@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use crate::{PAIR, program};
 
 /// Every setting of the sidecar with a value of its form; where one rules out another, the other is left out below.
-const SIDECAR: [(&str, &str); 28] = [
+const SIDECAR: [(&str, &str); 31] = [
     ("control-plane", "mesh.example.com:15012"),
     ("join-token", "eqj1.id.SECRET.pin"),
     ("join-token-file", "/run/token"),
@@ -35,7 +35,10 @@ const SIDECAR: [(&str, &str); 28] = [
     ("workers", "1"),
     ("max-connections", "100"),
     ("access-log", "off"),
-    ("otlp-endpoint", "http://127.0.0.1:4318"),
+    ("otlp-endpoint", "https://127.0.0.1:4318"),
+    ("otlp-ca", "/tmp/ca.pem"),
+    ("otlp-headers", "x-key=SECRET"),
+    ("otlp-headers-file", "/tmp/headers"),
     ("trace-sampling", "0.5"),
     ("trace-headers", "b3"),
     ("health-path", "/healthz"),
@@ -88,9 +91,9 @@ async fn every_setting_of_both_programs_can_be_given_by_a_variable_and_is_printe
             &minimal[..],
             &["proxy", "run"][..],
             &SIDECAR[..],
-            &[["join-token-file", "health-grpc"], ["join-token", "health-path"]][..],
+            &[["join-token-file", "health-grpc", "otlp-headers"], ["join-token", "health-path", "otlp-headers-file"]][..],
         ),
-        (&["control-plane", "serve"], &["control-plane", "serve"], &CONTROL_PLANE, &[["", ""]]),
+        (&["control-plane", "serve"], &["control-plane", "serve"], &CONTROL_PLANE, &[["", "", ""]]),
     ] {
         let (_, known) = printed(usual, &[]).await?;
         let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();

@@ -1,7 +1,7 @@
 //! Traces by OTLP: what a request did is told to a collector of somebody else, which sends it on to one made of OpenTelemetry's own
 //! messages, span below span.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use equerry::demo::ports::HeldPort;
 use equerry_tests::{Mesh, eventually, peers};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -27,23 +28,19 @@ struct Collector {
 
 impl Collector {
     async fn open() -> Result<Self> {
-        let sink = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/otlp_sink.py");
-        let mut running = Command::new("python3").arg(sink).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
-        let mut lines = BufReader::new(running.stdout.take().context("no standard output")?).lines();
-        let port = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await??.context("no port")?;
-        let spans: Arc<Mutex<Vec<Value>>> = Arc::default();
-        let kept = Arc::clone(&spans);
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                let span = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                kept.lock().unwrap_or_else(PoisonError::into_inner).push(span);
-            }
-        });
+        let (port, spans, running) = sink(&[]).await?;
         let endpoint = format!("http://127.0.0.1:{port}");
         Ok(match rotel(&endpoint).await? {
             Some((between, rotel)) => Self { endpoint: between, spans, _running: vec![running, rotel] },
             None => Self { endpoint, spans, _running: vec![running] },
         })
+    }
+
+    /// One that shows this certificate, and takes spans of those alone that tell it `key`.
+    async fn open_secure(certificate: &Path, private_key: &Path, key: &str) -> Result<Self> {
+        let (certificate, private_key) = (certificate.display().to_string(), private_key.display().to_string());
+        let (port, spans, running) = sink(&[&certificate, &private_key, key]).await?;
+        Ok(Self { endpoint: format!("https://127.0.0.1:{port}"), spans, _running: vec![running] })
     }
 
     fn spans(&self) -> Vec<Value> {
@@ -59,6 +56,25 @@ impl Collector {
         })
         .await
     }
+}
+
+/// An endpoint of OpenTelemetry's own messages: its port, and the spans it is sent.
+async fn sink(args: &[&str]) -> Result<(u16, Arc<Mutex<Vec<Value>>>, Child)> {
+    let sink = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/otlp_sink.py");
+    let mut running = Command::new("python3");
+    running.arg(sink).args(args).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut running = running.spawn()?;
+    let mut lines = BufReader::new(running.stdout.take().context("no standard output")?).lines();
+    let port = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await??.context("no port")?;
+    let spans: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let kept = Arc::clone(&spans);
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            let span = serde_json::from_str(&line).unwrap_or(Value::String(line));
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(span);
+        }
+    });
+    Ok((port.parse()?, spans, running))
 }
 
 /// Rotel, an OpenTelemetry collector, where it is installed: it reads what it is sent, and writes it anew to `endpoint`.
@@ -83,10 +99,11 @@ async fn rotel(endpoint: &str) -> Result<Option<(String, Child)>> {
     Ok(Some((format!("http://{http}"), rotel)))
 }
 
+const MESSAGES: &str = "opentelemetry.proto.collector.trace.v1.trace_service_pb2";
+
 #[tokio::test]
 async fn a_collector_hears_what_a_sampled_request_did_span_below_span() -> Result<()> {
-    let has_messages = "opentelemetry.proto.collector.trace.v1.trace_service_pb2";
-    if !peers::python_has(has_messages, "pip install opentelemetry-proto")? {
+    if !peers::python_has(MESSAGES, "pip install opentelemetry-proto")? {
         return Ok(());
     }
     let collector = Collector::open().await?;
@@ -158,5 +175,79 @@ async fn a_collector_hears_what_a_sampled_request_did_span_below_span() -> Resul
     ensure!(traces.iter().all(|trace| known.iter().any(|known| trace == known)), "{traces:?}");
     let sent = orders.scrape().await?;
     ensure!(sent.sum("equerry_spans_total", &[("outcome", "sent")]) >= 4.0, "what was sent is counted");
+    Ok(())
+}
+
+/// An authority of the test's own in `dir`: `NAME.pem`, and the certificate and key that it gave a collector at 127.0.0.1.
+fn authority(dir: &Path, name: &str) -> Result<[PathBuf; 3]> {
+    let (key, mut root) = (KeyPair::generate()?, CertificateParams::new(Vec::new())?);
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    root.distinguished_name.push(DnType::CommonName, name);
+    let leaf_key = KeyPair::generate()?;
+    let files = ["pem", "collector.pem", "collector.key"].map(|ending| dir.join(format!("{name}.{ending}")));
+    std::fs::write(&files[0], root.self_signed(&key)?.pem())?;
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+    std::fs::write(&files[1], leaf.signed_by(&leaf_key, &Issuer::new(root, key))?.pem())?;
+    std::fs::write(&files[2], leaf_key.serialize_pem())?;
+    Ok(files)
+}
+
+#[tokio::test]
+async fn a_collector_elsewhere_must_prove_its_name_and_is_told_the_key_it_asks_for() -> Result<()> {
+    if !peers::python_has(MESSAGES, "pip install opentelemetry-proto")? {
+        return Ok(());
+    }
+    let mesh = Mesh::plan(program(), &PAIR).await?;
+    let dir = mesh.town.dir();
+    let ([root, certificate, key], [other, ..]) = (authority(dir, "collectors")?, authority(dir, "others")?);
+    let collector = Collector::open_secure(&certificate, &key, "SECRET").await?;
+    let (ca, headers) = (dir.join("otlp-ca.pem"), dir.join("otlp-headers"));
+    std::fs::copy(other, &ca)?;
+    std::fs::write(&headers, "x-key: WRONG\n")?;
+    mesh.town.start_control_plane(&[]).await?;
+    mesh.town.equerry(&["apply", "-f", &mesh.town.policies().display().to_string()]).await?.succeeded()?;
+    for home in &mesh.town.homes {
+        mesh.town.start_app(home).await?;
+    }
+    let files = [ca.display().to_string(), headers.display().to_string()];
+    let args = ["--otlp-endpoint", &collector.endpoint, "--otlp-ca", &files[0], "--otlp-headers-file", &files[1]];
+    mesh.start_sidecars(&[&args[..], &["--trace-sampling", "0"]].concat()).await?;
+    mesh.settle().await?;
+    let (orders, bearer) = (mesh.town.home("orders")?, mesh.bearer()?);
+    let ask = async |trace: &str| {
+        let parent = format!("00-{trace}-{SPAN}-01");
+        let headers = [("authorization", bearer.as_str()), ("traceparent", &parent)];
+        let answer = orders.through_sidecar().get("inventory", "/stock", &headers).await?;
+        ensure!(answer.status == 200, "{}", answer.shown());
+        Ok(())
+    };
+    // Each thing that is wrong is said once, in words that tell what to do, and costs its spans, which are counted.
+    let lost = async |count: f64, words: &str| {
+        eventually(Duration::from_secs(20), &format!("{count} lost spans and {words:?}"), async || {
+            let failed = orders.scrape().await?.sum("equerry_spans_total", &[("outcome", "failed")]);
+            let log = mesh.town.sidecar_log(orders);
+            ensure!(failed >= count && log.contains(words), "{failed} are lost; {log}");
+            Ok(Some(()))
+        })
+        .await
+    };
+    ask("00000000000000000000000000000001").await?;
+    lost(1.0, "leads to no root of --otlp-ca").await?;
+    std::fs::copy(&root, &ca)?;
+    ask("00000000000000000000000000000002").await?;
+    lost(2.0, "is the key of --otlp-headers-file the one it gave you?").await?;
+    std::fs::write(&headers, "x-key: SECRET\n")?;
+    ask(TRACE).await?;
+    let client = collector.span(TRACE, "SPAN_KIND_CLIENT").await.with_context(|| mesh.town.sidecar_log(orders))?;
+    let server = collector.span(TRACE, "SPAN_KIND_SERVER").await?;
+    ensure!(server["parent"] == client["span"], "{client} {server}");
+    ensure!(collector.spans().iter().all(|span| span["trace"] == TRACE), "{:?}", collector.spans());
+    eventually(Duration::from_secs(10), "the log to say that it is right again", async || {
+        Ok(mesh.town.sidecar_log(orders).contains("spans are taken again").then_some(()))
+    })
+    .await?;
+    let log = mesh.town.sidecar_log(orders);
+    ensure!(log.matches("spans cannot be sent").count() == 2, "each is said once: {log}");
+    ensure!(!log.contains("SECRET") && !log.contains("WRONG"), "{log}");
     Ok(())
 }

@@ -3,22 +3,20 @@
 //! What the collector asks to be sent again (429, 502, 503, 504, or no answer) is, up to five times and never sooner than it
 //! says; meanwhile new spans wait in their queue, and beyond that are counted and lost.
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode, Uri};
+use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use prometheus::IntCounterVec;
 use prost::Message as _;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
+use super::collector::{Collector, Spoken, Unreached};
 use super::otlp::{ExportRequest, ExportResponse, KeyValue, Resource, ResourceSpans, Scope, ScopeSpans, Span, text};
+use crate::codec::in_words;
 
 /// Spans of one request (OpenTelemetry's usual number).
 const BATCH: usize = 512;
@@ -34,58 +32,20 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Of an answer nobody reads more.
 const LONGEST_ANSWER: usize = 64 * 1024;
-const PORT: u16 = 4318;
-const PATH: &str = "/v1/traces";
-
-/// Where spans are sent: `http://HOST[:PORT][/PATH]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Endpoint {
-    host: String,
-    port: u16,
-    path: String,
-}
-
-impl FromStr for Endpoint {
-    type Err = String;
-
-    fn from_str(given: &str) -> Result<Self, String> {
-        let expected = || format!("{given:?}: expected http://HOST:PORT, such as http://127.0.0.1:{PORT}");
-        let uri: Uri = given.parse().map_err(|_| expected())?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err(format!(
-                    "{given:?}: https is not supported by this version; send to a collector on this machine, which speaks it onwards"
-                ));
-            }
-            _ => return Err(expected()),
-        }
-        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(expected)?;
-        if uri.query().is_some() {
-            return Err(expected());
-        }
-        let base = uri.path().trim_end_matches('/');
-        let path = if base.ends_with(PATH) { base.to_owned() } else { format!("{base}{PATH}") };
-        Ok(Self { host: authority.host().to_owned(), port: authority.port_u16().unwrap_or(PORT), path })
-    }
-}
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "http://{}:{}{}", self.host, self.port, self.path)
-    }
-}
+/// Complaints that are remembered, so that none is made twice.
+const MOST_COMPLAINTS: usize = 8;
 
 /// Sends spans until it is told to finish.
 pub(crate) struct Exporter {
-    endpoint: Endpoint,
+    to: Collector,
     spans: mpsc::Receiver<Span>,
     resource: Vec<KeyValue>,
     outcomes: IntCounterVec,
-    connection: Option<SendRequest<Full<Bytes>>>,
+    connection: Option<Spoken>,
     stop: Arc<Notify>,
     stopping: bool,
-    complained: bool,
+    /// What was said of it since spans were last taken.
+    complained: Vec<String>,
 }
 
 /// A running exporter.
@@ -115,7 +75,7 @@ impl Exporter {
     /// An exporter of `spans`, which tells what becomes of them. `about` are attributes of this process, such as
     /// `service.name`.
     pub(crate) fn new(
-        endpoint: Endpoint,
+        to: Collector,
         spans: mpsc::Receiver<Span>,
         outcomes: IntCounterVec,
         about: &[(&str, &str)],
@@ -123,8 +83,12 @@ impl Exporter {
         let own = [("telemetry.sdk.name", "equerry"), ("telemetry.sdk.language", "rust")];
         let version = ("telemetry.sdk.version", env!("CARGO_PKG_VERSION"));
         let resource = about.iter().chain(&own).chain([&version]).map(|(key, value)| text(key, *value)).collect();
+        // What is lost first is to be seen as an increase.
+        for outcome in ["sent", "rejected", "failed", "dropped"] {
+            outcomes.with_label_values(&[outcome]);
+        }
         let (connection, stop) = (None, Arc::default());
-        Self { endpoint, spans, resource, outcomes, connection, stop, stopping: false, complained: false }
+        Self { to, spans, resource, outcomes, connection, stop, stopping: false, complained: Vec::new() }
     }
 
     /// Starts it.
@@ -211,43 +175,38 @@ impl Exporter {
     }
 
     async fn post(&mut self, body: Bytes) -> Posted {
-        let connection = match self.connection.take().filter(SendRequest::is_ready) {
+        let connection = match self.connection.take().filter(Spoken::is_ready) {
             Some(kept) => Ok(kept),
-            None => self.connect().await,
+            None => self.to.connect().await,
         };
         let mut connection = match connection {
             Ok(connection) => connection,
-            Err(error) => return Posted::Again(None, format!("{}: {error}", self.endpoint)),
+            Err(Unreached { why, again: true }) => return Posted::Again(None, why),
+            Err(Unreached { why, again: false }) => return Posted::Refused(why),
         };
-        let request = Request::post(&self.endpoint.path)
-            .header(http::header::HOST, format!("{}:{}", self.endpoint.host, self.endpoint.port))
+        let request = Request::post(self.to.endpoint.path())
+            .header(http::header::HOST, self.to.endpoint.authority())
             .header(http::header::CONTENT_TYPE, "application/x-protobuf")
             .header(http::header::USER_AGENT, concat!("equerry-proxy/", env!("CARGO_PKG_VERSION")))
             .body(Full::new(body));
-        let Ok(request) = request else { return Posted::Refused("the endpoint's path is none".to_owned()) };
-        let answered = match connection.send_request(request).await {
+        let Ok(mut request) = request else { return Posted::Refused("the endpoint's path is none".to_owned()) };
+        request.headers_mut().extend(connection.headers.clone());
+        let answered = match connection.send.send_request(request).await {
             Ok(answered) => answered,
-            Err(error) => return Posted::Again(None, format!("{}: {error}", self.endpoint)),
+            Err(error) => return Posted::Again(None, in_words(&error)),
         };
         let (head, body) = answered.into_parts();
         let body = Limited::new(body, LONGEST_ANSWER).collect().await.map(|whole| whole.to_bytes()).unwrap_or_default();
-        if !connection.is_closed() {
+        // Whoever refused is asked anew, with the headers as they then stand in their file.
+        if head.status.is_success() && !connection.send.is_closed() {
             self.connection = Some(connection);
         }
-        judge(head.status, &head.headers, body)
-    }
-
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
-        let Endpoint { host, port, .. } = &self.endpoint;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let stream = TcpStream::connect((host, *port)).await.map_err(|error| error.to_string())?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the collector ended");
+        match judge(head.status, &head.headers, body) {
+            Posted::Refused(why) if matches!(head.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                Posted::Refused(format!("{why}: {}", self.to.about_keys()))
             }
-        });
-        Ok(sender)
+            posted => posted,
+        }
     }
 
     fn taken(&mut self, count: u64, answer: ExportResponse) {
@@ -257,8 +216,8 @@ impl Exporter {
         if rejected > 0 {
             self.count("rejected", rejected);
             self.complain(&format!("it does not want {rejected} spans: {}", partial.error_message));
-        } else if std::mem::take(&mut self.complained) {
-            tracing::info!(endpoint = %self.endpoint, "spans are taken again");
+        } else if !std::mem::take(&mut self.complained).is_empty() {
+            tracing::info!(endpoint = %self.to.endpoint, "spans are taken again");
         }
     }
 
@@ -269,8 +228,9 @@ impl Exporter {
 
     /// Says once what is wrong, until it is right again.
     fn complain(&mut self, why: &str) {
-        if !std::mem::replace(&mut self.complained, true) {
-            tracing::warn!(endpoint = %self.endpoint, why, "spans cannot be sent");
+        if self.complained.len() < MOST_COMPLAINTS && !self.complained.iter().any(|said| said == why) {
+            tracing::warn!(endpoint = %self.to.endpoint, why, "spans cannot be sent");
+            self.complained.push(why.to_owned());
         }
     }
 
@@ -290,7 +250,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Posted {
         }
         _ => {
             let says: String = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(200).collect();
-            Posted::Refused(format!("it answered {status} {says}"))
+            Posted::Refused(format!("it answered {status} {says}").trim_end().to_owned())
         }
     }
 }

@@ -4,6 +4,7 @@
 //! each try is a client's, and an exchange that took several, or none, has one around them. Spans go to the exporter's task
 //! by a bounded queue: a slow collector costs spans, which are counted, and never a request's time.
 
+mod collector;
 mod context;
 mod export;
 mod otlp;
@@ -16,11 +17,12 @@ use http::HeaderMap;
 use http::header::HeaderValue;
 use tokio::sync::mpsc;
 
+pub(crate) use collector::{Collector, Endpoint, Headers};
 pub use context::B3Form;
 pub(crate) use context::Forms;
 use context::{Came, Context};
 pub(crate) use context::{TRACEPARENT, w3c_of_b3};
-pub(crate) use export::{Endpoint, Exporter, Exports};
+pub(crate) use export::{Exporter, Exports};
 pub(crate) use otlp::Span;
 
 use super::{Direction, Exchange};
@@ -162,5 +164,6 @@ fn new_span() -> u64 {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
+mod collector_tests;
+#[cfg(test)]
 mod tests;

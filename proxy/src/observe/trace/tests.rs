@@ -1,7 +1,7 @@
 //! What is sampled and told, what spans say, and what becomes of them when a collector is slow, broken or away.
 
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::super::tests::an_exchange;
 use super::otlp::{ExportRequest, ExportResponse, Kind, PartialSuccess, STATUS_ERROR, Value};
@@ -166,15 +167,18 @@ fn an_endpoint_is_a_base_and_what_cannot_be_spoken_is_refused() {
         ("http://collector", "http://collector:4318/v1/traces"),
         ("http://[::1]:1/base/", "http://[::1]:1/base/v1/traces"),
         ("http://a:1/v1/traces", "http://a:1/v1/traces"),
+        ("https://otlp.example.com", "https://otlp.example.com:443/v1/traces"),
+        ("https://[::1]:4318/otlp", "https://[::1]:4318/otlp/v1/traces"),
     ] {
         assert_eq!(given.parse::<Endpoint>().unwrap().to_string(), shown);
     }
     for (wrong, word) in [
-        ("https://a:1", "not supported by this version"),
         ("a:1", "expected http://"),
         ("grpc://a:1", "expected http://"),
         ("http://user:secret@a:1", "expected http://"),
         ("http://a:1/?x", "expected http://"),
+        ("https://a..b", "expected http://"),
+        ("https://:443", "expected http://"),
     ] {
         assert!(wrong.parse::<Endpoint>().unwrap_err().contains(word), "{wrong}");
     }
@@ -190,18 +194,17 @@ fn a_full_queue_costs_spans_and_no_time() {
 }
 
 /// A collector that answers with these, in turn, and then 200; and what it was sent.
-struct Collector {
-    endpoint: Endpoint,
-    seen: Arc<Mutex<Vec<ExportRequest>>>,
+pub(super) struct Sink {
+    pub(super) port: u16,
+    seen: Arc<Mutex<Vec<(HeaderMap, ExportRequest)>>>,
 }
 
-use std::sync::Arc;
-
-impl Collector {
-    async fn open(answers: Vec<Response<Full<Bytes>>>) -> Self {
+impl Sink {
+    /// By TLS where that is given.
+    pub(super) async fn open(answers: Vec<Response<Full<Bytes>>>, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let seen: Arc<Mutex<Vec<ExportRequest>>> = Arc::default();
+        let port = listener.local_addr().unwrap().port();
+        let seen: Arc<Mutex<Vec<(HeaderMap, ExportRequest)>>> = Arc::default();
         let answers = Arc::new(Mutex::new(answers.into_iter()));
         let kept = Arc::clone(&seen);
         tokio::spawn(async move {
@@ -214,36 +217,64 @@ impl Collector {
                             (request.uri().path(), &request.headers()["content-type"]),
                             ("/v1/traces", &"application/x-protobuf".parse().unwrap())
                         );
-                        let body = request.into_body().collect().await.unwrap().to_bytes();
-                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(ExportRequest::decode(body).unwrap());
+                        let (head, body) = request.into_parts();
+                        let body = body.collect().await.unwrap().to_bytes();
+                        let sent = (head.headers, ExportRequest::decode(body).unwrap());
+                        kept.lock().unwrap_or_else(PoisonError::into_inner).push(sent);
                         let next = answers.lock().unwrap_or_else(PoisonError::into_inner).next();
                         Ok::<_, Infallible>(next.unwrap_or_else(|| Response::new(Full::default())))
                     }
                 });
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), serve));
+                let http = hyper::server::conn::http1::Builder::new();
+                match tls.clone() {
+                    None => drop(tokio::spawn(http.serve_connection(TokioIo::new(stream), serve))),
+                    Some(tls) => drop(tokio::spawn(async move {
+                        // Who does not believe it leaves.
+                        if let Ok(stream) = tls.accept(stream).await {
+                            let _ = http.serve_connection(TokioIo::new(stream), serve).await;
+                        }
+                    })),
+                }
             }
         });
-        Self { endpoint, seen }
+        Self { port, seen }
     }
 
-    fn seen(&self) -> usize {
+    /// By plain HTTP, with no header of its own.
+    pub(super) fn as_plain(&self) -> Collector {
+        let endpoint = format!("http://127.0.0.1:{}", self.port).parse().unwrap();
+        Collector { endpoint, ca: None, headers: Headers::None }
+    }
+
+    pub(super) fn seen(&self) -> usize {
         self.seen.lock().unwrap().len()
+    }
+
+    /// What this header was, of each request.
+    pub(super) fn header(&self, name: &str) -> Vec<Option<String>> {
+        let text = |headers: &HeaderMap| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        self.seen.lock().unwrap().iter().map(|(headers, _)| text(headers)).collect()
     }
 }
 
-fn outcomes() -> prometheus::IntCounterVec {
+pub(super) fn outcomes() -> prometheus::IntCounterVec {
     prometheus::IntCounterVec::new(prometheus::Opts::new("spans", "spans"), &["outcome"]).unwrap()
 }
 
-fn status(code: u16) -> Response<Full<Bytes>> {
+pub(super) fn status(code: u16) -> Response<Full<Bytes>> {
     Response::builder().status(code).header("retry-after", "0").body(Full::default()).unwrap()
 }
 
 /// Three spans, sent to a collector with these answers until it is finished; what was counted, and what it saw.
 async fn sent(answers: Vec<Response<Full<Bytes>>>, expected_requests: usize) -> ([u64; 3], usize) {
-    let collector = Collector::open(answers).await;
+    let collector = Sink::open(answers, None).await;
+    sent_to(&collector, collector.as_plain(), expected_requests).await
+}
+
+/// The same, to a collector that is there already.
+pub(super) async fn sent_to(collector: &Sink, to: Collector, expected_requests: usize) -> ([u64; 3], usize) {
     let ((tracer, spans), counted) = (tracer(1.0), outcomes());
-    let exporter = Exporter::new(collector.endpoint.clone(), spans, counted.clone(), &[("service.name", "orders")]);
+    let exporter = Exporter::new(to, spans, counted.clone(), &[("service.name", "orders")]);
     let running = exporter.start();
     let trace = tracer.begin(Direction::Inbound, &mut HeaderMap::new(), SystemTime::now()).0.unwrap();
     for _ in 0..3 {
