@@ -42,7 +42,7 @@ impl Tokens {
 
 pub(super) fn access_log(at: &At<'_>, tokens: &Tokens, notes: &mut Notes<'_>) -> AccessLog {
     let mut header = |key: &str| {
-        named(at, key, notes, |name, notes| {
+        named(at, key, Show::Value, notes, |name, notes| {
             let header = name.text()?.to_ascii_lowercase();
             let secret = secret(Place::Header, &header, tokens);
             // Both lists are of what calls carry; the mesh's own words are told elsewhere in the line.
@@ -53,23 +53,18 @@ pub(super) fn access_log(at: &At<'_>, tokens: &Tokens, notes: &mut Notes<'_>) ->
         })
     };
     let (request_headers, response_headers) = (header("requestHeaders"), header("responseHeaders"));
-    let query_parameters = named(at, "queryParameters", notes, |name, _| {
+    let query_parameters = named(at, "queryParameters", Show::Value, notes, |name, _| {
         let name = name.text()?.to_owned();
         let secret = secret(Place::Query, &name, tokens);
         Some((name, secret))
     });
-    let mut cookies = named(at, "cookies", notes, |name, _| {
+    // What a cookie is called says little of what it lets somebody into.
+    let cookies = named(at, "cookies", Show::Mask, notes, |name, _| {
         let name = name.text()?.to_owned();
         let secret = secret(Place::Cookie, &name, tokens);
         Some((name, secret))
     });
-    // Where nothing is written: what a cookie is called says little of what it lets somebody into.
-    for (cookie, item) in cookies.iter_mut().zip(at.list("cookies").iter().filter(|item| item.get("name").is_some())) {
-        if item.get("show").is_none() {
-            cookie.show = Show::Mask;
-        }
-    }
-    let claims = named(at, "claims", notes, |name, _| {
+    let claims = named(at, "claims", Show::Value, notes, |name, _| {
         let path = claim_path(name.text()?)?;
         let secret = path.iter().any(|part| holds_secret(part)).then(|| "its name says so".to_owned());
         Some((path, secret))
@@ -85,10 +80,11 @@ fn secret(place: Place, name: &str, tokens: &Tokens) -> Option<String> {
     }
 }
 
-/// The items of one list, each once.
+/// The items of one list, each once; `usual` is how they are shown where nothing is written.
 fn named<N: Ord + Clone>(
     at: &At<'_>,
     key: &str,
+    usual: Show,
     notes: &mut Notes<'_>,
     mut read: impl FnMut(&At<'_>, &mut Notes<'_>) -> Option<(N, Option<String>)>,
 ) -> Vec<Logged<N>> {
@@ -108,7 +104,8 @@ fn named<N: Ord + Clone>(
                 }
                 Show::Mask
             }
-            (_, None) => Show::Value,
+            (None, None) => usual,
+            (Some(_), None) => Show::Value,
         };
         all.push(Logged { name, show });
     }

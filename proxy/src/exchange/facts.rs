@@ -113,7 +113,7 @@ impl Record {
         self.open.as_deref_mut()?.as_mut()?.logged.as_deref_mut()
     }
 
-    /// Whether another sidecar asks, or who else is in the mesh.
+    /// Whether whoever asks is in the mesh: another sidecar.
     pub(crate) fn is_between_sidecars(&self) -> bool {
         let exchange = self.open.as_deref().and_then(Option::as_ref);
         exchange.is_some_and(|exchange| exchange.direction == Direction::Inbound && exchange.source.is_some())

@@ -150,8 +150,24 @@ pub(crate) fn refuse(refusal: &Refusal, style: &Style, mut record: Record) -> Re
 
 /// What is left of a tenant's quota at this sidecar (draft-ietf-httpapi-ratelimit-headers-10).
 pub(crate) fn rate_limit(headers: &mut HeaderMap, tenant: &TenantName, share: &Share) {
-    set(headers, RATELIMIT_POLICY, Some(format!("\"{tenant}\";q={};w={}", share.limit, share.window.as_secs())));
-    set(headers, RATELIMIT, Some(format!("\"{tenant}\";r={};t={}", share.remaining, whole_seconds(share.reset))));
+    headers.insert(RATELIMIT_POLICY, with_numbers(tenant, [("q", share.limit), ("w", share.window.as_secs())]));
+    headers.insert(RATELIMIT, with_numbers(tenant, [("r", share.remaining), ("t", whole_seconds(share.reset))]));
+}
+
+/// A quoted name with its parameters (RFC 9651 section 3.1.2). Every request of a tenant gets two of them.
+fn with_numbers(tenant: &TenantName, parameters: [(&str, u64); 2]) -> HeaderValue {
+    let mut text = String::with_capacity(tenant.as_str().len() + 64);
+    text.push('"');
+    text.push_str(tenant.as_str());
+    text.push('"');
+    for (key, number) in parameters {
+        text.push(';');
+        text.push_str(key);
+        text.push('=');
+        text.push_str(itoa::Buffer::new().format(number));
+    }
+    // A tenant's name is printable, and so are numbers.
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// The reason in the `Proxy-Status` of an authenticated peer's response, when it gave one.

@@ -12,6 +12,18 @@ use time::format_description::well_known::Rfc3339;
 /// Of a header that is always logged at most so many bytes are.
 pub(super) const LONGEST_HEADER: usize = 1024;
 
+/// What stands before a member's value, put together by the compiler.
+macro_rules! key {
+    ($name:literal) => {
+        $crate::observe::line::Key(concat!(",\"", $name, "\":"))
+    };
+}
+pub(super) use key;
+
+/// A name of our own choice, made by [`key!`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key(pub(super) &'static str);
+
 /// The object being written.
 pub(super) struct Line<'a> {
     out: &'a mut String,
@@ -31,17 +43,22 @@ impl<'a> Line<'a> {
     }
 
     #[inline]
-    fn key(&mut self, key: &str) {
-        if !std::mem::take(&mut self.first) {
-            self.out.push(',');
-        }
+    fn key(&mut self, Key(key): Key) {
+        let comma = usize::from(std::mem::take(&mut self.first));
+        self.out.push_str(&key[comma..]);
+    }
+
+    /// A word of ours, in which nothing needs to be escaped; `null` where there is none.
+    pub(super) fn word(&mut self, key: Key, value: Option<&'static str>) {
+        self.key(key);
+        let Some(value) = value else { return self.out.push_str("null") };
         self.out.push('"');
-        self.out.push_str(key);
-        self.out.push_str("\":");
+        self.out.push_str(value);
+        self.out.push('"');
     }
 
     /// A text; `null` where there is none.
-    pub(super) fn text(&mut self, key: &str, value: Option<&str>) {
+    pub(super) fn text(&mut self, key: Key, value: Option<&str>) {
         self.key(key);
         match value {
             Some(value) => quote(value, self.out),
@@ -50,7 +67,7 @@ impl<'a> Line<'a> {
     }
 
     /// What something shows as.
-    pub(super) fn shown(&mut self, key: &str, value: Option<&impl Display>) {
+    pub(super) fn shown(&mut self, key: Key, value: Option<&impl Display>) {
         self.key(key);
         let Some(value) = value else { return self.out.push_str("null") };
         self.out.push('"');
@@ -60,7 +77,7 @@ impl<'a> Line<'a> {
     }
 
     /// What a caller wrote, at most [`LONGEST_HEADER`] bytes of it.
-    pub(super) fn value(&mut self, key: &str, value: Option<&HeaderValue>) {
+    pub(super) fn value(&mut self, key: Key, value: Option<&HeaderValue>) {
         self.key(key);
         let Some(bytes) = value.map(HeaderValue::as_bytes) else { return self.out.push_str("null") };
         self.out.push('"');
@@ -76,16 +93,16 @@ impl<'a> Line<'a> {
     }
 
     /// A number; `null` where there is none.
-    pub(super) fn number(&mut self, key: &str, value: Option<u64>) {
+    pub(super) fn number(&mut self, key: Key, value: Option<u64>) {
         self.key(key);
-        let _ = match value {
-            Some(value) => write!(self.out, "{value}"),
-            None => write!(self.out, "null"),
-        };
+        match value {
+            Some(value) => self.out.push_str(itoa::Buffer::new().format(value)),
+            None => self.out.push_str("null"),
+        }
     }
 
     /// A moment (RFC 3339).
-    pub(super) fn moment(&mut self, key: &str, at: SystemTime, clock: &mut Clock) {
+    pub(super) fn moment(&mut self, key: Key, at: SystemTime, clock: &mut Clock) {
         self.key(key);
         self.out.push('"');
         clock.tell(at, self.out);
@@ -93,8 +110,8 @@ impl<'a> Line<'a> {
     }
 
     /// An object of texts.
-    pub(super) fn object(&mut self, key: &str, members: &[(&str, String)]) {
-        self.key(key);
+    pub(super) fn object(&mut self, name: &str, members: &[(&str, String)]) {
+        self.member(name);
         self.out.push('{');
         self.first = true;
         for (name, value) in members {
@@ -105,7 +122,7 @@ impl<'a> Line<'a> {
         self.first = false;
     }
 
-    /// A key that is not of our own choice.
+    /// A name that is not put together beforehand.
     fn member(&mut self, name: &str) {
         if !std::mem::take(&mut self.first) {
             self.out.push(',');
@@ -132,7 +149,13 @@ impl Clock {
             self.words = whole.and_then(|whole| whole.format(&Rfc3339).ok()).unwrap_or_default();
             self.words.truncate(self.words.trim_end_matches('Z').len());
         }
-        let _ = write!(out, "{}.{:09}Z", self.words, since.subsec_nanos());
+        out.push_str(&self.words);
+        out.push('.');
+        let mut digits = itoa::Buffer::new();
+        let fraction = digits.format(since.subsec_nanos());
+        out.push_str(&"000000000"[fraction.len()..]);
+        out.push_str(fraction);
+        out.push('Z');
     }
 }
 
@@ -197,10 +220,10 @@ mod tests {
         let odd = HeaderValue::from_bytes(b"a\xffb\tc").unwrap();
         let mut text = String::new();
         let mut line = Line::open(&mut text);
-        line.value("long", Some(&long));
-        line.value("odd", Some(&odd));
-        line.shown("shown", Some(&"a\"b"));
-        line.number("number", Some(u64::MAX));
+        line.value(key!("long"), Some(&long));
+        line.value(key!("odd"), Some(&odd));
+        line.shown(key!("shown"), Some(&"a\"b"));
+        line.number(key!("number"), Some(u64::MAX));
         line.close();
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(read["long"], format!("{}…", "x".repeat(LONGEST_HEADER)));

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use equerry_policies::names::{ServiceName, SpiffeId};
+use equerry_policies::names::{ServiceName, SpiffeId, TenantName};
 use equerry_traffic::Reason;
 use equerry_traffic::authorize::Noted;
 use prometheus::{
@@ -138,6 +138,8 @@ struct Remembered {
     by_hash: HashMap<u64, Vec<Rc<(Key, Series)>>>,
     /// The last of each direction.
     last: [Option<Rc<(Key, Series)>>; 2],
+    /// What quotas decided for a tenant, as this observer counts it: refused, admitted.
+    quotas: HashMap<TenantName, (u64, [IntCounter; 2])>,
 }
 
 thread_local! {
@@ -261,7 +263,7 @@ impl Metrics {
             return self.tunnel(exchange);
         }
         REMEMBERED.with_borrow_mut(|remembered| {
-            let Remembered { hasher, by_hash, last } = remembered;
+            let Remembered { hasher, by_hash, last, .. } = remembered;
             let last = &mut last[exchange.direction as usize];
             if let Some(like) = last.as_ref().filter(|like| like.0.is_of(self.id, exchange)) {
                 return like.1.count(exchange);
@@ -287,6 +289,23 @@ impl Metrics {
                 same_hash.push(Rc::new((Key::of(self.id, exchange), series)));
             } else if same_hash.is_empty() {
                 by_hash.remove(&hash);
+            }
+        });
+    }
+
+    /// Counts what a tenant's quota decided.
+    pub(super) fn quota(&self, tenant: &TenantName, admitted: bool) {
+        REMEMBERED.with_borrow_mut(|Remembered { quotas, .. }| {
+            if let Some((_, counters)) = quotas.get(tenant).filter(|(of, _)| *of == self.id) {
+                return counters[usize::from(admitted)].inc();
+            }
+            match ["refused", "admitted"].map(|decision| self.quota.admit(&[tenant.as_str(), decision])) {
+                [Some(refused), Some(granted)] => {
+                    let counters = [refused, granted];
+                    counters[usize::from(admitted)].inc();
+                    quotas.insert(tenant.clone(), (self.id, counters));
+                }
+                _ => self.quota.overflow(2).inc(),
             }
         });
     }

@@ -375,8 +375,7 @@ impl Observer {
 
     /// A request was counted against a tenant's quota.
     pub fn quota(&self, tenant: &TenantName, admitted: bool) {
-        let decision = if admitted { "admitted" } else { "refused" };
-        self.0.metrics.quota.get(&[tenant.as_str(), decision]).inc();
+        self.0.metrics.quota(tenant, admitted);
     }
 
     /// A configuration is in force.

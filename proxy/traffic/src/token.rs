@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 
 pub use believed::Believed;
 use believed::Known;
-use check::{believe, check_times};
+use check::{Times, believe};
 
 use crate::normalize::Normal;
 use crate::refusal::{Reason, Refusal, TokenFault};
@@ -66,6 +66,7 @@ pub struct Verified {
     /// `issuer/subject`, when there is a subject.
     principal: Option<String>,
     claims: Map<String, Value>,
+    times: Times,
     policy: Box<str>,
     /// What the application is told of it.
     told: Vec<(HeaderName, HeaderValue)>,
@@ -121,7 +122,8 @@ impl Caller {
             let principal =
                 Some(format!("https://issuer/{}", claims.get("sub").and_then(Value::as_str).unwrap_or("nobody")));
             let (issuer, policy) = ("https://issuer".to_owned(), "shop/tokens".into());
-            Arc::new(Verified { issuer, principal, claims, policy, told: vec![], ends_with: None })
+            let times = Times::default();
+            Arc::new(Verified { issuer, principal, claims, times, policy, told: vec![], ends_with: None })
         });
         Self { peer: peer.map(|peer| SpiffeId::parse(&format!("spiffe://{peer}")).unwrap()), token }
     }
@@ -177,7 +179,7 @@ pub fn verify_remembering(
             let rule = rules().nth(known.rule).ok_or_else(gone)?;
             // Shown elsewhere, another rule may have to judge it.
             if rule.places.contains(place) {
-                check_times(&known.verified.claims, rule, now)?;
+                known.verified.times.check(rule, now)?;
                 return Ok((known.rule, Arc::clone(&known.verified)));
             }
         }

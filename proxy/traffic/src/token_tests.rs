@@ -474,6 +474,7 @@ fn tokens_remembered_never_grow_beyond_their_bounds() {
         issuer: String::new(),
         principal: None,
         claims: Map::new(),
+        times: Times::default(),
         policy: "shop/tokens".into(),
         told: vec![],
         ends_with: None,

@@ -242,9 +242,13 @@ struct Asked {
     upgrades: bool,
 }
 
-/// What comes instead of the head of a next request, or that it has come.
+/// What comes instead of a next request, or it.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is what comes nearly always, and a box costs an allocation"
+)]
 enum Next {
-    Head,
+    Head(RequestHead),
     Gone,
     TimedOut { begun: bool },
     Bad(Bad),
@@ -264,22 +268,17 @@ pub(crate) async fn serve<R: Respond>(
     let decoder = Decoder::new(Framing::Empty);
     let shared = Rc::new(RefCell::new(Shared { link, decoder, waits: Waits::No }));
     let mut wait = patience.head;
-    // In one place for as long as the connection lasts.
-    let mut head = None;
     loop {
-        let next = next_head(&shared, (wait, patience.head), &mut clock, &mut time_to_go, &mut head).await;
+        let next = next_head(&shared, (wait, patience.head), &mut clock, &mut time_to_go).await;
         wait = patience.idle;
-        match next {
-            Next::Head => {}
+        let head = match next {
+            Next::Head(head) => head,
             Next::Gone => return Ended::Well,
             Next::TimedOut { begun: false } => return Ended::Silent,
             Next::TimedOut { begun: true } => return refused(&shared, responder, Bad::Slow(patience.head)).await,
             Next::Bad(bad) => return refused(&shared, responder, bad).await,
-        }
-        let Some(RequestHead { parts, framing, keep_alive, expects_continue, upgrades }) = &mut head else {
-            return Ended::Well;
         };
-        let (framing, keep_alive, expects_continue, upgrades) = (*framing, *keep_alive, *expects_continue, *upgrades);
+        let RequestHead { mut parts, framing, keep_alive, expects_continue, upgrades } = head;
         let (method, version) = (parts.method.clone(), parts.version);
         let body = {
             let mut open = shared.borrow_mut();
@@ -288,10 +287,13 @@ pub(crate) async fn serve<R: Respond>(
             if framing == Framing::Empty { Incoming::Empty } else { Incoming::Http1(Body(Rc::clone(&shared))) }
         };
         let early = if version < Version::HTTP_11 { Early::deaf() } else { Early::new() };
-        let answering = pin!(responder.respond(parts, body, &early));
-        let Some(response) = unless_left(&shared, answering, &early, keep_alive).await else {
-            return Ended::Broken("client_gone");
+        let answered = {
+            let answering = pin!(responder.respond(&mut parts, body, &early));
+            unless_left(&shared, answering, &early, keep_alive).await
         };
+        let Some(response) = answered else { return Ended::Broken("client_gone") };
+        // An answer may last, and of the request's head nothing is needed any more.
+        drop(parts);
         if is_switch(&method, response.status()) {
             return switch(shared, responder, response, version).await;
         }
@@ -306,15 +308,13 @@ pub(crate) async fn serve<R: Respond>(
     }
 }
 
-/// Waits for the head of the next request, for so long until it begins and then until it is whole, and puts it where the last one was.
+/// Waits for the head of the next request: for so long until it begins, and then until it is whole.
 async fn next_head(
     shared: &RefCell<Shared>,
     (wait, once_begun): (Duration, Duration),
     clock: &mut Seldom<Pin<Box<Sleep>>>,
     time_to_go: &mut Seldom<impl Future<Output = ()> + Unpin>,
-    next: &mut Option<RequestHead>,
 ) -> Next {
-    *next = None;
     // The clock is read only when there is something to wait for.
     let (mut until, mut begun) = (None, false);
     poll_fn(|cx| {
@@ -322,10 +322,7 @@ async fn next_head(
         loop {
             if !link.inbox.is_empty() {
                 match head::take_request(&mut link.inbox, spare::headers()) {
-                    Ok(Some(head)) => {
-                        *next = Some(head);
-                        return Poll::Ready(Next::Head);
-                    }
+                    Ok(Some(head)) => return Poll::Ready(Next::Head(head)),
                     Ok(None) => {}
                     Err(bad) => return Poll::Ready(Next::Bad(bad)),
                 }

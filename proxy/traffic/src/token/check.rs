@@ -45,8 +45,9 @@ pub(super) fn believe<'r>(
                     parts.claims.get("sub").and_then(Value::as_str).map(|subject| format!("{issuer}/{subject}"));
                 let (issuer, policy, told) = (issuer.clone(), rule.policy.clone(), told(&parts.claims, rule));
                 let ends_with = rule.end_streams.then(|| key.clone());
-                let claims = parts.claims;
-                return Ok((number, Arc::new(Verified { issuer, principal, claims, policy, told, ends_with })));
+                let (times, claims) = (Times::read(&parts.claims, rule)?, parts.claims);
+                let verified = Verified { issuer, principal, claims, times, policy, told, ends_with };
+                return Ok((number, Arc::new(verified)));
             }
             Err(why) if refused.wants_keys().is_none() || why.wants_keys().is_some() => refused = why,
             Err(_) => {}
@@ -108,7 +109,7 @@ fn check<'r>(parts: &Parts<'_>, rule: &'r TokenRule, now: SystemTime) -> Result<
 
 /// Whether a rule accepts what a token of its issuer says, signature aside.
 pub(super) fn check_claims(claims: &Map<String, Value>, rule: &TokenRule, now: SystemTime) -> Result<(), Refusal> {
-    check_times(claims, rule, now)?;
+    Times::read(claims, rule)?.check(rule, now)?;
     check_meant(claims, rule)
 }
 
@@ -180,28 +181,52 @@ fn signed_with(parts: &Parts<'_>, key: &Key) -> bool {
     jsonwebtoken::crypto::verify(parts.signature, parts.signed.as_bytes(), &material, algorithm).unwrap_or(false)
 }
 
-pub(super) fn check_times(claims: &Map<String, Value>, rule: &TokenRule, now: SystemTime) -> Result<(), Refusal> {
-    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let skew = rule.clock_skew.as_secs_f64();
-    let time = |name: &str| match claims.get(name) {
-        None => Ok(None),
-        // A JSON number is always finite, so it compares.
-        Some(value) => value
-            .as_f64()
-            .map(Some)
-            .ok_or_else(|| fault(Reason::TokenInvalid, format!("the token's {name} is not a number"), Some(rule))),
-    };
-    let ends = time("exp")?
-        .ok_or_else(|| fault(Reason::TokenInvalid, "the token does not say when it ends (exp)", Some(rule)))?;
-    if now >= ends + skew {
-        return Err(fault(Reason::TokenExpired, format!("the token ended {:.0} s ago", now - ends), Some(rule)));
+/// When a token is good, in seconds since 1970.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Times {
+    ends: f64,
+    not_before: Option<f64>,
+    issued: Option<f64>,
+}
+
+impl Times {
+    /// As the claims say them; `rule` is who asks.
+    fn read(claims: &Map<String, Value>, rule: &TokenRule) -> Result<Self, Refusal> {
+        let time = |name: &str| match claims.get(name) {
+            None => Ok(None),
+            // A JSON number is always finite, so it compares.
+            Some(value) => value
+                .as_f64()
+                .map(Some)
+                .ok_or_else(|| fault(Reason::TokenInvalid, format!("the token's {name} is not a number"), Some(rule))),
+        };
+        let ends = time("exp")?
+            .ok_or_else(|| fault(Reason::TokenInvalid, "the token does not say when it ends (exp)", Some(rule)))?;
+        Ok(Self { ends, not_before: time("nbf")?, issued: time("iat")? })
     }
-    for (name, word) in [("nbf", "is valid only from"), ("iat", "was issued at")] {
-        if time(name)?.is_some_and(|from| from > now + skew) {
-            return Err(fault(Reason::TokenInvalid, format!("the token {word} a moment in the future"), Some(rule)));
+
+    /// Whether that is now, as exactly as the rule takes it.
+    pub(super) fn check(&self, rule: &TokenRule, now: SystemTime) -> Result<(), Refusal> {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let skew = rule.clock_skew.as_secs_f64();
+        if now >= self.ends + skew {
+            return Err(fault(
+                Reason::TokenExpired,
+                format!("the token ended {:.0} s ago", now - self.ends),
+                Some(rule),
+            ));
         }
+        for (from, word) in [(self.not_before, "is valid only from"), (self.issued, "was issued at")] {
+            if from.is_some_and(|from| from > now + skew) {
+                return Err(fault(
+                    Reason::TokenInvalid,
+                    format!("the token {word} a moment in the future"),
+                    Some(rule),
+                ));
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn check_audience(claims: &Map<String, Value>, rule: &TokenRule) -> Result<(), Refusal> {
