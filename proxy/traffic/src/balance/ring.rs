@@ -14,13 +14,15 @@ use super::hash::mix;
 const POINTS_EACH: u64 = 160;
 /// Where that would make a larger ring, points are halved, and halved again.
 const LARGE: u64 = 1 << 20;
+/// So many points share an arc, more or less: two lines of the processor's cache, while the arcs themselves stay in its nearest.
+const AN_ARC: usize = 16;
 
 /// The ring.
 #[derive(Debug)]
 pub(super) struct Ring {
     /// By position.
     points: Box<[Point]>,
-    /// The first point of each of 2^k equal arcs, so that a look-up begins next to where it ends.
+    /// The first point of each of 2^k equal arcs, so that a look-up begins near where it ends.
     arcs: Box<[u32]>,
     /// 32 - k.
     shift: u32,
@@ -34,15 +36,20 @@ struct Point {
 
 impl Ring {
     pub(super) fn new(members: &[Member], settings: &RingHash) -> Self {
-        let mut points: Vec<Point> = Vec::new();
-        for (index, (member, count)) in members.iter().zip(counts(members, settings)).enumerate() {
-            let point = |number| Point { at: (mix(member.id, number) >> 32) as u32, member: index as u32 };
-            points.extend((0..count).map(point));
-        }
         // Two at one position: the same comes first in every process, whatever the order of the list.
-        points.sort_unstable_by_key(|point| (point.at, members[point.member as usize].id));
+        let mut by_id: Vec<u32> = (0..members.len() as u32).collect();
+        by_id.sort_unstable_by_key(|index| members[*index as usize].id);
+        let counts = counts(members, settings);
+        let mut points: Vec<Point> = Vec::with_capacity(counts.iter().sum::<u64>() as usize);
+        for (rank, index) in by_id.iter().enumerate() {
+            let id = members[*index as usize].id;
+            let point = |number| Point { at: (mix(id, number) >> 32) as u32, member: rank as u32 };
+            points.extend((0..counts[*index as usize]).map(point));
+        }
+        points.sort_unstable();
         points.dedup_by_key(|point| point.at);
-        let bits = points.len().max(2).ilog2();
+        points.iter_mut().for_each(|point| point.member = by_id[point.member as usize]);
+        let bits = (points.len() / AN_ARC).max(2).ilog2();
         let shift = 32 - bits;
         let first = |arc: u64| points.partition_point(|point| u64::from(point.at) < arc << shift) as u32;
         let arcs = (0..1_u64 << bits).map(first).collect();
