@@ -165,6 +165,11 @@ impl Metrics {
         self.leases.with_label_values(&[outcome]).inc();
     }
 
+    /// The same became of so many.
+    pub fn leases(&self, outcome: &'static str, count: usize) {
+        self.leases.with_label_values(&[outcome]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
     /// A proxy refused an update.
     pub fn nack(&self) {
         self.nacks.inc();

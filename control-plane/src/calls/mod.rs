@@ -181,8 +181,12 @@ impl Calls {
 impl Adds for Numbers {
     fn add(&mut self, other: &Self) {
         for (end, count) in &other.ends {
-            let known = self.ends.len() < MOST_ENDS || self.ends.contains_key(end);
-            let end = if known { end.clone() } else { End { status: 0, reason: OVERFLOW.into(), ..end.clone() } };
+            if let Some(counted) = self.ends.get_mut(end) {
+                *counted = counted.saturating_add(*count);
+                continue;
+            }
+            let room = self.ends.len() < MOST_ENDS;
+            let end = if room { end.clone() } else { End { status: 0, reason: OVERFLOW.into(), ..end.clone() } };
             let counted = self.ends.entry(end).or_default();
             *counted = counted.saturating_add(*count);
         }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use equerry_policies::names::{AccountName, ServiceName};
 use equerry_policies::policy::{Labels, Meaning};
@@ -18,6 +18,8 @@ use crate::store::{StoreError, instances};
 
 /// Instances that an entry of the audit log names one by one.
 const NAMED: usize = 20;
+/// Bytes that are enough for most registrations as they are written.
+const BODY: usize = 320;
 
 /// Why several instances were not registered: none of them was.
 #[derive(Debug, thiserror::Error)]
@@ -64,36 +66,33 @@ impl ControlPlane {
     ) -> Result<Vec<Arc<[ServiceName]>>, LeasesError> {
         let truth = self.truth();
         let judged = self.judged(&truth, &registrations)?;
-        let changed = |judged: &Judged| matches!(judged.0, Step::New | Step::Changed);
-        let rows: Vec<InstanceRow> = registrations
-            .iter()
-            .zip(&judged)
-            .filter(|(_, judged)| changed(judged))
-            .map(|(one, _)| row_of(one))
-            .collect();
+        let changed = registrations.iter().zip(&judged).filter(|(_, (step, _))| *step != Step::Renewed);
+        let rows: Vec<InstanceRow> = changed.map(|(one, _)| row_of(one)).collect();
         if !rows.is_empty() {
             let note = by.map(|by| Note::done(by, "instance.register", about(&rows)));
             instances::write(&self.0.store, rows, note).await?;
         }
-        let (mut stand, mut worth_telling) = (Vec::with_capacity(judged.len()), false);
+        let news = judged.iter().filter(|(step, _)| *step == Step::New).count();
+        self.0.metrics.leases("registered", news);
+        self.0.metrics.leases("renewed", judged.len() - news);
+        // What is made and what is thrown away is so outside the lock.
+        let registrations: Vec<Arc<Registration>> = registrations.into_iter().map(Arc::new).collect();
+        let mut stand = Vec::with_capacity(judged.len());
         let mut registry = locked(&self.0.registry);
         let (before, now) = (registry.changes(), Instant::now());
-        for (registration, judged) in registrations.into_iter().zip(judged) {
-            let key = registration.key();
-            if changed(&judged) {
-                registry.commit(registration, now);
+        for (registration, (step, services)) in registrations.iter().zip(judged) {
+            let mut services = services;
+            if step == Step::Renewed {
+                registry.renew(registration, now);
             } else {
-                registry.renew(&registration, now);
+                let memberships = services.clone().map(|services| (truth.epoch, services));
+                if !registry.commit(Arc::clone(registration), memberships, now) {
+                    services = None;
+                }
             }
-            let (step, services) = judged;
-            self.0.metrics.lease(if step == Step::New { "registered" } else { "renewed" });
-            worth_telling |= step == Step::New;
-            if let Some(services) = services {
-                registry.remember_memberships(&key, truth.epoch, services);
-            }
-            stand.push(memberships_in(&mut registry, &truth, &key));
+            stand.push(services.unwrap_or_else(|| memberships_in(&mut registry, &truth, &registration.key())));
         }
-        worth_telling |= registry.changes() != before;
+        let worth_telling = news > 0 || registry.changes() != before;
         drop(registry);
         if worth_telling {
             self.tell();
@@ -160,26 +159,31 @@ impl ControlPlane {
         // Of one that was revoked, lists say why it is away.
         let trust = self.0.authority.trust();
         let registry = locked(&self.0.registry);
-        locked(&self.0.proxies).forget_gone(|key, id| registry.get(key).is_some() || trust.revokes(id));
+        let is_registered = |key: &InstanceKey| registry.get(key).is_some();
+        locked(&self.0.proxies).forget_gone(is_registered, |id| trust.revokes(id), SystemTime::now());
     }
 
     /// Deletes instances from the store, and writes again those that registered anew meanwhile.
     async fn forget(&self, keys: &[InstanceKey], note: Option<Note>) -> Result<(), StoreError> {
-        instances::delete(&self.0.store, keys.iter().map(columns).collect(), note).await?;
+        instances::delete(&self.0.store, keys.to_vec(), note).await?;
         let back: Vec<InstanceRow> =
             keys.iter().filter_map(|key| self.instance(key)).map(|again| row_of(&again)).collect();
         if back.is_empty() { Ok(()) } else { instances::write(&self.0.store, back, None).await }
     }
 
-    /// The start of a registered instance that holds its lease, and whether somebody else than its sidecar registered it.
-    pub fn start_of(&self, key: &InstanceKey) -> Option<(u64, bool)> {
+    /// Whoever puts an instance again means the same start of it, and one that its own sidecar registered stays the sidecar's.
+    pub fn take_for_the_same(&self, registrations: &mut [Registration]) {
         let registry = locked(&self.0.registry);
-        registry.get(key).map(|known| (known.registration.generation, known.registration.by_api))
+        for one in registrations {
+            if let Some(known) = registry.get(&one.key()) {
+                (one.generation, one.by_api) = (known.registration.generation, known.registration.by_api);
+            }
+        }
     }
 
     /// One registered instance.
-    pub fn instance(&self, key: &InstanceKey) -> Option<Registration> {
-        locked(&self.0.registry).get(key).map(|instance| instance.registration.clone())
+    pub fn instance(&self, key: &InstanceKey) -> Option<Arc<Registration>> {
+        locked(&self.0.registry).get(key).map(|instance| Arc::clone(&instance.registration))
     }
 }
 
@@ -228,11 +232,14 @@ pub(super) fn memberships_in(registry: &mut Registry, truth: &Truth, key: &Insta
     if let Some(services) = instance.memberships_at(truth.epoch) {
         return Arc::clone(services);
     }
-    let known = &instance.registration;
-    let services: Arc<[ServiceName]> =
-        view::services_with(&truth.meaning, &known.account, &known.labels).cloned().collect();
+    let services = found_out(truth, &instance.registration);
     registry.remember_memberships(key, truth.epoch, Arc::clone(&services));
     services
+}
+
+/// The Services that an instance stands behind.
+pub(super) fn found_out(truth: &Truth, known: &Registration) -> Arc<[ServiceName]> {
+    view::services_with(&truth.meaning, &known.account, &known.labels).cloned().collect()
 }
 
 /// Each of a few, or how many they are and the first.
@@ -246,12 +253,10 @@ fn about(rows: &[InstanceRow]) -> Vec<String> {
     }
 }
 
-fn columns(key: &InstanceKey) -> (String, String) {
-    (key.namespace.to_string(), key.id.to_string())
-}
-
 fn row_of(registration: &Registration) -> InstanceRow {
-    let (namespace, id) = columns(&registration.key());
-    let body = serde_json::to_string(registration).unwrap_or_default();
-    InstanceRow { namespace, id, body }
+    let InstanceKey { namespace, id } = registration.key();
+    let mut body = Vec::with_capacity(BODY);
+    // JSON is text, and a vector takes all of it.
+    let written = serde_json::to_writer(&mut body, registration).is_ok();
+    InstanceRow { namespace, id, body: String::from_utf8(body).ok().filter(|_| written).unwrap_or_default() }
 }

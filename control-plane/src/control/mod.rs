@@ -38,7 +38,6 @@ use crate::metrics::Metrics;
 use crate::quota::Books;
 use crate::registry::{Refused, Registration, Registry};
 use crate::snapshot::Cache;
-use crate::store::instances::InstanceRow;
 use crate::store::tokens::AdminRow;
 use crate::store::{Store, StoreError, documents, grants, instances, trust as kept_trust};
 
@@ -49,7 +48,7 @@ pub use proxies::{
     ConnectionId, EpochState, EpochStatus, NackStatus, Proxies, ProxyEpoch, ProxyStatus, Standing, UNANSWERED,
     UnknownNonce,
 };
-pub use seen::{MemberStatus, ServiceStatus};
+pub use seen::{Lease, MemberStatus, ServiceStatus};
 pub use trust::{RotationStatus, TrustError, Waiting};
 pub use truth::{Action, ApplyError, Change, Edit, Precondition, StoredDocument, Truth};
 
@@ -386,8 +385,10 @@ impl ControlPlane {
     }
 }
 
-fn read_registration(row: &InstanceRow) -> Option<Registration> {
-    serde_json::from_str(&row.body)
-        .inspect_err(|error| tracing::error!(namespace = row.namespace, id = row.id, %error, "a stored instance cannot be read; it will register again"))
+fn read_registration((instance, body): &(String, String)) -> Option<Registration> {
+    serde_json::from_str(body)
+        .inspect_err(
+            |error| tracing::error!(instance, %error, "a stored instance cannot be read; it will register again"),
+        )
         .ok()
 }

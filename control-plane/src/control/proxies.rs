@@ -206,6 +206,17 @@ impl Proxies {
         self.known.iter().filter(|(_, proxy)| proxy.connection.is_some()).map(|(key, _)| key)
     }
 
+    /// Whether the instance's stream is open.
+    pub fn is_connected(&self, key: &InstanceKey) -> bool {
+        self.known.get(key).is_some_and(|proxy| proxy.connection.is_some())
+    }
+
+    /// The serial numbers of the certificates that connected proxies show, as far as they are believed.
+    pub(super) fn shown(&self) -> BTreeSet<String> {
+        let connected = self.known.values().filter(|proxy| proxy.connection.is_some());
+        connected.filter_map(|proxy| proxy.standing.clone().and_then(Standing::shown)).collect()
+    }
+
     /// Whether this connection is the instance's present one.
     pub fn is_present(&self, key: &InstanceKey, connection: ConnectionId) -> bool {
         self.known.get(key).is_some_and(|proxy| proxy.connection.is_some_and(|(present, _)| present == connection))
@@ -292,34 +303,27 @@ impl Proxies {
         Audience { connected, away }
     }
 
-    /// Forgets proxies that are not connected any more, but those that somebody may still ask about: `is_wanted`.
-    pub fn forget_gone(&mut self, is_wanted: impl Fn(&InstanceKey, &SpiffeId) -> bool) {
-        self.known.retain(|key, proxy| proxy.connection.is_some() || is_wanted(key, &proxy.id));
+    /// Forgets proxies that are neither connected nor registered any more. One that `is_revoked` is remembered until its certificate
+    /// has ended: so long somebody may ask why it is away.
+    pub fn forget_gone(
+        &mut self,
+        is_registered: impl Fn(&InstanceKey) -> bool,
+        is_revoked: impl Fn(&SpiffeId) -> bool,
+        now: SystemTime,
+    ) {
+        self.known.retain(|key, proxy| {
+            let could_show = || proxy.last_certificate().is_some_and(|end| now < end);
+            proxy.connection.is_some() || is_registered(key) || is_revoked(&proxy.id) && could_show()
+        });
     }
 
     /// Every proxy that listens, and every registered instance that should, at the present `epoch`.
     pub fn status(&self, epoch: u64, registered: impl Iterator<Item = InstanceKey>) -> Vec<ProxyStatus> {
-        let keys: BTreeSet<InstanceKey> = self.known.keys().cloned().chain(registered).collect();
-        keys.into_iter().map(|key| self.status_of(key, epoch)).collect()
-    }
-
-    fn status_of(&self, instance: InstanceKey, wanted_epoch: u64) -> ProxyStatus {
-        let proxy = self.known.get(&instance);
-        let connection = proxy.and_then(|proxy| proxy.connection);
-        ProxyStatus {
-            instance,
-            spiffe_id: proxy.map(|proxy| proxy.id.clone()),
-            connected: connection.is_some(),
-            connected_since: connection.map(|(_, since)| since),
-            acked_epoch: proxy.map_or(0, |proxy| proxy.acked),
-            wanted_epoch,
-            nack: proxy
-                .and_then(|proxy| proxy.nacks.back().filter(|nack| nack.to >= proxy.acked))
-                .map(|nack| NackStatus { epoch: nack.to, complaints: nack.complaints.clone() }),
-            version: proxy.map(|proxy| proxy.version.clone()).unwrap_or_default(),
-            certificate_not_after: proxy.and_then(Proxy::last_certificate),
-            standing: proxy.and_then(|proxy| proxy.standing.clone()),
-        }
+        let known = self.known.iter().map(|(key, proxy)| status_of(key.clone(), Some(proxy), epoch));
+        let unknown = registered.filter(|key| !self.known.contains_key(key)).map(|key| status_of(key, None, epoch));
+        let mut all: Vec<ProxyStatus> = known.chain(unknown).collect();
+        all.sort_by(|one, other| one.instance.cmp(&other.instance));
+        all
     }
 
     /// How far `epoch` has come. For an epoch whose audience is not remembered, everybody known now is its audience.
@@ -358,8 +362,28 @@ impl Proxies {
     }
 }
 
+fn status_of(instance: InstanceKey, proxy: Option<&Proxy>, wanted_epoch: u64) -> ProxyStatus {
+    let connection = proxy.and_then(|proxy| proxy.connection);
+    ProxyStatus {
+        instance,
+        spiffe_id: proxy.map(|proxy| proxy.id.clone()),
+        connected: connection.is_some(),
+        connected_since: connection.map(|(_, since)| since),
+        acked_epoch: proxy.map_or(0, |proxy| proxy.acked),
+        wanted_epoch,
+        nack: proxy
+            .and_then(|proxy| proxy.nacks.back().filter(|nack| nack.to >= proxy.acked))
+            .map(|nack| NackStatus { epoch: nack.to, complaints: nack.complaints.clone() }),
+        version: proxy.map(|proxy| proxy.version.clone()).unwrap_or_default(),
+        certificate_not_after: proxy.and_then(Proxy::last_certificate),
+        standing: proxy.and_then(|proxy| proxy.standing.clone()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use equerry_policies::names::{InstanceId, Namespace};
 
@@ -436,8 +460,23 @@ mod tests {
         let a = connect(&mut proxies, "a");
         proxies.epoch_applied(1, [key("a")].into_iter());
         proxies.disconnected(&key("a"), a);
-        proxies.forget_gone(|_, _| false);
+        proxies.forget_gone(|_| false, |_| false, SystemTime::UNIX_EPOCH);
         let status = proxies.epoch_status(1, std::iter::empty());
         assert!(status.complete && status.proxies.is_empty());
+    }
+
+    #[test]
+    fn one_that_was_revoked_is_remembered_until_its_certificate_has_ended() {
+        let mut proxies = Proxies::default();
+        let a = connect(&mut proxies, "a");
+        let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
+        proxies.certified(&key("a"), a, ends);
+        proxies.disconnected(&key("a"), a);
+        let known = |proxies: &mut Proxies, now| {
+            proxies.forget_gone(|_| false, |_| true, now);
+            proxies.status(1, std::iter::empty()).len()
+        };
+        assert_eq!(known(&mut proxies, ends - Duration::from_secs(1)), 1, "somebody may ask why it is away");
+        assert_eq!(known(&mut proxies, ends), 0);
     }
 }

@@ -9,7 +9,7 @@ use equerry_policies::names::{ServiceName, TenantName};
 use super::leases::memberships_in;
 use super::{ControlPlane, locked};
 use crate::quota::{Books, TenantUsage};
-use crate::registry::{InstanceKey, Registration};
+use crate::registry::InstanceKey;
 use crate::store::grants;
 
 impl ControlPlane {
@@ -74,7 +74,7 @@ impl ControlPlane {
         let mut registry = locked(&self.0.registry);
         // An instance without a sidecar would hold its share and never spend it.
         let counted = registry.all().map(|one| &one.registration).filter(|one| !one.by_api);
-        let keys: Vec<InstanceKey> = counted.map(Registration::key).collect();
+        let keys: Vec<InstanceKey> = counted.map(|one| one.key()).collect();
         keys.into_iter().map(|key| (key.clone(), memberships_in(&mut registry, &truth, &key))).collect()
     }
 }

@@ -23,11 +23,14 @@ pub struct ServiceStatus {
     pub static_endpoints: usize,
 }
 
+/// What an instance said last, and the Services that it stands behind.
+pub type Lease = (Arc<Registration>, Arc<[ServiceName]>);
+
 /// An instance behind a Service.
 #[derive(Debug, Clone)]
 pub struct MemberStatus {
     /// What it said last.
-    pub registration: Registration,
+    pub registration: Arc<Registration>,
     /// How long its lease still runs without a beat.
     pub lease_left: Duration,
 }
@@ -36,35 +39,32 @@ impl ControlPlane {
     /// Every registered instance, by namespace and id.
     pub fn instances(&self) -> Vec<MemberStatus> {
         let now = Instant::now();
-        let mut all: Vec<MemberStatus> = locked(&self.0.registry).all().map(|instance| member(instance, now)).collect();
-        all.sort_by_cached_key(|member| member.registration.key());
-        all
+        locked(&self.0.registry).all().map(|instance| member(instance, now)).collect()
     }
 
     /// The registered instances that are `wanted`, by namespace and id, and the Services that each stands behind.
     pub fn members(&self, wanted: impl Fn(&Registration) -> bool) -> Vec<(MemberStatus, Arc<[ServiceName]>)> {
         let (truth, now) = (self.truth(), Instant::now());
         let mut registry = locked(&self.0.registry);
-        let mut keys: Vec<InstanceKey> =
-            registry.all().map(|one| &one.registration).filter(|one| wanted(one)).map(Registration::key).collect();
-        keys.sort_unstable();
-        let stands = |key: InstanceKey| {
-            let services = leases::memberships_in(&mut registry, &truth, &key);
-            Some((member(registry.get(&key)?, now), services))
-        };
-        keys.into_iter().filter_map(stands).collect()
+        let standing = registry.standing(truth.epoch, wanted, |one| leases::found_out(&truth, one));
+        standing.map(|(instance, services)| (member(instance, now), services)).collect()
+    }
+
+    /// One registered instance, and the Services that it stands behind.
+    pub fn member(&self, key: &InstanceKey) -> Option<(MemberStatus, Arc<[ServiceName]>)> {
+        let (truth, now) = (self.truth(), Instant::now());
+        let mut registry = locked(&self.0.registry);
+        let services = leases::memberships_in(&mut registry, &truth, key);
+        Some((member(registry.get(key)?, now), services))
     }
 
     /// What each of these instances said last, and the Services that it stands behind; `None` for one that is not registered.
-    pub fn registrations_of<'k>(
-        &self,
-        keys: impl Iterator<Item = &'k InstanceKey>,
-    ) -> Vec<Option<(Registration, Arc<[ServiceName]>)>> {
+    pub fn registrations_of<'k>(&self, keys: impl Iterator<Item = &'k InstanceKey>) -> Vec<Option<Lease>> {
         let truth = self.truth();
         let mut registry = locked(&self.0.registry);
         keys.map(|key| {
             let services = leases::memberships_in(&mut registry, &truth, key);
-            registry.get(key).map(|instance| (instance.registration.clone(), services))
+            registry.get(key).map(|instance| (Arc::clone(&instance.registration), services))
         })
         .collect()
     }
@@ -72,17 +72,10 @@ impl ControlPlane {
     /// Every Service and who stands behind it, by name.
     pub fn services(&self) -> Vec<ServiceStatus> {
         let truth = self.truth();
-        let now = Instant::now();
         let mut members: HashMap<ServiceName, Vec<MemberStatus>> = HashMap::new();
-        {
-            let mut registry = locked(&self.0.registry);
-            let keys: Vec<InstanceKey> = registry.all().map(|instance| instance.registration.key()).collect();
-            for key in keys {
-                let services = leases::memberships_in(&mut registry, &truth, &key);
-                let Some(instance) = registry.get(&key) else { continue };
-                for service in services.iter() {
-                    members.entry(service.clone()).or_default().push(member(instance, now));
-                }
+        for (status, services) in self.members(|_| true) {
+            for service in services.iter() {
+                members.entry(service.clone()).or_default().push(status.clone());
             }
         }
         let services = truth.meaning.services.keys();
@@ -108,6 +101,12 @@ impl ControlPlane {
     /// The instances whose proxies have an open config stream.
     pub fn connected(&self) -> HashSet<InstanceKey> {
         locked(&self.0.proxies).all_connected().cloned().collect()
+    }
+
+    /// Those of these instances whose proxies have an open config stream.
+    pub fn connected_of(&self, keys: impl Iterator<Item = InstanceKey>) -> HashSet<InstanceKey> {
+        let proxies = locked(&self.0.proxies);
+        keys.filter(|key| proxies.is_connected(key)).collect()
     }
 
     /// Every proxy that listens, and every registered instance whose proxy should; one that was registered over the API has none.
@@ -147,7 +146,7 @@ impl ControlPlane {
     /// The instances whose proxies ought to be connected: those that were registered by their own sidecar.
     pub(super) fn expected(&self) -> Vec<InstanceKey> {
         let registry = locked(&self.0.registry);
-        registry.all().map(|one| &one.registration).filter(|one| !one.by_api).map(Registration::key).collect()
+        registry.all().map(|one| &one.registration).filter(|one| !one.by_api).map(|one| one.key()).collect()
     }
 }
 
@@ -162,7 +161,7 @@ fn status_of(meaning: &Meaning, service: &ServiceName, members: Vec<MemberStatus
 
 fn member(instance: &Instance, now: Instant) -> MemberStatus {
     MemberStatus {
-        registration: instance.registration.clone(),
+        registration: Arc::clone(&instance.registration),
         lease_left: instance.expires.saturating_duration_since(now),
     }
 }

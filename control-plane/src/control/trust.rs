@@ -275,8 +275,7 @@ impl ControlPlane {
 
     /// Certificates that still hold and that no proxy that is connected shows.
     pub fn leaves_at_large(&self, now: SystemTime) -> Vec<LeafRow> {
-        let shown = self.proxies().into_iter().filter(|proxy| proxy.connected);
-        let shown = shown.filter_map(|proxy| proxy.standing.and_then(Standing::shown)).collect();
+        let shown = locked(&self.0.proxies).shown();
         locked(&self.0.ledger).at_large(&shown, now).cloned().collect()
     }
 
@@ -352,7 +351,7 @@ impl ControlPlane {
         let keys: Vec<InstanceKey> = {
             let registry = locked(&self.0.registry);
             let of_namespace = registry.of_namespace(&id.namespace).map(|instance| &instance.registration);
-            of_namespace.filter(|one| one.account == account).map(crate::registry::Registration::key).collect()
+            of_namespace.filter(|one| one.account == account).map(|one| one.key()).collect()
         };
         for key in &keys {
             locked(&self.0.registry).remove(key, None);
@@ -360,8 +359,7 @@ impl ControlPlane {
         if keys.is_empty() {
             return Ok(());
         }
-        let columns = keys.iter().map(|key| (key.namespace.to_string(), key.id.to_string())).collect();
-        instances::delete(&self.0.store, columns, None).await
+        instances::delete(&self.0.store, keys, None).await
     }
 }
 

@@ -4,13 +4,14 @@
 //! `control` writes what it planned and publishes it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use equerry_policies::complaint::Complaint;
 use equerry_policies::document::{Document, DocumentKey};
 use equerry_policies::names::TrustDomain;
 use equerry_policies::policy::Meaning;
 use equerry_wire::version_of;
+use serde_json::Value;
 
 use super::judge::judge;
 use crate::store::StoreError;
@@ -25,6 +26,19 @@ pub struct StoredDocument {
     pub version: String,
     /// The epoch that last changed it.
     pub epoch: u64,
+    /// Its canonical JSON, made when somebody asks for it.
+    json: Arc<OnceLock<Value>>,
+}
+
+impl StoredDocument {
+    fn new(document: Document, version: String, epoch: u64) -> Self {
+        Self { document, version, epoch, json: Arc::default() }
+    }
+
+    /// Its canonical JSON.
+    pub fn json(&self) -> &Value {
+        self.json.get_or_init(|| self.document.to_json())
+    }
 }
 
 /// Everything that is true at one epoch.
@@ -159,10 +173,10 @@ impl Truth {
         let mut documents = BTreeMap::new();
         let mut complaints = Vec::new();
         for row in rows {
-            let json = serde_json::from_str(&row.body).unwrap_or(serde_json::Value::Null);
+            let json = serde_json::from_str(&row.body).unwrap_or(Value::Null);
             match Document::from_json(&json) {
                 Ok(document) => {
-                    let stored = StoredDocument { version: row.version, epoch: row.epoch, document };
+                    let stored = StoredDocument::new(document, row.version, row.epoch);
                     documents.insert(stored.document.key().clone(), stored);
                 }
                 Err(mut found) => complaints.append(&mut found),
@@ -287,7 +301,7 @@ impl Truth {
         let document = Document::from_json(&json).map_err(ApplyError::Invalid)?;
         let (kind, namespace, name) = columns(&key);
         rows.written.push(DocumentRow { kind, namespace, name, body, version: version.clone(), epoch: self.epoch });
-        self.documents.insert(key.clone(), StoredDocument { document, version: version.clone(), epoch: self.epoch });
+        self.documents.insert(key.clone(), StoredDocument::new(document, version.clone(), self.epoch));
         Ok(Change { key, action, version })
     }
 }

@@ -3,7 +3,8 @@
 //! An instance stays until its lease runs out, a newer generation replaces it, or it takes itself out; its account is the one of its
 //! certificate. A beat that changes nothing costs one look-up. What changes is written to the store by the caller first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -130,7 +131,7 @@ pub enum Refused {
 #[derive(Debug, Clone)]
 pub struct Instance {
     /// What it said last.
-    pub registration: Registration,
+    pub registration: Arc<Registration>,
     /// When its lease runs out.
     pub expires: Instant,
     /// The Services it stands behind, and the epoch at which that was found out.
@@ -155,7 +156,8 @@ struct Neighbours {
 /// Every registered instance.
 #[derive(Debug, Default)]
 pub struct Registry {
-    namespaces: HashMap<Namespace, Neighbours>,
+    /// By name, as instances are by id: whoever lists them need not sort.
+    namespaces: BTreeMap<Namespace, Neighbours>,
     /// Never reused, so that a namespace that was emptied and filled again has a version of its own.
     changes: u64,
 }
@@ -165,7 +167,7 @@ impl Registry {
     pub fn restore(stored: Vec<Registration>, now: Instant) -> Self {
         let mut registry = Self::default();
         for registration in stored {
-            registry.commit(registration, now);
+            registry.commit(Arc::new(registration), None, now);
         }
         registry
     }
@@ -182,30 +184,47 @@ impl Registry {
         if known.registration.generation < asked.generation {
             return Ok(Step::New);
         }
-        Ok(if known.registration == *asked { Step::Renewed } else { Step::Changed })
+        Ok(if *known.registration == *asked { Step::Renewed } else { Step::Changed })
     }
 
     /// Extends the lease of an instance that says what it said before. One that was taken out or replaced meanwhile stays so.
     pub fn renew(&mut self, asked: &Registration, now: Instant) {
         let known = self.namespaces.get_mut(&asked.account.namespace).and_then(|n| n.instances.get_mut(&asked.id));
-        if let Some(known) = known.filter(|known| known.registration == *asked) {
+        if let Some(known) = known.filter(|known| *known.registration == *asked) {
             known.expires = now + asked.lease;
         }
     }
 
-    /// Takes a registration that is on disk. One that was overtaken meanwhile changes nothing.
-    pub fn commit(&mut self, registration: Registration, now: Instant) {
+    /// Takes a registration that is on disk, and which Services it stands behind, as far as that was found out and at which epoch.
+    /// Returns whether it did: one that was overtaken meanwhile changes nothing.
+    pub fn commit(
+        &mut self,
+        registration: Arc<Registration>,
+        memberships: Option<(u64, Arc<[ServiceName]>)>,
+        now: Instant,
+    ) -> bool {
         let neighbours = self.namespaces.entry(registration.account.namespace.clone()).or_default();
-        let known = neighbours.instances.get(&registration.id).map(|known| &known.registration);
-        if known.is_some_and(|known| may_replace(known, &registration).is_err()) {
-            return;
-        }
-        if known.is_none_or(|known| seen_by_callers(known, &registration)) {
+        let expires = now + registration.lease;
+        let seen = match neighbours.instances.entry(registration.id.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(Instance { registration, expires, memberships });
+                true
+            }
+            Entry::Occupied(mut taken) => {
+                let known = &taken.get().registration;
+                if may_replace(known, &registration).is_err() {
+                    return false;
+                }
+                let seen = seen_by_callers(known, &registration);
+                taken.insert(Instance { registration, expires, memberships });
+                seen
+            }
+        };
+        if seen {
             self.changes += 1;
             neighbours.version = self.changes;
         }
-        let expires = now + registration.lease;
-        neighbours.instances.insert(registration.id.clone(), Instance { registration, expires, memberships: None });
+        true
     }
 
     /// Takes an instance out; `generation` `None` whatever its generation. Returns whether it was there.
@@ -261,7 +280,28 @@ impl Registry {
         self.namespaces.get(namespace).into_iter().flat_map(|n| n.instances.values())
     }
 
-    /// Every instance.
+    /// Every instance that is `wanted`, by namespace and id, and the Services that it stands behind at an epoch: `found_out` where that
+    /// is not known yet.
+    pub fn standing<'r>(
+        &'r mut self,
+        epoch: u64,
+        wanted: impl Fn(&Registration) -> bool + 'r,
+        found_out: impl Fn(&Registration) -> Arc<[ServiceName]> + 'r,
+    ) -> impl Iterator<Item = (&'r Instance, Arc<[ServiceName]>)> + 'r {
+        let all = self.namespaces.values_mut().flat_map(|n| n.instances.values_mut());
+        all.filter(move |one| wanted(&one.registration)).map(move |one| {
+            let services = match one.memberships_at(epoch) {
+                Some(services) => Arc::clone(services),
+                None => found_out(&one.registration),
+            };
+            if one.memberships_at(epoch).is_none() {
+                one.memberships = Some((epoch, Arc::clone(&services)));
+            }
+            (&*one, services)
+        })
+    }
+
+    /// Every instance, by namespace and id.
     pub fn all(&self) -> impl Iterator<Item = &Instance> {
         self.namespaces.values().flat_map(|n| n.instances.values())
     }
@@ -319,6 +359,10 @@ mod tests {
         }
     }
 
+    fn take(registry: &mut Registry, registration: Registration, now: Instant) {
+        registry.commit(Arc::new(registration), None, now);
+    }
+
     #[test]
     fn a_lease_without_beats_runs_out_and_a_beat_extends_it() {
         let start = Instant::now();
@@ -348,8 +392,8 @@ mod tests {
         let refused = registry.step(&registration("a", 4)).unwrap_err();
         assert!(refused.to_string().contains("generation 5, found 4"), "{refused}");
         assert_eq!(registry.step(&registration("a", 6)), Ok(Step::New));
-        registry.commit(registration("a", 6), now);
-        registry.commit(registration("a", 5), now);
+        take(&mut registry, registration("a", 6), now);
+        take(&mut registry, registration("a", 5), now);
         assert_eq!(registry.get(&registration("a", 6).key()).unwrap().registration.generation, 6);
         assert!(!registry.remove(&registration("a", 5).key(), Some(5)), "an old start cannot take the new one out");
         assert!(registry.remove(&registration("a", 6).key(), Some(6)));
@@ -365,8 +409,34 @@ mod tests {
             ..registration("a", 9)
         };
         assert!(matches!(registry.step(&thief), Err(Refused::HeldByAnother { .. })));
-        registry.commit(thief, now);
+        take(&mut registry, thief, now);
         assert_eq!(registry.get(&registration("a", 5).key()).unwrap().registration.account.to_string(), "shop/orders");
+    }
+
+    #[test]
+    fn instances_are_told_by_namespace_and_id_and_where_they_stand_is_found_out_once_for_each_epoch() {
+        let now = Instant::now();
+        let bank = Registration { account: AccountName::parse("bank/orders").unwrap(), ..registration("z", 1) };
+        let mut registry = Registry::restore(vec![registration("b", 1), registration("a", 1), bank], now);
+        let behind: Arc<[ServiceName]> = Arc::from([ServiceName::parse("shop/orders").unwrap()]);
+        let asked = std::cell::Cell::new(0);
+        for (epoch, questions) in [(1, 3), (1, 3), (2, 6)] {
+            let found_out = |_: &Registration| {
+                asked.set(asked.get() + 1);
+                Arc::clone(&behind)
+            };
+            let told: Vec<String> = registry
+                .standing(epoch, |_| true, found_out)
+                .map(|(one, services)| format!("{} {}", one.registration.key(), services[0]))
+                .collect();
+            assert_eq!(told, ["bank/z shop/orders", "shop/a shop/orders", "shop/b shop/orders"]);
+            assert_eq!(asked.get(), questions);
+        }
+        let one = registration("a", 2);
+        assert!(registry.commit(Arc::new(one.clone()), Some((2, Arc::default())), now));
+        assert_eq!(registry.get(&one.key()).unwrap().memberships_at(2).map(|known| known.len()), Some(0));
+        let wanted = registry.standing(2, |one| one.id.as_str() == "a", |_| Arc::clone(&behind));
+        assert_eq!(wanted.map(|(_, services)| services.len()).collect::<Vec<_>>(), [0]);
     }
 
     #[test]
@@ -375,10 +445,10 @@ mod tests {
         let mut registry = Registry::restore(vec![registration("a", 1)], now);
         let ns = Namespace::parse("shop").unwrap();
         let first = registry.version_of(&ns);
-        registry.commit(Registration { health_detail: "slow".into(), ..registration("a", 1) }, now);
-        registry.commit(registration("a", 2), now);
+        take(&mut registry, Registration { health_detail: "slow".into(), ..registration("a", 1) }, now);
+        take(&mut registry, registration("a", 2), now);
         assert_eq!(registry.version_of(&ns), first);
-        registry.commit(Registration { healthy: false, ..registration("a", 2) }, now);
+        take(&mut registry, Registration { healthy: false, ..registration("a", 2) }, now);
         assert!(registry.version_of(&ns) > first);
         assert_eq!(registry.version_of(&Namespace::parse("bank").unwrap()), 0);
     }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use rusqlite::Connection;
 
-use super::{Store, StoreError, audit};
+use super::{Store, StoreError, all, audit};
 use crate::audit::Note;
 
 /// Tables of this file.
@@ -86,8 +86,7 @@ pub async fn read_all(store: &Store) -> Result<(u64, Vec<DocumentRow>), StoreErr
     store
         .transact(|db| {
             let epoch = db.query_row("SELECT coalesce(max(epoch), 0) FROM epochs", (), |row| row.get(0))?;
-            let mut read = db.prepare("SELECT kind, namespace, name, body, version, epoch FROM documents")?;
-            let rows = read.query_map((), |row| {
+            let rows = all(db, "SELECT kind, namespace, name, body, version, epoch FROM documents", |row| {
                 Ok(DocumentRow {
                     kind: row.get(0)?,
                     namespace: row.get(1)?,
@@ -97,7 +96,7 @@ pub async fn read_all(store: &Store) -> Result<(u64, Vec<DocumentRow>), StoreErr
                     epoch: row.get(5)?,
                 })
             })?;
-            Ok((epoch, rows.collect::<Result<_, _>>()?))
+            Ok((epoch, rows))
         })
         .await
 }

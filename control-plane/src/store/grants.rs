@@ -2,7 +2,7 @@
 //!
 //! After a crash no token can be granted twice: what stands here counts as held by its sidecar until that sidecar reports.
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, all};
 
 /// Tables of this file.
 pub(super) const SCHEMA: &str = "
@@ -76,8 +76,7 @@ pub async fn keep_from(store: &Store, oldest: Vec<(String, u64)>) -> Result<(), 
 pub async fn read_all(store: &Store) -> Result<Vec<GrantRow>, StoreError> {
     store
         .transact(|db| {
-            let mut read = db.prepare("SELECT quota, window, namespace, instance, granted FROM grants")?;
-            let rows = read.query_map((), |row| {
+            all(db, "SELECT quota, window, namespace, instance, granted FROM grants", |row| {
                 Ok(GrantRow {
                     quota: row.get(0)?,
                     window: row.get(1)?,
@@ -85,8 +84,7 @@ pub async fn read_all(store: &Store) -> Result<Vec<GrantRow>, StoreError> {
                     instance: row.get(3)?,
                     granted: row.get(4)?,
                 })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            })
         })
         .await
 }

@@ -4,8 +4,11 @@
 
 use std::time::SystemTime;
 
-use super::{Store, StoreError, audit};
+use equerry_policies::names::{InstanceId, Namespace};
+
+use super::{Store, StoreError, all, audit};
 use crate::audit::Note;
+use crate::registry::InstanceKey;
 
 /// Tables of this file.
 pub(super) const SCHEMA: &str = "
@@ -21,9 +24,9 @@ CREATE TABLE instances (
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceRow {
     /// Its namespace.
-    pub namespace: String,
+    pub namespace: Namespace,
     /// Its id.
-    pub id: String,
+    pub id: InstanceId,
     /// JSON of the registration.
     pub body: String,
 }
@@ -39,40 +42,37 @@ pub async fn write(store: &Store, rows: Vec<InstanceRow>, note: Option<Note>) ->
                 "INSERT INTO instances (namespace, id, body) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET body = excluded.body",
             )?;
             for row in &rows {
-                write.execute((&row.namespace, &row.id, &row.body))?;
+                write.execute((row.namespace.as_str(), row.id.as_str(), &row.body))?;
             }
             note.iter().try_for_each(|note| audit::append(db, note, SystemTime::now()))
         })
         .await
 }
 
-/// Forgets instances, each a namespace and an id; with the entry of the audit log that tells of it, if any.
+/// Forgets instances, with the entry of the audit log that tells of it, if any.
 ///
 /// # Errors
 /// When the store failed.
-pub async fn delete(store: &Store, keys: Vec<(String, String)>, note: Option<Note>) -> Result<(), StoreError> {
+pub async fn delete(store: &Store, keys: Vec<InstanceKey>, note: Option<Note>) -> Result<(), StoreError> {
     store
         .transact(move |db| {
             let mut delete = db.prepare_cached("DELETE FROM instances WHERE namespace = ?1 AND id = ?2")?;
-            for (namespace, id) in &keys {
-                delete.execute((namespace, id))?;
+            for key in &keys {
+                delete.execute((key.namespace.as_str(), key.id.as_str()))?;
             }
             note.iter().try_for_each(|note| audit::append(db, note, SystemTime::now()))
         })
         .await
 }
 
-/// Every instance.
+/// Every instance: `namespace/id`, and the JSON of its registration.
 ///
 /// # Errors
 /// When the store failed.
-pub async fn read_all(store: &Store) -> Result<Vec<InstanceRow>, StoreError> {
+pub async fn read_all(store: &Store) -> Result<Vec<(String, String)>, StoreError> {
     store
         .transact(|db| {
-            let mut read = db.prepare("SELECT namespace, id, body FROM instances")?;
-            let rows = read
-                .query_map((), |row| Ok(InstanceRow { namespace: row.get(0)?, id: row.get(1)?, body: row.get(2)? }))?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            all(db, "SELECT namespace || '/' || id, body FROM instances", |row| Ok((row.get(0)?, row.get(1)?)))
         })
         .await
 }

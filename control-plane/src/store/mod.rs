@@ -16,7 +16,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, Row};
 use tokio::sync::{mpsc, oneshot};
 
 /// How the database's tables came to be, oldest first. Never edited, only appended to: `user_version` counts them.
@@ -30,6 +30,11 @@ const MIGRATIONS: &[&[&str]] = &[
 const QUEUE: usize = 4096;
 /// Transactions that share one fsync at most.
 const GROUP: usize = 512;
+/// Pages (4 KiB each) of the log after which they go to the file itself: seldom enough that a page which many transactions touch is
+/// copied once, not for each of them.
+const CHECKPOINT: i64 = 4_000;
+/// The most that is kept in memory of the file.
+const CACHE_KIB: i64 = 8_000;
 /// How long to wait for another program that has the file open, such as a backup.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -252,6 +257,8 @@ fn configure(connection: &Connection, options: &StoreOptions) -> rusqlite::Resul
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     // What is deleted may be a root's key.
     connection.pragma_update(None, "secure_delete", true)?;
     if let Some(pages) = options.max_pages {
@@ -277,6 +284,13 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
         transaction.commit()?;
     }
     Ok(())
+}
+
+/// Every row that a query without parameters finds.
+fn all<T>(db: &Connection, query: &str, read: impl Fn(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>, StoreError> {
+    let mut statement = db.prepare_cached(query)?;
+    let rows = statement.query_map((), read)?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Milliseconds since 1970; 0 before.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use equerry_policies::names::SpiffeId;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
-use super::{Store, StoreError, audit, unix_ms};
+use super::{Store, StoreError, all, audit, unix_ms};
 use crate::audit::Note;
 
 /// Tables of this file. Times are milliseconds since 1970.
@@ -304,12 +304,6 @@ fn rotation_in(db: &Connection) -> Result<Option<KeptRotation>, StoreError> {
     let root_key = root_key.map(equerry_certs::Zeroizing::new);
     let next = equerry_certs::AuthorityPem { root, root_key, issuing, cross, issuing_key: issuing_key.into() };
     Ok(Some(KeptRotation { phase: KeptPhase::parse(&phase)?, began: from_ms(began), next }))
-}
-
-fn all<T>(db: &Connection, query: &str, read: fn(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>, StoreError> {
-    let mut statement = db.prepare(query)?;
-    let rows = statement.query_map((), read)?;
-    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn identity(row: &Row<'_>, column: usize) -> rusqlite::Result<SpiffeId> {

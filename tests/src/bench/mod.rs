@@ -20,6 +20,7 @@ mod registrations;
 mod report;
 mod scenarios;
 mod server;
+mod sidecars;
 mod soak;
 pub(crate) mod tools;
 

@@ -106,22 +106,22 @@ fn found(
     members
         .map(|(status, services)| {
             let key = status.registration.key();
-            let instance = detailed(status, &services, connected.contains(&key));
+            let instance = detailed(&status, &services, connected.contains(&key));
             (key, instance)
         })
         .collect()
 }
 
-fn detailed(status: MemberStatus, services: &[ServiceName], connected: bool) -> InstanceDetail {
+fn detailed(status: &MemberStatus, services: &[ServiceName], connected: bool) -> InstanceDetail {
     let MemberStatus { registration, lease_left } = status;
     InstanceDetail {
         instance: registration.key().to_string(),
         account: registration.account.to_string(),
         inbound: registration.inbound.to_string(),
-        ports: registration.ports,
-        labels: registration.labels,
+        ports: registration.ports.clone(),
+        labels: registration.labels.clone(),
         healthy: registration.healthy,
-        detail: detail(registration.healthy, registration.health_detail),
+        detail: detail(registration.healthy, &registration.health_detail),
         generation: registration.generation,
         lease_ms: u64::try_from(lease_left.as_millis()).unwrap_or(u64::MAX),
         lease_seconds: registration.lease.as_secs(),
@@ -149,10 +149,10 @@ pub(super) async fn get(
 ) -> Result<Json<InstanceDetail>, Problem> {
     let key = key_of(&id, params)?;
     actor.may(Permission::Read, Place::Namespace(&key.namespace))?;
-    let mut found = control.members(|one| one.id == key.id && one.account.namespace == key.namespace);
-    let (status, services) = found.pop().ok_or_else(|| Problem::not_found(format_args!("instance {key}")))?;
-    let connected = control.connected().contains(&key);
-    Ok(Json(detailed(status, &services, connected)))
+    let found = control.member(&key);
+    let (status, services) = found.ok_or_else(|| Problem::not_found(format_args!("instance {key}")))?;
+    let connected = control.listeners().is_connected(&key);
+    Ok(Json(detailed(&status, &services, connected)))
 }
 
 /// The instance that path and query name.
@@ -182,8 +182,9 @@ pub(super) async fn put(
             request.id.unwrap_or_default()
         )));
     }
-    let registration = registration(&control, &id, request)
+    let mut registration = registration(&id, request)
         .map_err(|mistakes| Problem::bad_fields(mistakes.iter().map(FieldError::of).collect()))?;
+    control.take_for_the_same(std::slice::from_mut(&mut registration));
     let (key, lease) = (registration.key(), registration.lease);
     actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
     let services = control.put_instance(registration, Some(By::token(&actor))).await?;
@@ -207,8 +208,8 @@ pub(super) async fn bulk(
 ) -> Result<Response, Problem> {
     actor.has(Permission::RegisterInstances)?;
     let lines = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(NDJSON.as_bytes()));
-    let (registrations, places) =
-        if lines { read_lines(&control, &read_body(body)?) } else { read_object(&control, body) }?;
+    let (mut registrations, places) = if lines { read_lines(&read_body(body)?) } else { read_object(body) }?;
+    control.take_for_the_same(&mut registrations);
     let keys: Vec<_> = registrations.iter().map(Registration::key).collect();
     for key in &keys {
         actor.may(Permission::RegisterInstances, Place::Namespace(&key.namespace))?;
@@ -290,17 +291,17 @@ fn none_of(all: usize, refused: &[(usize, LeaseError)], places: &[Stands]) -> Pr
 /// Instances as they are to be registered, and where each stands in the body.
 type Read = (Vec<Registration>, Vec<Stands>);
 
-fn read_object(control: &ControlPlane, body: Result<Bytes, BytesRejection>) -> Result<Read, Problem> {
+fn read_object(body: Result<Bytes, BytesRejection>) -> Result<Read, Problem> {
     let request: InstancesRequest = read_json(body)?;
     let items = request.instances.into_iter().enumerate();
-    all_or_none(items.map(|(index, instance)| (Stands::Item(index), named(control, instance))))
+    all_or_none(items.map(|(index, instance)| (Stands::Item(index), named(instance))))
 }
 
-fn read_lines(control: &ControlPlane, body: &[u8]) -> Result<Read, Problem> {
+fn read_lines(body: &[u8]) -> Result<Read, Problem> {
     let lines = body.split(|byte| *byte == b'\n').zip(1..).filter(|(line, _)| !line.trim_ascii().is_empty());
     all_or_none(lines.map(|(line, number)| {
         let read = serde_json::from_slice(line).map_err(|_| vec![unreadable(line)]);
-        (Stands::Line(number), read.and_then(|instance| named(control, instance)))
+        (Stands::Line(number), read.and_then(named))
     }))
 }
 
@@ -341,9 +342,9 @@ fn all_or_none(read: impl Iterator<Item = (Stands, Result<Registration, Vec<Comp
     if mistakes.is_empty() { Ok((registrations, places)) } else { Err(Problem::invalid(mistakes)) }
 }
 
-fn named(control: &ControlPlane, mut instance: InstanceRequest) -> Result<Registration, Vec<Complaint>> {
+fn named(mut instance: InstanceRequest) -> Result<Registration, Vec<Complaint>> {
     let id = instance.id.take().ok_or_else(|| vec![mistake("id", "nothing", "the instance's id")])?;
-    registration(control, &id, instance)
+    registration(&id, instance)
 }
 
 /// Take an instance out.
@@ -364,7 +365,7 @@ pub(super) async fn delete(
     }
 }
 
-fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> Result<Registration, Vec<Complaint>> {
+fn registration(id: &str, request: InstanceRequest) -> Result<Registration, Vec<Complaint>> {
     let mut mistakes = Vec::new();
     let mut wrong = |key: &str, found: String, expected: &dyn std::fmt::Display| {
         mistakes.push(mistake(key, found, expected.to_string()));
@@ -387,20 +388,17 @@ fn registration(control: &ControlPlane, id: &str, request: InstanceRequest) -> R
         wrong("labels", found, &format_args!("a whole number from 1 to {MAX_WEIGHT}"));
     }
     let (Ok(id), Ok(account), true) = (id, account, mistakes.is_empty()) else { return Err(mistakes) };
-    let key = InstanceKey { namespace: account.namespace.clone(), id };
-    // Whoever puts it again means the same start of it; one that its own sidecar registered stays the sidecar's.
-    let (generation, by_api) = control.start_of(&key).unwrap_or((1, true));
     Ok(Registration {
-        id: key.id,
+        id,
         account,
-        generation,
+        generation: 1,
         labels: request.labels,
         inbound: request.inbound,
         ports: request.ports,
         healthy: request.healthy,
         health_detail: request.detail.chars().take(MAX_DETAIL).collect(),
         lease: Duration::from_secs(request.lease_seconds),
-        by_api,
+        by_api: true,
     })
 }
 

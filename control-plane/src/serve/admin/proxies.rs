@@ -1,13 +1,11 @@
 //! Proxies: what each has, what it ought to have and why it does not; how far an epoch has come.
 
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use equerry_certs::rfc3339;
-use equerry_policies::names::ServiceName;
 
 use super::page::page;
 use super::params::{Listing, Params};
@@ -16,8 +14,8 @@ use super::shapes::{EpochProxy, EpochReply, EpochState, Problem, ProxyList, Prox
 use super::watch::{self, Item, Told};
 use crate::access::{Actor, Place};
 use crate::authority::trust::Trust;
-use crate::control::{self, ControlPlane, ProxyStatus};
-use crate::registry::{InstanceKey, Registration};
+use crate::control::{self, ControlPlane, Lease, ProxyStatus};
+use crate::registry::InstanceKey;
 
 /// Every proxy: what it has and what it ought to have, and why it has not.
 #[utoipa::path(get, path = "/api/v1/proxies", tag = "mesh",
@@ -74,7 +72,7 @@ fn found(
     replies.filter(|(_, proxy)| state.is_none_or(|state| state == proxy.state)).collect()
 }
 
-fn reply(status: ProxyStatus, lease: Option<(Registration, Arc<[ServiceName]>)>, trust: &Trust) -> ProxyReply {
+fn reply(status: ProxyStatus, lease: Option<Lease>, trust: &Trust) -> ProxyReply {
     let (state, why) = standing(&status, lease.is_some(), trust);
     let (registration, services) = lease.unzip();
     ProxyReply {
@@ -92,7 +90,7 @@ fn reply(status: ProxyStatus, lease: Option<(Registration, Arc<[ServiceName]>)>,
         certificate_not_after_unix: status.certificate_not_after.map(unix),
         account: registration.as_ref().map(|one| one.account.to_string()),
         healthy: registration.as_ref().map(|one| one.healthy),
-        labels: registration.map(|one| one.labels).unwrap_or_default(),
+        labels: registration.map(|one| one.labels.clone()).unwrap_or_default(),
         services: services.map(|services| services.iter().map(ToString::to_string).collect()).unwrap_or_default(),
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn related(truth: &Truth, service: &ServiceName) -> Vec<RelatedReply>
     let Some(meant) = truth.meaning.services.get(service) else { return Vec::new() };
     let all = truth.documents.iter().filter(|(key, _)| !matches!(key.kind, Kind::Service | Kind::Mesh));
     all.filter_map(|(key, stored)| {
-        let how = how(key, &stored.document.to_json(), meant)?;
+        let how = how(key, stored.json(), meant)?;
         Some(RelatedReply {
             kind: key.kind.to_string(),
             namespace: key.namespace.as_ref().map(ToString::to_string),

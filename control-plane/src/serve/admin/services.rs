@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use equerry_policies::document::{DocumentKey, Kind};
 use equerry_policies::names::{Namespace, ServiceName};
 use equerry_policies::policy::{AppProtocol, Meaning, ServicePort};
-use equerry_policies::view::{modes, nearest_service};
+use equerry_policies::view::{Modes, modes, nearest_service};
 
 use super::calls;
 use super::page::page;
@@ -20,7 +20,7 @@ use super::shapes::{LeftOutReply, MemberReply, PortReply, Problem, ServiceDetail
 use super::watch::{self, Item, Told};
 use crate::access::{Actor, Permission, Place};
 use crate::control::{ControlPlane, MemberStatus, ServiceStatus, Truth};
-use crate::registry::InstanceKey;
+use crate::registry::{InstanceKey, Registration};
 
 /// What is said of a member that is not healthy and does not say why.
 const NO_REASON: &str = "its sidecar says so and gives no reason";
@@ -54,7 +54,7 @@ fn found(control: &ControlPlane, actor: &Actor, listing: &Listing) -> Vec<(Servi
             && (listing.labels.is_empty() || listing.labels.holds(&labels_of(&truth, service)))
     };
     let services = control.services().into_iter().filter(|status| wanted(&status.service));
-    services.map(|status| (status.service.clone(), reply(&truth, &connected, status))).collect()
+    services.map(|status| (status.service.clone(), reply(&truth, &connected, &status))).collect()
 }
 
 /// Leases run all the time; that is no change.
@@ -71,11 +71,12 @@ fn labels_of(truth: &Truth, service: &ServiceName) -> BTreeMap<String, String> {
     key.and_then(|key| truth.documents.get(&key)).map(|stored| stored.document.labels()).unwrap_or_default()
 }
 
-fn reply(truth: &Truth, connected: &HashSet<InstanceKey>, status: ServiceStatus) -> ServiceReply {
+fn reply(truth: &Truth, connected: &HashSet<InstanceKey>, status: &ServiceStatus) -> ServiceReply {
     let slices = truth.meaning.endpoints.values().filter(|slice| slice.service == status.service);
     let addresses: Vec<String> = slices.flat_map(|slice| &slice.addresses).map(ToString::to_string).collect();
     let external = truth.meaning.services.get(&status.service).and_then(|service| service.external.as_ref());
-    let members: Vec<_> = status.members.into_iter().map(|one| member(&truth.meaning, one, connected)).collect();
+    let mut alike = Alike { meaning: &truth.meaning, last: None };
+    let members: Vec<_> = status.members.iter().map(|one| member(alike.modes_of(one), one, connected)).collect();
     ServiceReply {
         healthy: members.iter().filter(|member| member.healthy).count() + status.static_endpoints,
         total: members.len() + status.static_endpoints,
@@ -88,9 +89,24 @@ fn reply(truth: &Truth, connected: &HashSet<InstanceKey>, status: ServiceStatus)
     }
 }
 
-fn member(meaning: &Meaning, status: MemberStatus, connected: &HashSet<InstanceKey>) -> MemberReply {
+/// What the ports of members ask for: those of one Service are mostly labelled alike, and policies are many.
+struct Alike<'m> {
+    meaning: &'m Meaning,
+    last: Option<(&'m Registration, Modes)>,
+}
+
+impl<'m> Alike<'m> {
+    fn modes_of(&mut self, member: &'m MemberStatus) -> &Modes {
+        let one = member.registration.as_ref();
+        let same = |last: &Registration| last.labels == one.labels && last.account.namespace == one.account.namespace;
+        let known = self.last.take().filter(|(last, _)| same(last)).map(|(_, modes)| modes);
+        let modes = known.unwrap_or_else(|| modes(self.meaning, &one.account.namespace, &one.labels));
+        &self.last.insert((one, modes)).1
+    }
+}
+
+fn member(modes: &Modes, status: &MemberStatus, connected: &HashSet<InstanceKey>) -> MemberReply {
     let MemberStatus { registration, lease_left } = status;
-    let modes = modes(meaning, &registration.account.namespace, &registration.labels);
     let plain_text = registration.ports.iter().copied().filter(|port| !modes.of(*port).takes_tls()).collect();
     MemberReply {
         plain_text,
@@ -99,19 +115,19 @@ fn member(meaning: &Meaning, status: MemberStatus, connected: &HashSet<InstanceK
         account: registration.account.to_string(),
         address: registration.inbound.to_string(),
         healthy: registration.healthy,
-        detail: detail(registration.healthy, registration.health_detail),
+        detail: detail(registration.healthy, &registration.health_detail),
         lease_ms: u64::try_from(lease_left.as_millis()).unwrap_or(u64::MAX),
-        labels: registration.labels,
-        ports: registration.ports,
+        labels: registration.labels.clone(),
+        ports: registration.ports.clone(),
     }
 }
 
 /// Why an instance takes no traffic; nothing when it does.
-pub(super) fn detail(healthy: bool, said: String) -> String {
+pub(super) fn detail(healthy: bool, said: &str) -> String {
     match (healthy, said.is_empty()) {
         (true, _) => String::new(),
         (false, true) => NO_REASON.to_owned(),
-        (false, false) => said,
+        (false, false) => said.to_owned(),
     }
 }
 
@@ -137,7 +153,8 @@ pub(super) async fn get(
         Some(namespace) => seen(&namespace),
         None => actor.limits.is_empty(),
     });
-    let mut reply = reply(&truth, &control.connected(), status);
+    let connected = control.connected_of(status.members.iter().map(|member| member.registration.key()));
+    let mut reply = reply(&truth, &connected, &status);
     reply.left_out = left_out(&control, &truth.meaning, &service);
     let known = truth.meaning.services.get(&service);
     let accounts = known.map_or_else(Vec::new, |service| service.accounts.clone());

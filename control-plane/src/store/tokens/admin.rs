@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use equerry_certs::join::{AdminToken, SecretHash};
 
-use super::super::{Store, StoreError, audit, unix_ms};
+use super::super::{Store, StoreError, all, audit, unix_ms};
 use super::{TokenError, from_ms};
 use crate::access::{Actor, Limits, Role};
 use crate::audit::{By, Note};
@@ -57,14 +57,9 @@ pub async fn create_admin(
 pub async fn admins(store: &Store) -> Result<Vec<AdminRow>, StoreError> {
     type Row = (String, Vec<u8>, String, u64, String, String);
     let rows: Vec<Row> = store
-        .transact(|db| -> Result<_, StoreError> {
-            let mut read = db.prepare_cached(
-                "SELECT id, token_sha256, name, created, role, limits FROM admin_tokens ORDER BY created, id",
-            )?;
-            let rows = read.query_map((), |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+        .transact(|db| {
+            let query = "SELECT id, token_sha256, name, created, role, limits FROM admin_tokens ORDER BY created, id";
+            all(db, query, |row| row.try_into())
         })
         .await?;
     let read = |(id, hash, name, created, role, limits): Row| {

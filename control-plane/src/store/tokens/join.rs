@@ -10,7 +10,7 @@ use equerry_policies::names::AccountName;
 use rusqlite::{Connection, OptionalExtension as _};
 use serde::Serialize;
 
-use super::super::{Store, StoreError, audit, unix_ms};
+use super::super::{Store, StoreError, all, audit, unix_ms};
 use super::{TokenError, from_ms, is_control_plane};
 use crate::audit::{By, Note};
 
@@ -150,14 +150,10 @@ pub async fn create_join(
 pub async fn list_join(store: &Store, now: SystemTime) -> Result<Vec<JoinTokenStatus>, StoreError> {
     type Row = (String, String, u64, u64, Option<u64>, Option<u64>);
     let rows: Vec<Row> = store
-        .transact(|db| -> Result<_, StoreError> {
-            let mut read = db.prepare_cached(
-                "SELECT id, account, created, expires, used, revoked FROM join_tokens ORDER BY created DESC, id",
-            )?;
-            let rows = read.query_map((), |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+        .transact(|db| {
+            let query =
+                "SELECT id, account, created, expires, used, revoked FROM join_tokens ORDER BY created DESC, id";
+            all(db, query, |row| row.try_into())
         })
         .await?;
     rows.into_iter()
