@@ -34,10 +34,17 @@ pub async fn joined(town: &Town, token: &str) -> Result<Channel> {
     let signed = ask_to_sign(town, &parsed, request.csr_der, 0).await??;
     let der = |der: Vec<Vec<u8>>| der.into_iter().map(CertificateDer::from).collect::<Vec<_>>();
     let identity = Identity::new(request.key, der(signed.chain_der))?;
-    let trust_domain = identity.id().trust_domain.clone();
-    let bundle = TrustBundle::new(trust_domain.clone(), der(signed.roots_der))?;
-    let config = client_config(Some(&identity), &bundle, vec![control_plane_id(trust_domain)], &[ALPN_GRPC])?;
-    connect(town, config).await
+    let bundle = TrustBundle::new(identity.id().trust_domain.clone(), der(signed.roots_der))?;
+    with_certificate(town, &identity, &bundle).await
+}
+
+/// A channel that shows this certificate.
+///
+/// # Errors
+/// When the control plane cannot be reached.
+pub async fn with_certificate(town: &Town, identity: &Identity, bundle: &TrustBundle) -> Result<Channel> {
+    let control_plane = control_plane_id(bundle.trust_domain().clone());
+    connect(town, client_config(Some(identity), bundle, vec![control_plane], &[ALPN_GRPC])?).await
 }
 
 async fn connect(town: &Town, config: rustls::ClientConfig) -> Result<Channel> {

@@ -96,6 +96,14 @@ pub(crate) fn described() -> String {
     )
 }
 
+/// Lets this program, and what it starts from now on, run wherever there is room.
+pub(crate) fn rest_anywhere() {
+    let _ = Command::new("taskset")
+        .args(["-p", "ffffffff", &std::process::id().to_string()])
+        .stdout(Stdio::null())
+        .status();
+}
+
 /// Keeps this program itself, and what it starts, off the proxies' core.
 pub(crate) fn rest_on(core: usize) {
     // Without it the figures are noisier, no more.

@@ -114,11 +114,6 @@ impl Mesh {
         Ok(())
     }
 
-    /// What stands behind it, and where to wait for it.
-    pub(crate) fn parts(&self) -> (&Town, &Runtime) {
-        (&self.town, &self.runtime)
-    }
-
     /// Starts the sidecar `name` (its instance, account and label `app`) beside the application on `app`, and waits until it
     /// is ready.
     ///
