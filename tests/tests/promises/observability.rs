@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{PAIR, program};
 
 /// Families without a member before what they count has happened; a well mesh shows none of them.
-const ONLY_WHEN_IT_HAPPENS: [&str; 15] = [
+const ONLY_WHEN_IT_HAPPENS: [&str; 16] = [
     "equerry_accept_pauses_total",
     "equerry_authz_audit_total",
     "equerry_authz_shadow_total",
@@ -32,6 +32,7 @@ const ONLY_WHEN_IT_HAPPENS: [&str; 15] = [
     "equerry_jwks_fetches_total",
     "equerry_quota_total",
     "equerry_retries_total",
+    "equerry_spans_total",
     "equerry_tcp_bytes_total",
     "equerry_tcp_connections_total",
 ];
@@ -72,6 +73,38 @@ fn panel_queries() -> Result<Vec<(String, String)>> {
 fn metrics_in(query: &str) -> BTreeSet<&str> {
     let words = query.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     words.filter(|word| word.starts_with("equerry_") || word.starts_with("process_")).collect()
+}
+
+/// The commands of ours that a text says between backticks, as one would paste them but for what Prometheus fills in.
+fn commands_in(text: &str) -> Vec<Vec<String>> {
+    let quoted = text.split('`').skip(1).step_by(2).filter(|said| said.starts_with("equerry"));
+    let filled = |word: &str| if word.starts_with("{{") { "name".to_owned() } else { word.to_owned() };
+    let words = |said: &str| {
+        let said = said.replace("{{ $labels.", "{{$labels.").replace(" }}", "}}");
+        said.split_whitespace().take_while(|word| *word != ">").map(filled).collect()
+    };
+    quoted.map(words).collect()
+}
+
+#[tokio::test]
+async fn every_command_that_an_alert_tells_people_to_give_is_one() -> Result<()> {
+    let mut given = 0;
+    for (alert, rule) in alerts()? {
+        for words in commands_in(rule["annotations"]["description"].as_str().context("no description")?) {
+            let (first, rest) = words.split_first().context("an empty command")?;
+            let mut args: Vec<&str> = first.strip_prefix("equerry-").into_iter().collect();
+            args.extend(rest.iter().map(String::as_str));
+            // Arguments are looked at before help is given.
+            args.push("--help");
+            let said = equerry_tests::run(program(), &args, Duration::from_secs(60)).await?.succeeded();
+            let said = said.with_context(|| format!("{alert}: {}", words.join(" ")))?;
+            let whole = said.out.lines().any(|line| line.starts_with("Usage:") && !line.contains("<COMMAND>"));
+            ensure!(whole, "{alert}: {} does nothing by itself", words.join(" "));
+            given += 1;
+        }
+    }
+    ensure!(given > 20, "only {given} commands were found");
+    Ok(())
 }
 
 /// The names of what is told now by a mesh's sidecars and its control plane.
