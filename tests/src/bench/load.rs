@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::{self, LOAD};
 use super::peers::{Site, sources};
-use super::server::on_core;
+use super::server;
 use super::tools;
+
+/// Longer than any measurement.
+const ENDLESS: Duration = Duration::from_secs(3600);
 
 /// What is asked, and how.
 #[derive(Debug, Clone)]
@@ -109,14 +112,7 @@ pub(crate) fn put(
     if !output.status.success() {
         bail!("the load failed ({}): {text}{}", output.status, String::from_utf8_lossy(&output.stderr));
     }
-    let said = match load {
-        Load::Http2 { .. } => logged(&log, &text)?,
-        _ => text
-            .lines()
-            .rev()
-            .find_map(|line| serde_json::from_str::<Said>(line).ok())
-            .with_context(|| format!("the load said {text}"))?,
-    };
+    let said = said(load, &log, &text)?;
     if said.requests == 0 {
         bail!("nothing was answered: {text}");
     }
@@ -134,19 +130,45 @@ pub(crate) fn put(
     })
 }
 
+/// A load generator that goes on until it is interrupted, and writes to `log` what it does not print.
+///
+/// # Errors
+/// When it is not installed.
+pub(crate) fn endless(site: &Site, load: &Load, port: u16, headers: &[String], log: &Path) -> Result<Command> {
+    command(site, load, port, headers, ENDLESS, log)
+}
+
+/// How many answers a load generator counted, by what it printed and its log.
+///
+/// # Errors
+/// When it told of none.
+pub(crate) fn answers(load: &Load, log: &Path, text: &str) -> Result<u64> {
+    Ok(said(load, log, text)?.requests)
+}
+
+fn said(load: &Load, log: &Path, text: &str) -> Result<Said> {
+    if matches!(load, Load::Http2 { .. }) {
+        return logged(log, text);
+    }
+    let line = text.lines().rev().find_map(|line| serde_json::from_str::<Said>(line).ok());
+    line.with_context(|| format!("the load said {text}"))
+}
+
 fn command(site: &Site, load: &Load, port: u16, headers: &[String], time: Duration, log: &Path) -> Result<Command> {
+    // One that is stopped for a while hears nothing but this.
+    let on_core = |program: &Path| server::on_core(LOAD, program, "KILL");
     let program = |name| site.program(name).with_context(|| format!("{name} is not installed"));
     let seconds = time.as_secs().max(1);
     let mut command = match load {
         Load::Closed { connections, script, .. } => {
-            let mut command = on_core(LOAD, program("wrk")?);
+            let mut command = on_core(program("wrk")?);
             command
                 .args(["-t1", &format!("-c{connections}"), &format!("-d{seconds}s"), "--timeout", "10s", "-s"])
                 .arg(sources().join(script));
             command
         }
         Load::Http2 { connections, streams } => {
-            let mut command = on_core(LOAD, program("h2load")?);
+            let mut command = on_core(program("h2load")?);
             let _ = std::fs::remove_file(log);
             command
                 .args(["-t1", &format!("-c{connections}"), &format!("-m{streams}"), &format!("-D{seconds}")])
@@ -155,7 +177,7 @@ fn command(site: &Site, load: &Load, port: u16, headers: &[String], time: Durati
             command
         }
         Load::Paced { rate, connections } => {
-            let mut command = on_core(LOAD, &std::env::current_exe()?);
+            let mut command = on_core(&std::env::current_exe()?);
             command.args([
                 "paced",
                 &format!("127.0.0.1:{port}"),

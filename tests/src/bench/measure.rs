@@ -8,10 +8,7 @@ use serde::Serialize;
 use super::load::{self, Load, Sample};
 use super::peers::{Site, Standing};
 use super::server::Server;
-use super::{machine, say, tools};
-
-/// Load right before each measurement: what a proxy does when connections come after a pause is not what a request costs.
-const WARM: Duration = Duration::from_secs(1);
+use super::{machine, say, tools, turns};
 
 /// What a target is to us: the colour of its bar, and what ratios are told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,7 +35,7 @@ pub(crate) struct Target {
     pub(crate) headers: Vec<String>,
     /// Processes whose time counts, started for this target alone.
     pub(crate) servers: Vec<Server>,
-    /// Processes whose time counts, shared with other targets.
+    /// Processes whose time counts, kept elsewhere.
     pub(crate) shared: Vec<u32>,
 }
 
@@ -94,7 +91,7 @@ pub(crate) struct Row {
     pub(crate) rounds: Vec<Sample>,
 }
 
-/// Measures all targets, one after the other, `rounds` times.
+/// Measures all targets `rounds` times: rates and latencies one after the other, then processor time by turns.
 ///
 /// # Errors
 /// When one cannot be measured.
@@ -114,26 +111,33 @@ pub(crate) fn all(
     }
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); targets.len()];
     for round in 1..=rounds {
-        for (target, samples) in targets.iter().zip(&mut samples) {
-            let put = |time| load::put(site, load, target.port, &target.headers, time, &target.pids(), application);
-            // Connections open and caches fill; whether anything was answered is seen right after.
-            let _ = put(WARM);
-            let sample = put(time).or_else(|error| {
+        let mut found = Vec::with_capacity(targets.len());
+        for target in targets {
+            let put = || load::put(site, load, target.port, &target.headers, time, &target.pids(), application);
+            let sample = put().or_else(|error| {
                 say(&format!("  {} is asked once more: {error:#}", target.name));
-                put(time).with_context(|| target.name)
+                put().with_context(|| target.name)
             })?;
             let errors = if sample.errors > 0 { format!("  {} ERRORS", sample.errors) } else { String::new() };
             say(&format!(
-                "  round {round}/{rounds}  {:<28} {:>8.0}/s  {:>7.1} µs CPU  p99 {:>7.0} µs{errors}  (others {:.0}%, load {:.1})",
+                "  round {round}/{rounds}  {:<28} {:>8.0}/s  p99 {:>7.0} µs{errors}  (others {:.0}%, load {:.1})",
                 target.name,
                 sample.per_second,
-                sample.cpu_micros,
                 sample.p99,
                 sample.foreign * 100.0,
                 machine::load_average()
             ));
-            samples.push(sample);
+            found.push(sample);
         }
+        // As fast as they can, connections open and caches filled by what was just measured: what a request costs.
+        if !matches!(load, Load::Paced { .. }) {
+            let costs = turns::processor_time(site, targets, load, time)?;
+            found.iter_mut().zip(costs).for_each(|(sample, cost)| sample.cpu_micros = cost);
+        }
+        let each: Vec<String> =
+            targets.iter().zip(&found).map(|(target, one)| format!("{} {:.1}", target.name, one.cpu_micros)).collect();
+        say(&format!("  round {round}/{rounds}  µs CPU/request: {}", each.join("; ")));
+        samples.iter_mut().zip(found).for_each(|(samples, sample)| samples.push(sample));
     }
     Ok(targets.iter().zip(samples).map(|(target, rounds)| row(target, rounds)).collect())
 }

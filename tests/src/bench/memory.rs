@@ -165,7 +165,7 @@ fn settled(pids: &[u32]) -> f64 {
 
 /// Opens connections from a process of its own that asks once on each and holds them.
 fn open(target: &Target, connections: usize) -> Result<Child> {
-    let mut command = on_core(LOAD, &std::env::current_exe()?);
+    let mut command = on_core(LOAD, &std::env::current_exe()?, "TERM");
     command.args(["idle", &format!("127.0.0.1:{}", target.port), &connections.to_string()]).args(&target.headers);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();

@@ -23,6 +23,7 @@ mod server;
 mod sidecars;
 mod soak;
 pub(crate) mod tools;
+mod turns;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

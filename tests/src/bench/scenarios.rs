@@ -123,12 +123,14 @@ fn relay(site: &Site, app: u16) -> Result<Standing> {
 
 fn one_hop(ground: &Ground) -> Result<Found> {
     let mesh = &ground.mesh;
-    mesh.apply("solo", &(Mesh::service("solo", "PERMISSIVE") + &Mesh::application("direct", ground.app)))?;
+    let services = Mesh::service("solo", "PERMISSIVE") + "---\n" + &Mesh::service("caller", "PERMISSIVE");
+    mesh.apply("solo", &(services + &Mesh::application("direct", ground.app)))?;
     let solo = mesh.sidecar("solo", ground.app, false)?;
+    let caller = mesh.sidecar("caller", ground.app, false)?;
     let mut targets = vec![
         Target { name: "TCP relay (floor)", side: Side::Floor, ..Target::peer("", relay(&ground.site, ground.app)?) },
         Target::ours("equerry inbound", solo.inbound, "solo", solo.server.family()),
-        Target::ours("equerry outbound", solo.outbound, "direct", solo.server.family()),
+        Target::ours("equerry outbound", caller.outbound, "direct", caller.server.family()),
     ];
     ground.peer(&mut targets, "nginx", "nginx", |site| site.single("nginx", "plain.nginx.conf"))?;
     ground.peer(&mut targets, "HAProxy", "haproxy", |site| site.single("haproxy", "plain.haproxy.cfg"))?;

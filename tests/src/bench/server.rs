@@ -54,7 +54,7 @@ impl Server {
     ) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let out = File::create(&log).with_context(|| format!("opening {}", log.display()))?;
-        let mut command = on_core(core, program);
+        let mut command = on_core(core, program, "TERM");
         command.args(args.iter().cloned().map(Into::into)).envs(variables.iter().cloned());
         command.stdin(Stdio::null()).stderr(out.try_clone()?).stdout(out);
         let child = command.spawn().with_context(|| format!("starting {name}"))?;
@@ -109,10 +109,10 @@ impl Drop for Server {
     }
 }
 
-/// A command that runs `program` on one core, and dies with this one (util-linux does both).
-pub(crate) fn on_core(core: usize, program: &Path) -> Command {
+/// A command that runs `program` on one core, and gets `last` when this one dies (util-linux does both).
+pub(crate) fn on_core(core: usize, program: &Path, last: &str) -> Command {
     let mut command = Command::new("taskset");
-    command.args(["-c", &core.to_string(), "setpriv", "--pdeathsig", "TERM", "--"]).arg(program);
+    command.args(["-c", &core.to_string(), "setpriv", "--pdeathsig", last, "--"]).arg(program);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EQUERRY_")) {
         command.env_remove(name);
     }

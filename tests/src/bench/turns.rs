@@ -1,0 +1,155 @@
+//! Processor time of a request, found of all targets by turns of a tenth of a second.
+//!
+//! A shared machine is fast in one second and slow in the next, and two proxies that are measured one after the other differ by the
+//! seconds that they had. Here every target has a load generator of its own, and all of them are stopped (`SIGSTOP`), proxies and
+//! load, but the one whose turn it is, there and back, until each has had its time: what slows the machine for a while slows all alike.
+//! Stopped together they go on as if nothing had been: no answers have piled up meanwhile.
+
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::load::{self, Load};
+use super::machine;
+use super::measure::Target;
+use super::peers::Site;
+
+/// How long a turn is.
+const TURN: Duration = Duration::from_millis(100);
+/// How long the account of a process that was stopped may still move.
+const REST: Duration = Duration::from_millis(50);
+/// How long a load generator may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// Microseconds of processor time that a request takes at each target, which all get `load` for a `time`, in turns.
+///
+/// # Errors
+/// When a load generator fails, or a target answers nothing.
+pub(crate) fn processor_time(site: &Site, targets: &[Target], load: &Load, time: Duration) -> Result<Vec<f64>> {
+    let mut players = Vec::with_capacity(targets.len());
+    for target in targets {
+        players.push(Player::first_turn(site, target, load).context(target.name)?);
+    }
+    for round in 1..time.as_millis() / TURN.as_millis() {
+        let there_and_back = |place: usize| if round % 2 == 0 { place } else { targets.len() - 1 - place };
+        for player in (0..targets.len()).map(there_and_back) {
+            players[player].turn()?;
+        }
+    }
+    players.into_iter().zip(targets).map(|(player, target)| player.end(load).context(target.name)).collect()
+}
+
+/// A target and its load generator, stopped but in their turns. When this is dropped the load is ended and the proxies go on.
+#[derive(Debug)]
+struct Player {
+    child: Option<Child>,
+    proxies: Vec<u32>,
+    /// Where a load generator writes what it does not print.
+    log: PathBuf,
+    /// Nanoseconds that the proxies ran in all turns.
+    ran: u64,
+}
+
+impl Player {
+    /// Starts the load, which makes its connections in its first turn.
+    fn first_turn(site: &Site, target: &Target, load: &Load) -> Result<Self> {
+        let log = site.dir.join(format!("turns-{}.log", target.port));
+        let mut command = load::endless(site, load, target.port, &target.headers, &log)?;
+        let proxies = target.pids();
+        let before = machine::ran(&proxies);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut player = Self { child: Some(child.context("starting the load")?), proxies, log, ran: 0 };
+        // Of those that several targets share, the last one's turn has stopped them.
+        player.let_proxies(Signal::CONT);
+        player.until_stopped(before)?;
+        Ok(player)
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        let before = machine::ran(&self.proxies);
+        self.let_proxies(Signal::CONT);
+        self.signal(Signal::CONT)?;
+        self.until_stopped(before)
+    }
+
+    fn until_stopped(&mut self, before: u64) -> Result<()> {
+        std::thread::sleep(TURN);
+        self.let_proxies(Signal::STOP);
+        self.signal(Signal::STOP)?;
+        self.ran += at_rest(&self.proxies).saturating_sub(before);
+        Ok(())
+    }
+
+    /// Its last, short turn, and what a request took in all of them.
+    fn end(mut self, load: &Load) -> Result<f64> {
+        let before = machine::ran(&self.proxies);
+        // wrk tells what it counted when it is interrupted; h2load has written down every answer. It goes on first: of a process whose
+        // threads are all stopped, any may get the interrupt, and wrk ends when its first one does.
+        self.let_proxies(Signal::CONT);
+        self.signal(Signal::CONT)?;
+        self.signal(Signal::INT)?;
+        let output = self.ended()?.wait_with_output()?;
+        self.ran += at_rest(&self.proxies).saturating_sub(before);
+        let said = String::from_utf8_lossy(&output.stdout);
+        let answers = load::answers(load, &self.log, &said)?;
+        ensure!(answers > 0, "nothing was answered: {said}");
+        Ok(self.ran as f64 / 1e3 / answers as f64)
+    }
+
+    /// The load generator, which has been told to end.
+    fn ended(&mut self) -> Result<Child> {
+        let deadline = Instant::now() + END;
+        let mut child = self.child.take().context("it has ended")?;
+        while child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                bail!("the load generator does not end within {END:?} of being interrupted");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(child)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let id = self.child.as_ref().and_then(|child| process(child.id()));
+        kill_process(id.context("it has ended")?, signal).context("the load has ended before its time")
+    }
+
+    fn let_proxies(&self, signal: Signal) {
+        for id in self.proxies.iter().filter_map(|id| process(*id)) {
+            // Of one that has ended its load tells.
+            let _ = kill_process(id, signal);
+        }
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        self.let_proxies(Signal::CONT);
+    }
+}
+
+fn process(id: u32) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(id).ok()?)
+}
+
+/// What these processes ran, once they run no more.
+fn at_rest(processes: &[u32]) -> u64 {
+    let deadline = Instant::now() + REST;
+    let mut last = machine::ran(processes);
+    loop {
+        std::thread::sleep(Duration::from_millis(2));
+        let now = machine::ran(processes);
+        if now == last || Instant::now() > deadline {
+            return now;
+        }
+        last = now;
+    }
+}
