@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::load::{self, Load};
@@ -86,12 +86,9 @@ impl Player {
     /// Its last, short turn, and what a request took in all of them.
     fn end(mut self, load: &Load) -> Result<f64> {
         let before = machine::ran(&self.proxies);
-        // wrk tells what it counted when it is interrupted; h2load has written down every answer. It goes on first: of a process whose
-        // threads are all stopped, any may get the interrupt, and wrk ends when its first one does.
         self.let_proxies(Signal::CONT);
         self.signal(Signal::CONT)?;
-        self.signal(Signal::INT)?;
-        let output = self.ended()?.wait_with_output()?;
+        let output = self.interrupted()?.wait_with_output()?;
         self.ran += at_rest(&self.proxies).saturating_sub(before);
         let said = String::from_utf8_lossy(&output.stdout);
         let answers = load::answers(load, &self.log, &said)?;
@@ -99,18 +96,16 @@ impl Player {
         Ok(self.ran as f64 / 1e3 / answers as f64)
     }
 
-    /// The load generator, which has been told to end.
-    fn ended(&mut self) -> Result<Child> {
+    /// The load generator, once it has ended: interrupted, wrk tells what it counted; h2load has written down every answer.
+    fn interrupted(&mut self) -> Result<Child> {
         let deadline = Instant::now() + END;
-        let mut child = self.child.take().context("it has ended")?;
-        while child.try_wait()?.is_none() {
-            if Instant::now() > deadline {
-                let _ = child.kill();
-                bail!("the load generator does not end within {END:?} of being interrupted");
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        while self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
+            ensure!(Instant::now() < deadline, "the load does not end within {END:?} of being interrupted");
+            // Again and again: wrk ends when its first thread hears of it, and any of them may.
+            self.signal(Signal::INT)?;
+            std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(child)
+        self.child.take().context("it has ended")
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
