@@ -52,7 +52,8 @@ struct Arguments {
     /// Rounds; figures are medians over them [default: 3, quick: 1].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Seconds of load on each target in each round [default: 10, quick: 4].
+    /// Seconds of load on each target in each round, once for rates and latencies and once more, in turns, for processor time
+    /// [default: 5, quick: 3].
     #[arg(long)]
     seconds: Option<u64>,
     /// Measure this equerry-proxy instead of building one.
@@ -124,7 +125,7 @@ fn bench(arguments: &Arguments) -> Result<bool> {
     let once = arguments.quick || arguments.soak.is_some();
     let rounds = arguments.rounds.unwrap_or(if once { 1 } else { 3 });
     let seconds = arguments.soak.or(arguments.seconds);
-    let time = Duration::from_secs(seconds.unwrap_or(if arguments.quick { 4 } else { 10 }));
+    let time = Duration::from_secs(seconds.unwrap_or(if arguments.quick { 3 } else { 5 }));
     let began = Instant::now();
     let peers = arguments.peers.as_slice();
     let ground = Ground::prepare(&dir, &proxy, &arguments.proxy_env, rounds, time, peers)?;
