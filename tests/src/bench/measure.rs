@@ -10,6 +10,9 @@ use super::peers::{Site, Standing};
 use super::server::Server;
 use super::{machine, say, tools, turns};
 
+/// Load right before each measurement: latencies while connections are made are not those of requests.
+const WARM: Duration = Duration::from_secs(1);
+
 /// What a target is to us: the colour of its bar, and what ratios are told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -113,10 +116,12 @@ pub(crate) fn all(
     for round in 1..=rounds {
         let mut found = Vec::with_capacity(targets.len());
         for target in targets {
-            let put = || load::put(site, load, target.port, &target.headers, time, &target.pids(), application);
-            let sample = put().or_else(|error| {
+            let put = |time| load::put(site, load, target.port, &target.headers, time, &target.pids(), application);
+            // Connections open and caches fill; whether anything was answered is seen right after.
+            let _ = put(WARM);
+            let sample = put(time).or_else(|error| {
                 say(&format!("  {} is asked once more: {error:#}", target.name));
-                put().with_context(|| target.name)
+                put(time).with_context(|| target.name)
             })?;
             let errors = if sample.errors > 0 { format!("  {} ERRORS", sample.errors) } else { String::new() };
             say(&format!(
