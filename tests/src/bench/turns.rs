@@ -88,7 +88,9 @@ impl Player {
         let before = machine::ran(&self.proxies);
         self.let_proxies(Signal::CONT);
         self.signal(Signal::CONT)?;
-        let output = self.interrupted()?.wait_with_output()?;
+        // Interrupted, wrk tells what it counted; h2load has written down every answer, and may have been told to ignore interrupts.
+        let last = if matches!(load, Load::Http2 { .. }) { Signal::TERM } else { Signal::INT };
+        let output = self.ended_by(last)?.wait_with_output()?;
         self.ran += at_rest(&self.proxies).saturating_sub(before);
         let said = String::from_utf8_lossy(&output.stdout);
         let answers = load::answers(load, &self.log, &said)?;
@@ -96,13 +98,13 @@ impl Player {
         Ok(self.ran as f64 / 1e3 / answers as f64)
     }
 
-    /// The load generator, once it has ended: interrupted, wrk tells what it counted; h2load has written down every answer.
-    fn interrupted(&mut self) -> Result<Child> {
+    /// The load generator, once it has ended.
+    fn ended_by(&mut self, signal: Signal) -> Result<Child> {
         let deadline = Instant::now() + END;
         while self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
-            ensure!(Instant::now() < deadline, "the load does not end within {END:?} of being interrupted");
+            ensure!(Instant::now() < deadline, "the load does not end within {END:?} of being told to");
             // Again and again: wrk ends when its first thread hears of it, and any of them may.
-            self.signal(Signal::INT)?;
+            self.signal(signal)?;
             std::thread::sleep(Duration::from_millis(20));
         }
         self.child.take().context("it has ended")
