@@ -162,7 +162,7 @@ impl Metrics {
 
     /// A lease was asked for or ended; `outcome` is one of [`LEASE_OUTCOMES`].
     pub fn lease(&self, outcome: &'static str) {
-        self.leases.with_label_values(&[outcome]).inc();
+        self.leases(outcome, 1);
     }
 
     /// The same became of so many.

@@ -340,6 +340,7 @@ impl Collector {
                 "its certificate is not for {host} but for {}: write that name in --otlp-endpoint",
                 named(presented)
             ),
+            // rustls has no name for this one; it comes as the error of the library beneath, which nothing else here knows.
             other if format!("{other:?}").contains("CaUsedAsEndEntity") => {
                 "its certificate is an authority's own, which may not stand for a server: have it issue one for the collector"
                     .to_owned()
