@@ -70,12 +70,16 @@ async fn who_calls_whom_is_told_as_both_sides_counted_it_and_single_calls_as_the
     }
     let answer = orders.through_sidecar().get("inventory", "/broken", &[]).await?;
     ensure!(answer.status >= 500, "{}", answer.shown());
-    let recent = get(&mesh, "/api/v1/calls/recent?failed=1&path=/broken").await?;
-    ensure!(recent["asked"] == recent["answered"] && recent["asked"] == 3, "{recent}");
-    let broken = recent["items"].as_array().context("no items")?;
-    ensure!(broken.iter().any(|call| call["direction"] == "outbound" && call["status"] == answer.status), "{recent}");
-    ensure!(broken.iter().any(|call| call["direction"] == "inbound"), "both sides kept it: {recent}");
-    Ok(())
+    eventually(SOON, "both sides to tell of it", async || {
+        let recent = get(&mesh, "/api/v1/calls/recent?failed=1&path=/broken").await?;
+        ensure!(recent["asked"] == recent["answered"] && recent["asked"] == 3, "{recent}");
+        let broken = recent["items"].as_array().context("no items")?;
+        let by_the_caller = |call: &Value| call["direction"] == "outbound" && call["status"] == answer.status;
+        ensure!(broken.iter().any(by_the_caller), "{recent}");
+        ensure!(broken.iter().any(|call| call["direction"] == "inbound"), "{recent}");
+        Ok(Some(()))
+    })
+    .await
 }
 
 /// Calls of inventory by orders within the last minute, as the caller's and as the callee's sidecars told of them.

@@ -173,9 +173,11 @@ async fn a_collector_hears_what_a_sampled_request_did_span_below_span() -> Resul
     let traces: Vec<_> = collector.spans().iter().map(|span| span["trace"].clone()).collect();
     let known = [TRACE, &short, refused, last];
     ensure!(traces.iter().all(|trace| known.iter().any(|known| trace == known)), "{traces:?}");
-    let sent = orders.scrape().await?;
-    ensure!(sent.sum("equerry_spans_total", &[("outcome", "sent")]) >= 4.0, "what was sent is counted");
-    Ok(())
+    eventually(Duration::from_secs(10), "what was sent to be counted", async || {
+        let sent = orders.scrape().await?.sum("equerry_spans_total", &[("outcome", "sent")]);
+        Ok((sent >= 4.0).then_some(()))
+    })
+    .await
 }
 
 /// An authority of the test's own in `dir`: `NAME.pem`, and the certificate and key that it gave a collector at 127.0.0.1.
