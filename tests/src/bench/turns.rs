@@ -4,6 +4,9 @@
 //! seconds that they had. Here every target has a load generator of its own, and all of them are stopped (`SIGSTOP`), proxies and
 //! load, but the one whose turn it is, there and back, until each has had its time: what slows the machine for a while slows all alike.
 //! Stopped together they go on as if nothing had been: no answers have piled up meanwhile.
+//!
+//! Many connections are made before the first turn: handshakes are none of a request's cost, and one that is stopped halfway runs out of
+//! its time. What was answered until then, as the application counts, is taken off what the load generator counted.
 
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -16,6 +19,7 @@ use super::load::{self, Load};
 use super::machine;
 use super::measure::Target;
 use super::peers::Site;
+use super::tools;
 
 /// How long a turn is.
 const TURN: Duration = Duration::from_millis(100);
@@ -31,9 +35,9 @@ const END: Duration = Duration::from_secs(5);
 pub(crate) fn processor_time(site: &Site, targets: &[Target], load: &Load, time: Duration) -> Result<Vec<f64>> {
     let mut players = Vec::with_capacity(targets.len());
     for target in targets {
-        players.push(Player::first_turn(site, target, load).context(target.name)?);
+        players.push(Player::ready(site, target, load).context(target.name)?);
     }
-    for round in 1..time.as_millis() / TURN.as_millis() {
+    for round in 0..time.as_millis() / TURN.as_millis() {
         let there_and_back = |place: usize| if round % 2 == 0 { place } else { targets.len() - 1 - place };
         for player in (0..targets.len()).map(there_and_back) {
             players[player].turn()?;
@@ -49,22 +53,34 @@ struct Player {
     proxies: Vec<u32>,
     /// Where a load generator writes what it does not print.
     log: PathBuf,
+    /// Answers before the first turn.
+    before: u64,
     /// Nanoseconds that the proxies ran in all turns.
     ran: u64,
 }
 
 impl Player {
-    /// Starts the load, which makes its connections in its first turn.
-    fn first_turn(site: &Site, target: &Target, load: &Load) -> Result<Self> {
+    /// Starts the load, and stops it once its connections are made.
+    fn ready(site: &Site, target: &Target, load: &Load) -> Result<Self> {
         let log = site.dir.join(format!("turns-{}.log", target.port));
         let mut command = load::endless(site, load, target.port, &target.headers, &log)?;
         let proxies = target.pids();
-        let before = machine::ran(&proxies);
+        let connecting = load.connecting();
+        let already = connecting.map(|_| counted_by_application(site)).transpose()?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut player = Self { child: Some(child.context("starting the load")?), proxies, log, ran: 0 };
+        let mut player = Self { child: Some(child.context("starting the load")?), proxies, log, before: 0, ran: 0 };
         // Of those that several targets share, the last one's turn has stopped them.
         player.let_proxies(Signal::CONT);
-        player.until_stopped(before)?;
+        if let Some(connecting) = connecting {
+            std::thread::sleep(connecting);
+        }
+        player.signal(Signal::STOP)?;
+        // What was asked is answered; the load finds it when its first turn comes.
+        at_rest(&player.proxies, connecting.unwrap_or(REST));
+        player.let_proxies(Signal::STOP);
+        if let Some(already) = already {
+            player.before = counted_by_application(site)?.saturating_sub(already + 1);
+        }
         Ok(player)
     }
 
@@ -79,7 +95,7 @@ impl Player {
         std::thread::sleep(TURN);
         self.let_proxies(Signal::STOP);
         self.signal(Signal::STOP)?;
-        self.ran += at_rest(&self.proxies).saturating_sub(before);
+        self.ran += at_rest(&self.proxies, REST).saturating_sub(before);
         Ok(())
     }
 
@@ -91,10 +107,10 @@ impl Player {
         // Interrupted, wrk tells what it counted; h2load has written down every answer, and may have been told to ignore interrupts.
         let last = if matches!(load, Load::Http2 { .. }) { Signal::TERM } else { Signal::INT };
         let output = self.ended_by(last)?.wait_with_output()?;
-        self.ran += at_rest(&self.proxies).saturating_sub(before);
+        self.ran += at_rest(&self.proxies, REST).saturating_sub(before);
         let said = String::from_utf8_lossy(&output.stdout);
-        let answers = load::answers(load, &self.log, &said)?;
-        ensure!(answers > 0, "nothing was answered: {said}");
+        let answers = load::answers(load, &self.log, &said)?.saturating_sub(self.before);
+        ensure!(answers > 0, "nothing was answered but {} before the first turn: {said}", self.before);
         Ok(self.ran as f64 / 1e3 / answers as f64)
     }
 
@@ -137,9 +153,21 @@ fn process(id: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(id).ok()?)
 }
 
-/// What these processes ran, once they run no more.
-fn at_rest(processes: &[u32]) -> u64 {
-    let deadline = Instant::now() + REST;
+/// How many requests the application has had, this one included.
+fn counted_by_application(site: &Site) -> Result<u64> {
+    let port = site.words.get("APP").context("there is no application")?.parse()?;
+    let (status, said) = tools::get(port, "/count", &[])?;
+    // Three sums follow their title: of connections accepted, of connections handled, of requests.
+    let sums = said.lines().skip_while(|line| !line.contains("requests")).nth(1);
+    let requests = sums.and_then(|sums| sums.split_whitespace().nth(2)?.parse().ok());
+    requests
+        .filter(|_| status == 200)
+        .with_context(|| format!("the application does not tell its count: {status} {said}"))
+}
+
+/// What these processes ran, once they run no more, or after `limit`.
+fn at_rest(processes: &[u32], limit: Duration) -> u64 {
+    let deadline = Instant::now() + limit;
     let mut last = machine::ran(processes);
     loop {
         std::thread::sleep(Duration::from_millis(2));
