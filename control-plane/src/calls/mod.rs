@@ -199,6 +199,22 @@ impl Adds for Numbers {
         self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
     }
 
+    fn less(&mut self, gone: &Self) {
+        for (end, count) in &gone.ends {
+            if let Some(counted) = self.ends.get_mut(end) {
+                *counted = counted.saturating_sub(*count);
+            }
+        }
+        self.ends.retain(|_, count| *count > 0);
+        self.took.iter_mut().zip(&gone.took).for_each(|(mine, less)| *mine = mine.saturating_sub(*less));
+        self.bytes_in = self.bytes_in.saturating_sub(gone.bytes_in);
+        self.bytes_out = self.bytes_out.saturating_sub(gone.bytes_out);
+    }
+
+    fn is_exact(&self) -> bool {
+        self.ends.len() < MOST_ENDS
+    }
+
     fn since(&self, before: &Self) -> Self {
         let ends = self
             .ends

@@ -122,6 +122,16 @@ impl Adds for Counts {
         self.would_allow = self.would_allow.saturating_add(more.would_allow);
     }
 
+    fn less(&mut self, gone: &Self) {
+        self.unchanged = self.unchanged.saturating_sub(gone.unchanged);
+        self.would_deny = self.would_deny.saturating_sub(gone.would_deny);
+        self.would_allow = self.would_allow.saturating_sub(gone.would_allow);
+    }
+
+    fn is_exact(&self) -> bool {
+        true
+    }
+
     fn since(&self, before: &Self) -> Self {
         Self {
             unchanged: more(self.unchanged, before.unchanged),
