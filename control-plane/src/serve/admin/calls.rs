@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use equerry_policies::names::{AccountName, InstanceId, Namespace, ServiceName, TenantName};
 use equerry_wire::proto;
 use http::StatusCode;
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use super::page::page;
 use super::params::{Listing, Params};
+use super::pieces::in_pieces;
 use super::problem::PROBLEM_JSON;
 use super::shapes::{CallList, EdgeReply, EndReply, Problem, SampleList, SampleReply, SideReply};
 use super::watch::{self, event};
@@ -65,15 +66,15 @@ pub(super) async fn list(
             && namespace.as_ref().is_none_or(|wanted| is_of(from, wanted) || is_of(to, wanted))
             && seen_by(&actor, pair)
     };
-    let all = control.calls(wanted).into_iter().map(|edge| (edge.0.clone(), edge_reply(edge))).collect();
+    let all = control.calls(wanted).into_iter().map(|edge| (edge.0.clone(), edge)).collect();
     let found = page(all, &listing, &of)?;
     let list = CallList {
         window_seconds: WINDOW.as_secs(),
         reporting: control.reporting(),
-        items: found.items,
+        items: Vec::new(),
         rest: found.rest,
     };
-    Ok(Json(list).into_response())
+    in_pieces(&list, "items", found.items.into_iter().map(edge_reply))
 }
 
 /// Whether a name is of a namespace.

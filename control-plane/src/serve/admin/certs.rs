@@ -5,12 +5,14 @@ use std::time::SystemTime;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
+use axum::response::Response;
 use bytes::Bytes;
 use equerry_certs::Texts;
 use equerry_policies::names::{AccountName, SpiffeId};
 use http::StatusCode;
 
 use super::documents::read_json;
+use super::pieces::in_pieces;
 use super::problem::PROBLEM_JSON;
 use super::proxies::unix;
 use super::shapes::{
@@ -27,7 +29,7 @@ const MAX_REASON: usize = 500;
 
 /// What anchors what, who holds which certificate until when, and when the mesh goes dark if nothing renews.
 #[utoipa::path(get, path = "/api/v1/certificates", tag = "certificates", responses((status = 200, body = CertificateReport)))]
-pub(super) async fn report(State(control): State<ControlPlane>, actor: Actor) -> Json<CertificateReport> {
+pub(super) async fn report(State(control): State<ControlPlane>, actor: Actor) -> Result<Response, Problem> {
     let (now, authority) = (SystemTime::now(), control.authority());
     let mut leaves = leaves(&control, now);
     leaves.retain(|(id, _)| actor.limits.hold(Place::Namespace(&id.namespace)));
@@ -46,16 +48,17 @@ pub(super) async fn report(State(control): State<ControlPlane>, actor: Actor) ->
         // Who holds it up may be of namespaces that are none of theirs.
         rotation.waiting.clear();
     }
-    Json(CertificateReport {
+    let report = CertificateReport {
         trust_domain: authority.trust_domain().to_string(),
         now_unix: unix(now),
         lifetime_seconds: authority.lifetime().as_secs(),
         rotation,
         revoked: authority.trust().revoked.len(),
-        leaves,
+        leaves: Vec::new(),
         limited: !actor.limits.is_empty(),
         dark,
-    })
+    };
+    in_pieces(&report, "leaves", leaves.into_iter())
 }
 
 /// Every certificate that is about: those that proxies show, and those that nobody connected shows.

@@ -1,6 +1,7 @@
 //! Instances that somebody else registers: a machine's own agent, a test, another registry. They hold leases like all others.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -16,6 +17,7 @@ use http::{HeaderMap, StatusCode, header};
 use super::documents::{at_its_place, read_body, read_json};
 use super::page::page;
 use super::params::{Listing, Params};
+use super::pieces::in_pieces;
 use super::problem::PROBLEM_JSON;
 use super::services::detail;
 use super::shapes::{
@@ -78,14 +80,18 @@ pub(super) async fn list(
         return watch::stream(&control, actor.clone(), Told::new(), watch::When::State, move |control| {
             found(control, &actor, &listing, service.as_ref())
                 .into_iter()
-                .map(|(_, instance)| item(&instance))
+                .map(|(_, instance)| item(&detailed(instance)))
                 .collect()
         });
     }
     let of = format!("instances {service:?}");
     let found = page(found(&control, &actor, &listing, service.as_ref()), &listing, &of)?;
-    Ok(Json(InstanceList { items: found.items, rest: found.rest }).into_response())
+    let list = InstanceList { items: Vec::new(), rest: found.rest };
+    in_pieces(&list, "items", found.items.into_iter().map(detailed))
 }
+
+/// An instance, the Services that it stands behind, and whether its proxy is connected.
+type Seen = (MemberStatus, Arc<[ServiceName]>, bool);
 
 /// The instances asked for, as far as the bearer may see them.
 fn found(
@@ -93,7 +99,7 @@ fn found(
     actor: &Actor,
     listing: &Listing,
     service: Option<&ServiceName>,
-) -> Vec<(InstanceKey, InstanceDetail)> {
+) -> Vec<(InstanceKey, Seen)> {
     let connected = control.connected();
     let wanted = |one: &Registration| {
         let namespace = &one.account.namespace;
@@ -106,13 +112,13 @@ fn found(
     members
         .map(|(status, services)| {
             let key = status.registration.key();
-            let instance = detailed(&status, &services, connected.contains(&key));
-            (key, instance)
+            let is_connected = connected.contains(&key);
+            (key, (status, services, is_connected))
         })
         .collect()
 }
 
-fn detailed(status: &MemberStatus, services: &[ServiceName], connected: bool) -> InstanceDetail {
+fn detailed((status, services, connected): Seen) -> InstanceDetail {
     let MemberStatus { registration, lease_left } = status;
     InstanceDetail {
         instance: registration.key().to_string(),
@@ -152,7 +158,7 @@ pub(super) async fn get(
     let found = control.member(&key);
     let (status, services) = found.ok_or_else(|| Problem::not_found(format_args!("instance {key}")))?;
     let connected = control.listeners().is_connected(&key);
-    Ok(Json(detailed(&status, &services, connected)))
+    Ok(Json(detailed((status, services, connected))))
 }
 
 /// The instance that path and query name.

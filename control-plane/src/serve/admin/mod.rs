@@ -22,6 +22,7 @@ mod lists_tests;
 mod log;
 mod page;
 mod params;
+mod pieces;
 mod problem;
 mod proxies;
 mod related;

@@ -4,11 +4,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use equerry_certs::rfc3339;
 
 use super::page::page;
 use super::params::{Listing, Params};
+use super::pieces::in_pieces;
 use super::problem::PROBLEM_JSON;
 use super::shapes::{EpochProxy, EpochReply, EpochState, Problem, ProxyList, ProxyReply, ProxyState};
 use super::watch::{self, Item, Told};
@@ -32,12 +33,12 @@ pub(super) async fn list(
     params.finish()?;
     if listing.watch {
         return watch::stream(&control, actor.clone(), Told::new(), watch::When::State, move |control| {
-            found(control, &actor, &listing, state).into_iter().map(|(_, proxy)| item(&proxy)).collect()
+            found(control, &actor, &listing, state).into_iter().map(|(_, proxy)| item(&reply(proxy))).collect()
         });
     }
     let found = page(found(&control, &actor, &listing, state), &listing, &format!("proxies {state:?}"))?;
-    let list = ProxyList { epoch: control.epoch(), items: found.items, rest: found.rest };
-    Ok(Json(list).into_response())
+    let list = ProxyList { epoch: control.epoch(), items: Vec::new(), rest: found.rest };
+    in_pieces(&list, "items", found.items.into_iter().map(reply))
 }
 
 fn state_of(text: &str) -> Option<ProxyState> {
@@ -49,13 +50,16 @@ fn item(proxy: &ProxyReply) -> Item {
     Item { key: proxy.instance.clone(), version: watch::version_of(proxy), object }
 }
 
+/// A proxy, its lease if it has one, how it stands, and why not otherwise.
+type Seen = (ProxyStatus, Option<Lease>, ProxyState, Option<String>);
+
 /// The proxies asked for, as far as the bearer may see them.
 fn found(
     control: &ControlPlane,
     actor: &Actor,
     listing: &Listing,
     state: Option<ProxyState>,
-) -> Vec<(InstanceKey, ProxyReply)> {
+) -> Vec<(InstanceKey, Seen)> {
     let wanted = |key: &InstanceKey| {
         listing.namespace.as_ref().is_none_or(|wanted| *wanted == key.namespace)
             && actor.limits.hold(Place::Namespace(&key.namespace))
@@ -68,12 +72,14 @@ fn found(
         None => listing.labels.is_empty(),
     });
     let trust = control.authority().trust();
-    let replies = labelled.map(|(status, lease)| (status.instance.clone(), reply(status, lease, &trust)));
-    replies.filter(|(_, proxy)| state.is_none_or(|state| state == proxy.state)).collect()
+    let seen = labelled.map(|(status, lease)| {
+        let (state, why) = standing(&status, lease.is_some(), &trust);
+        (status.instance.clone(), (status, lease, state, why))
+    });
+    seen.filter(|(_, (_, _, found, _))| state.is_none_or(|state| state == *found)).collect()
 }
 
-fn reply(status: ProxyStatus, lease: Option<Lease>, trust: &Trust) -> ProxyReply {
-    let (state, why) = standing(&status, lease.is_some(), trust);
+fn reply((status, lease, state, why): Seen) -> ProxyReply {
     let (registration, services) = lease.unzip();
     ProxyReply {
         instance: status.instance.to_string(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use equerry_policies::document::{DocumentKey, Kind};
 use equerry_policies::names::{Namespace, ServiceName};
 use equerry_policies::policy::{AppProtocol, Meaning, ServicePort};
@@ -14,6 +14,7 @@ use equerry_policies::view::{Modes, modes, nearest_service};
 use super::calls;
 use super::page::page;
 use super::params::{Listing, Params};
+use super::pieces::in_pieces;
 use super::problem::PROBLEM_JSON;
 use super::related::related;
 use super::shapes::{LeftOutReply, MemberReply, PortReply, Problem, ServiceDetail, ServiceList, ServiceReply};
@@ -37,24 +38,26 @@ pub(super) async fn list(
     params.finish()?;
     if listing.watch {
         return watch::stream(&control, actor.clone(), Told::new(), watch::When::State, move |control| {
-            found(control, &actor, &listing).into_iter().map(|(_, service)| item(&service)).collect()
+            let (truth, connected) = (control.truth(), control.connected());
+            let found = found(control, &truth, &actor, &listing).into_iter();
+            found.map(|(_, status)| item(&reply(&truth, &connected, &status))).collect()
         });
     }
-    let found = page(found(&control, &actor, &listing), &listing, "services")?;
-    Ok(Json(ServiceList { items: found.items, rest: found.rest }).into_response())
+    let (truth, connected) = (control.truth(), control.connected());
+    let found = page(found(&control, &truth, &actor, &listing), &listing, "services")?;
+    let list = ServiceList { items: Vec::new(), rest: found.rest };
+    in_pieces(&list, "items", found.items.into_iter().map(move |status| reply(&truth, &connected, &status)))
 }
 
 /// The Services asked for, as far as the bearer may see them.
-fn found(control: &ControlPlane, actor: &Actor, listing: &Listing) -> Vec<(ServiceName, ServiceReply)> {
-    let truth = control.truth();
-    let connected = control.connected();
+fn found(control: &ControlPlane, truth: &Truth, actor: &Actor, listing: &Listing) -> Vec<(ServiceName, ServiceStatus)> {
     let wanted = |service: &ServiceName| {
         listing.namespace.as_ref().is_none_or(|wanted| *wanted == service.namespace)
             && actor.limits.hold(Place::Namespace(&service.namespace))
-            && (listing.labels.is_empty() || listing.labels.holds(&labels_of(&truth, service)))
+            && (listing.labels.is_empty() || listing.labels.holds(&labels_of(truth, service)))
     };
     let services = control.services().into_iter().filter(|status| wanted(&status.service));
-    services.map(|status| (status.service.clone(), reply(&truth, &connected, &status))).collect()
+    services.map(|status| (status.service.clone(), status)).collect()
 }
 
 /// Leases run all the time; that is no change.
