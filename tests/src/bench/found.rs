@@ -17,6 +17,23 @@ pub(crate) struct Found {
     pub(crate) series: Vec<Series>,
 }
 
+impl Found {
+    /// Adds what a later run of the same scenario found in its rounds to the tables, and judges them again.
+    pub(crate) fn join(&mut self, later: Self) {
+        for (table, later) in self.tables.iter_mut().zip(later.tables) {
+            table.join(later);
+        }
+        let judged = |bar: Bar| match &bar.between {
+            Some(Between { load, ours, theirs }) => {
+                let theirs: Vec<&str> = theirs.iter().map(String::as_str).collect();
+                self.tables.iter().find(|table| table.load == *load)?.bar(ours, &theirs, bar.limit)
+            }
+            None => Some(bar),
+        };
+        self.bars = std::mem::take(&mut self.bars).into_iter().filter_map(judged).collect();
+    }
+}
+
 /// A figure of its own.
 #[derive(Debug, Serialize)]
 pub(crate) struct Figure {
@@ -59,6 +76,17 @@ pub(crate) struct Bar {
     pub(crate) ratio: f64,
     /// At most this.
     pub(crate) limit: f64,
+    /// What it compares, when that is rows of a table.
+    #[serde(skip)]
+    pub(crate) between: Option<Between>,
+}
+
+/// One of ours beside the best of theirs, under one load.
+#[derive(Debug)]
+pub(crate) struct Between {
+    load: String,
+    ours: String,
+    theirs: Vec<String>,
 }
 
 impl Bar {
@@ -69,14 +97,27 @@ impl Bar {
 }
 
 impl Table {
+    /// Adds later rounds of the same targets.
+    fn join(&mut self, later: Self) {
+        for one in later.rows {
+            if let Some(row) = self.rows.iter_mut().find(|row| row.name == one.name) {
+                let rounds = std::mem::take(&mut row.rounds).into_iter().chain(one.rounds).collect();
+                *row = Row::of(row.name, row.side, rounds);
+            }
+        }
+    }
+
     /// Whether `ours` takes at most `limit` times the processor time of the best of `theirs`; nothing when none was there.
     pub(crate) fn bar(&self, ours: &str, theirs: &[&str], limit: f64) -> Option<Bar> {
         let row = |name: &str| self.rows.iter().find(|row| row.name == name);
         let ours_row = row(ours)?;
-        let theirs = theirs.iter().filter_map(|name| row(name));
-        let best = theirs.min_by(|one, other| one.median.cpu_micros.total_cmp(&other.median.cpu_micros))?;
+        let rows = theirs.iter().filter_map(|name| row(name));
+        let best = rows.min_by(|one, other| one.median.cpu_micros.total_cmp(&other.median.cpu_micros))?;
         let ratio = ratio(&cpu_of_rounds(ours_row), &cpu_of_rounds(best))?;
-        Some(Bar { says: format!("{}: {ours} ≤ {limit} × {}", self.load, best.name), ratio, limit })
+        let names = theirs.iter().map(|name| (*name).to_owned()).collect();
+        let between = Between { load: self.load.clone(), ours: ours.to_owned(), theirs: names };
+        let says = format!("{}: {ours} ≤ {limit} × {}", self.load, best.name);
+        Some(Bar { says, ratio, limit, between: Some(between) })
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Ground {
     pub(crate) app: u16,
     /// The port of an application that reads whatever it is sent.
     pub(crate) sink: u16,
-    /// How often each target is measured.
+    /// How often a scenario measures each target.
     pub(crate) rounds: usize,
     /// For how long.
     pub(crate) time: Duration,

@@ -94,6 +94,36 @@ pub(crate) struct Row {
     pub(crate) rounds: Vec<Sample>,
 }
 
+impl Row {
+    /// What a target came to in these rounds.
+    pub(crate) fn of(name: &'static str, side: Side, rounds: Vec<Sample>) -> Self {
+        let median = |of: fn(&Sample) -> f64| {
+            let mut all: Vec<f64> = rounds.iter().map(of).collect();
+            all.sort_by(f64::total_cmp);
+            // Of an even number the lower middle: a median must be something that was measured.
+            all.get(all.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+        };
+        let cpu = |pick: fn(f64, f64) -> f64, from| rounds.iter().map(|sample| sample.cpu_micros).fold(from, pick);
+        Self {
+            name,
+            side,
+            median: Sample {
+                requests: median(|sample| sample.requests as f64) as u64,
+                per_second: median(|sample| sample.per_second),
+                errors: rounds.iter().map(|sample| sample.errors).sum(),
+                cpu_micros: median(|sample| sample.cpu_micros),
+                p50: median(|sample| sample.p50),
+                p99: median(|sample| sample.p99),
+                p999: median(|sample| sample.p999),
+                resident_mib: median(|sample| sample.resident_mib),
+                foreign: median(|sample| sample.foreign),
+            },
+            cpu_range: (cpu(f64::min, f64::MAX), cpu(f64::max, 0.0)),
+            rounds,
+        }
+    }
+}
+
 /// Measures all targets `rounds` times: rates and latencies one after the other, then processor time by turns.
 ///
 /// # Errors
@@ -114,6 +144,7 @@ pub(crate) fn all(
     }
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); targets.len()];
     for round in 1..=rounds {
+        let place = if rounds > 1 { format!("round {round}/{rounds}  ") } else { String::new() };
         let mut found = Vec::with_capacity(targets.len());
         for target in targets {
             let put = |time| load::put(site, load, target.port, &target.headers, time, &target.pids(), application);
@@ -125,7 +156,7 @@ pub(crate) fn all(
             })?;
             let errors = if sample.errors > 0 { format!("  {} ERRORS", sample.errors) } else { String::new() };
             say(&format!(
-                "  round {round}/{rounds}  {:<28} {:>8.0}/s  p99 {:>7.0} µs{errors}  (others {:.0}%, load {:.1})",
+                "  {place}{:<28} {:>8.0}/s  p99 {:>7.0} µs{errors}  (others {:.0}%, load {:.1})",
                 target.name,
                 sample.per_second,
                 sample.p99,
@@ -141,10 +172,10 @@ pub(crate) fn all(
         }
         let each: Vec<String> =
             targets.iter().zip(&found).map(|(target, one)| format!("{} {:.1}", target.name, one.cpu_micros)).collect();
-        say(&format!("  round {round}/{rounds}  µs CPU/request: {}", each.join("; ")));
+        say(&format!("  {place}µs CPU/request: {}", each.join("; ")));
         samples.iter_mut().zip(found).for_each(|(samples, sample)| samples.push(sample));
     }
-    Ok(targets.iter().zip(samples).map(|(target, rounds)| row(target, rounds)).collect())
+    Ok(targets.iter().zip(samples).map(|(target, rounds)| Row::of(target.name, target.side, rounds)).collect())
 }
 
 /// Waits until a target answers: endpoints and connections come by themselves.
@@ -163,32 +194,4 @@ pub(crate) fn warm(target: &Target) -> Result<()> {
         std::thread::sleep(Duration::from_millis(100));
     }
     anyhow::bail!("{last}")
-}
-
-/// What a target came to.
-pub(crate) fn row(target: &Target, rounds: Vec<Sample>) -> Row {
-    let median = |of: fn(&Sample) -> f64| {
-        let mut all: Vec<f64> = rounds.iter().map(of).collect();
-        all.sort_by(f64::total_cmp);
-        // Of an even number the lower middle: a median must be something that was measured.
-        all.get(all.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
-    };
-    let cpu = |pick: fn(f64, f64) -> f64, from| rounds.iter().map(|sample| sample.cpu_micros).fold(from, pick);
-    Row {
-        name: target.name,
-        side: target.side,
-        median: Sample {
-            requests: median(|sample| sample.requests as f64) as u64,
-            per_second: median(|sample| sample.per_second),
-            errors: rounds.iter().map(|sample| sample.errors).sum(),
-            cpu_micros: median(|sample| sample.cpu_micros),
-            p50: median(|sample| sample.p50),
-            p99: median(|sample| sample.p99),
-            p999: median(|sample| sample.p999),
-            resident_mib: median(|sample| sample.resident_mib),
-            foreign: median(|sample| sample.foreign),
-        },
-        cpu_range: (cpu(f64::min, f64::MAX), cpu(f64::max, 0.0)),
-        rounds,
-    }
 }

@@ -116,7 +116,7 @@ fn tell(found: &mut Found, of: &'static str, what: &'static str, value: f64, uni
     say(&format!("  {of}, {what}: {value:.1} {unit}"));
     found.figures.push(Figure { of, what, value, unit });
     if of == "equerry" {
-        found.bars.push(Bar { says: format!("{what}, {unit} ≤ {limit}"), ratio: value, limit });
+        found.bars.push(Bar { says: format!("{what}, {unit} ≤ {limit}"), ratio: value, limit, between: None });
     }
 }
 

@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
+use found::Found;
 use ground::Ground;
 use scenarios::{ALL, SOAK, Scenario};
 
@@ -128,16 +129,24 @@ fn bench(arguments: &Arguments) -> Result<bool> {
     let time = Duration::from_secs(seconds.unwrap_or(if arguments.quick { 3 } else { 5 }));
     let began = Instant::now();
     let peers = arguments.peers.as_slice();
-    let ground = Ground::prepare(&dir, &proxy, &arguments.proxy_env, rounds, time, peers)?;
-    let mut all = Vec::new();
-    for scenario in chosen {
-        say(&format!("{}: {}  [{} s]", scenario.id, scenario.title, began.elapsed().as_secs()));
-        let found = (scenario.run)(&ground).with_context(|| scenario.id)?;
-        charts::write(&out, scenario, &found)?;
-        all.push((scenario, found));
+    let mut ground = Ground::prepare(&dir, &proxy, &arguments.proxy_env, rounds, time, peers)?;
+    let mut all: Vec<(&Scenario, Found)> = chosen.into_iter().map(|scenario| (scenario, Found::default())).collect();
+    for round in 1..=rounds {
+        for (scenario, found) in all.iter_mut().filter(|(scenario, _)| round == 1 || scenario.anew) {
+            let of = if scenario.anew { format!(", round {round}/{rounds}") } else { String::new() };
+            say(&format!("{}: {}{of}  [{} s]", scenario.id, scenario.title, began.elapsed().as_secs()));
+            ground.rounds = if scenario.anew { 1 } else { rounds };
+            let more = (scenario.run)(&ground).with_context(|| scenario.id)?;
+            if round == 1 {
+                *found = more;
+            } else {
+                found.join(more);
+            }
+            charts::write(&out, scenario, found)?;
+        }
     }
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let file = report::json(&ground, &out, &command, load_before, &all)?;
+    let file = report::json(&ground, &out, &command, load_before, rounds, &all)?;
     let tables: String = all.iter().map(|(scenario, found)| report::table(scenario, found)).collect();
     writeln!(
         std::io::stdout(),

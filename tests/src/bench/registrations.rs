@@ -119,7 +119,7 @@ async fn list(town: &Town, path: &str, what: &'static str, found: &mut Found) ->
     found.figures.push(Figure { of: "median", what, value: median, unit: "ms" });
     found.figures.push(Figure { of: "p99", what, value: p99, unit: "ms" });
     let limit = LIST_WITHIN.as_secs_f64() * 1e3;
-    found.bars.push(Bar { says: format!("{what}: {LISTED}, p99 ≤ {limit} ms"), ratio: p99, limit });
+    found.bars.push(Bar { says: format!("{what}: {LISTED}, p99 ≤ {limit} ms"), ratio: p99, limit, between: None });
     Ok(())
 }
 
@@ -139,6 +139,7 @@ fn registrations(
         says: format!("{WANTED_PER_SECOND} registrations/s ÷ ours ≤ 1"),
         ratio: WANTED_PER_SECOND / per_second,
         limit: 1.0,
+        between: None,
     });
     let figure = |of, what, value, unit| Figure { of, what, value, unit };
     Ok(vec![

@@ -53,6 +53,7 @@ pub(crate) fn json(
     dir: &Path,
     command: &str,
     load_before: f64,
+    rounds: usize,
     all: &[(&Scenario, Found)],
 ) -> Result<String> {
     let now = OffsetDateTime::now_utc().replace_nanosecond(0)?.format(&Rfc3339)?;
@@ -62,7 +63,7 @@ pub(crate) fn json(
         .collect();
     let scenarios: Vec<_> = all.iter().map(|(scenario, found)| json!({"id": scenario.id, "title": scenario.title, "tables": found.tables, "bars": found.bars, "figures": found.figures, "series": found.series})).collect();
     let report = json!({
-        "date": now, "command": command, "machine": machine::described(), "load_average_before": load_before, "rounds": ground.rounds,
+        "date": now, "command": command, "machine": machine::described(), "load_average_before": load_before, "rounds": rounds,
         "seconds": ground.time.as_secs(), "versions": versions, "missing": ground.missing(), "scenarios": scenarios,
     });
     let text = serde_json::to_string_pretty(&report)?;

@@ -7,7 +7,7 @@ use super::ground::Ground;
 use super::handshakes::{self, Call};
 use super::load::Load;
 use super::machine::PROXIES;
-use super::measure::{self, Side, Target};
+use super::measure::{self, Row, Side, Target};
 use super::mesh::Mesh;
 use super::peers::{Site, Standing};
 use super::server::Server;
@@ -19,68 +19,89 @@ pub(crate) const ALL: &[Scenario] = &[
         id: "S1",
         title: "one hop, HTTP/1.1 → HTTP/1.1, 1 KiB, 64 connections, policy off",
         quick: true,
+        anew: true,
         run: one_hop,
     },
     Scenario {
         id: "S2",
         title: "mutual-TLS pair, HTTP/1.1 client, 1 KiB, 64 and 500 connections",
         quick: true,
+        anew: true,
         run: pairs::plain_policy,
     },
     Scenario {
         id: "S3",
         title: "HTTP/2 client (8 connections × 8 streams) → HTTP/1.1 application, 1 KiB",
         quick: true,
+        anew: true,
         run: http2_in,
     },
     Scenario {
         id: "S1p-in",
         title: "S1 inbound: token, 100 rules, tenant quota, metrics, JSON access log",
         quick: false,
+        anew: true,
         run: policy_in,
     },
     Scenario {
         id: "S1p-out",
         title: "S1 outbound: route, retries, breaker, metrics, JSON access log",
         quick: false,
+        anew: true,
         run: policy_out,
     },
-    Scenario { id: "S2p", title: "S2 with the full policy on both sides", quick: false, run: pairs::full_policy },
+    Scenario {
+        id: "S2p",
+        title: "S2 with the full policy on both sides",
+        quick: false,
+        anew: true,
+        run: pairs::full_policy,
+    },
     Scenario {
         id: "S5",
         title: "open loop at 5,000 requests/s through a pair, latency from when each request was due",
         quick: false,
+        anew: false,
         run: pairs::open_loop,
     },
     Scenario {
         id: "S7",
         title: "memory: idle, by idle connection over 1,000, and after load",
         quick: false,
+        anew: false,
         run: memory::run,
     },
     Scenario {
         id: "S6",
         title: "full mutual-TLS handshakes, one request on each connection",
         quick: false,
+        anew: false,
         run: full_handshakes,
     },
     Scenario {
         id: "R1",
         title: "control plane: instances registered in batches of 1,000, each on disk before its answer; lists at 10,000",
         quick: false,
+        anew: false,
         run: registrations::run,
     },
     Scenario {
         id: "S4",
         title: "10 MiB responses and uploads, plain and through a pair, 4 connections",
         quick: false,
+        anew: true,
         run: bulk::run,
     },
 ];
 
 /// What `--soak` runs.
-pub(crate) const SOAK: &Scenario =
-    &Scenario { id: "soak", title: "S2p's load for long: does memory stand still", quick: false, run: soak::run };
+pub(crate) const SOAK: &Scenario = &Scenario {
+    id: "soak",
+    title: "S2p's load for long: does memory stand still",
+    quick: false,
+    anew: false,
+    run: soak::run,
+};
 
 /// One scenario.
 #[derive(Debug)]
@@ -91,6 +112,9 @@ pub(crate) struct Scenario {
     pub(crate) title: &'static str,
     /// Whether `--quick` runs it.
     pub(crate) quick: bool,
+    /// Whether each round starts its processes anew, after one round of all other such scenarios: what luck a process has with its
+    /// memory, and what neighbours this machine has for a minute, is the matter of one round then.
+    pub(crate) anew: bool,
     /// Runs it.
     pub(crate) run: fn(&Ground) -> Result<Found>,
 }
@@ -236,7 +260,7 @@ fn full_handshakes(ground: &Ground) -> Result<Found> {
             samples.push(sample);
         }
     }
-    let rows = targets.iter().zip(samples).map(|(target, rounds)| measure::row(target, rounds)).collect();
+    let rows = targets.iter().zip(samples).map(|(target, rounds)| Row::of(target.name, target.side, rounds)).collect();
     let table = Table { load: "one connection after the other".to_owned(), rows };
     let bars = table.bar("equerry", &["nginx"], 0.5).into_iter().collect();
     Ok(Found { tables: vec![table], bars, ..Found::default() })

@@ -84,7 +84,12 @@ fn judged(sample: &Sample, series: [Series; 2], time: Duration) -> Found {
     ] {
         found.figures.push(Figure { of: "equerry pair", what, value, unit });
     }
-    found.bars.push(Bar { says: "requests failed ≤ 0".to_owned(), ratio: sample.errors as f64, limit: 0.0 });
+    found.bars.push(Bar {
+        says: "requests failed ≤ 0".to_owned(),
+        ratio: sample.errors as f64,
+        limit: 0.0,
+        between: None,
+    });
     for series in series {
         let tenth = time.as_secs_f64() / 10.0;
         let mean = |from: f64, to: f64| {
@@ -94,7 +99,7 @@ fn judged(sample: &Sample, series: [Series; 2], time: Duration) -> Found {
         };
         if let (Some(early), Some(late)) = (mean(tenth, 2.0 * tenth), mean(9.0 * tenth, 10.0 * tenth)) {
             let says = format!("{}: resident in the last tenth ≤ {GROWTH} × in the second", series.of);
-            found.bars.push(Bar { says, ratio: late / early, limit: GROWTH });
+            found.bars.push(Bar { says, ratio: late / early, limit: GROWTH, between: None });
         }
         found.series.push(series);
     }
