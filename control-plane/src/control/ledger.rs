@@ -4,7 +4,7 @@
 //! left of the old root says who would be stranded if nobody believed it any more. Nobody is believed about the certificates of
 //! others: each belongs to the line of renewals that began with one join token.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -175,10 +175,10 @@ impl Ledger {
     /// Those that still hold and that none of `shown` is, nor has taken the place of.
     pub(super) fn at_large<'a>(
         &'a self,
-        shown: &'a BTreeSet<String>,
+        shown: &'a HashSet<&str>,
         now: SystemTime,
     ) -> impl Iterator<Item = &'a LeafRow> + 'a {
-        self.leaves.values().filter(move |row| row.until > now && !shown.contains(&row.serial))
+        self.leaves.values().filter(move |row| row.until > now && !shown.contains(row.serial.as_str()))
     }
 }
 
@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn at_large(ledger: &Ledger, shown: &[&str], at: SystemTime) -> Vec<String> {
-        let shown = shown.iter().map(|serial| (*serial).to_owned()).collect();
+        let shown = shown.iter().copied().collect();
         ledger.at_large(&shown, at).map(|row| row.serial.clone()).collect()
     }
 

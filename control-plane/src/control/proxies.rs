@@ -4,6 +4,7 @@
 //! carried it. Who was connected when an epoch was made is remembered for the last epochs.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use equerry_policies::names::SpiffeId;
@@ -35,12 +36,12 @@ pub struct ProxyStatus {
     /// Its last refusal, when no later epoch was acknowledged without one.
     pub nack: Option<NackStatus>,
     /// The version of its program.
-    pub version: String,
+    pub version: Arc<str>,
     /// When the certificate ends that its stream stands on, or, of one that is away, the last that it was seen with; `None` while none is
     /// known.
     pub certificate_not_after: Option<SystemTime>,
     /// What it says of its certificate, and of whom it believes; `None`: an older program, or not connected yet.
-    pub standing: Option<Standing>,
+    pub standing: Option<Arc<Standing>>,
 }
 
 /// A proxy's certificate, and whom it believes, as it says itself.
@@ -60,8 +61,8 @@ pub struct Standing {
 
 impl Standing {
     /// The serial number of the certificate that it shows, if that is believed.
-    pub(super) fn shown(self) -> Option<String> {
-        if self.doubt.is_none() { Some(self.serial) } else { None }
+    pub(super) fn shown(&self) -> Option<&str> {
+        self.doubt.is_none().then_some(&self.serial)
     }
 }
 
@@ -146,13 +147,13 @@ struct Sent {
 #[derive(Debug)]
 struct Proxy {
     id: SpiffeId,
-    version: String,
+    version: Arc<str>,
     connection: Option<(ConnectionId, SystemTime)>,
     certificate_not_after: Option<SystemTime>,
     acked: u64,
     unanswered: VecDeque<Sent>,
     nacks: VecDeque<Nack>,
-    standing: Option<Standing>,
+    standing: Option<Arc<Standing>>,
 }
 
 impl Proxy {
@@ -188,7 +189,7 @@ impl Proxies {
         self.last_connection += 1;
         let connection = Some((self.last_connection, now));
         let (nacks, unanswered) = (VecDeque::new(), VecDeque::new());
-        let (certificate_not_after, acked, standing) = (None, 0, None);
+        let (version, certificate_not_after, acked, standing) = (version.into(), None, 0, None);
         let proxy = Proxy { id, version, connection, certificate_not_after, acked, unanswered, nacks, standing };
         self.known.insert(key, proxy);
         self.last_connection
@@ -211,10 +212,10 @@ impl Proxies {
         self.known.get(key).is_some_and(|proxy| proxy.connection.is_some())
     }
 
-    /// The serial numbers of the certificates that connected proxies show, as far as they are believed.
-    pub(super) fn shown(&self) -> BTreeSet<String> {
+    /// What connected proxies say of their certificates.
+    pub(super) fn standings(&self) -> Vec<Arc<Standing>> {
         let connected = self.known.values().filter(|proxy| proxy.connection.is_some());
-        connected.filter_map(|proxy| proxy.standing.clone().and_then(Standing::shown)).collect()
+        connected.filter_map(|proxy| proxy.standing.clone()).collect()
     }
 
     /// Whether this connection is the instance's present one.
@@ -241,7 +242,7 @@ impl Proxies {
     /// A proxy says which certificate it shows, and whom it believes.
     pub fn stands(&mut self, key: &InstanceKey, connection: ConnectionId, standing: Standing) {
         if let Some(proxy) = self.present(key, connection) {
-            proxy.standing = Some(standing);
+            proxy.standing = Some(Arc::new(standing));
         }
     }
 
@@ -317,12 +318,20 @@ impl Proxies {
         });
     }
 
-    /// Every proxy that listens, and every registered instance that should, at the present `epoch`.
+    /// Every proxy that listens, and every registered instance that should (they come in the order of their keys), at the present
+    /// `epoch`, in that order.
     pub fn status(&self, epoch: u64, registered: impl Iterator<Item = InstanceKey>) -> Vec<ProxyStatus> {
-        let known = self.known.iter().map(|(key, proxy)| status_of(key.clone(), Some(proxy), epoch));
-        let unknown = registered.filter(|key| !self.known.contains_key(key)).map(|key| status_of(key, None, epoch));
-        let mut all: Vec<ProxyStatus> = known.chain(unknown).collect();
-        all.sort_by(|one, other| one.instance.cmp(&other.instance));
+        let mut all: Vec<ProxyStatus> = Vec::with_capacity(self.known.len());
+        let mut known = self.known.iter().peekable();
+        for expected in registered {
+            while let Some((key, proxy)) = known.next_if(|(key, _)| **key <= expected) {
+                all.push(status_of(key.clone(), Some(proxy), epoch));
+            }
+            if all.last().is_none_or(|last| last.instance != expected) {
+                all.push(status_of(expected, None, epoch));
+            }
+        }
+        all.extend(known.map(|(key, proxy)| status_of(key.clone(), Some(proxy), epoch)));
         all
     }
 
@@ -374,7 +383,7 @@ fn status_of(instance: InstanceKey, proxy: Option<&Proxy>, wanted_epoch: u64) ->
         nack: proxy
             .and_then(|proxy| proxy.nacks.back().filter(|nack| nack.to >= proxy.acked))
             .map(|nack| NackStatus { epoch: nack.to, complaints: nack.complaints.clone() }),
-        version: proxy.map(|proxy| proxy.version.clone()).unwrap_or_default(),
+        version: proxy.map(|proxy| Arc::clone(&proxy.version)).unwrap_or_default(),
         certificate_not_after: proxy.and_then(Proxy::last_certificate),
         standing: proxy.and_then(|proxy| proxy.standing.clone()),
     }
@@ -399,6 +408,23 @@ mod tests {
     fn states(proxies: &Proxies, epoch: u64) -> Vec<(String, EpochState)> {
         let status = proxies.epoch_status(epoch, [key("a"), key("b"), key("c")].into_iter());
         status.proxies.into_iter().map(|p| (p.instance.id.to_string(), p.state)).collect()
+    }
+
+    #[test]
+    fn all_that_listen_or_should_are_told_once_and_by_name() {
+        let mut proxies = Proxies::default();
+        for id in ["d", "b", "f"] {
+            connect(&mut proxies, id);
+        }
+        let told = |registered: &[&str]| -> Vec<(String, bool)> {
+            let status = proxies.status(1, registered.iter().map(|id| key(id)));
+            status.into_iter().map(|one| (one.instance.id.to_string(), one.connected)).collect()
+        };
+        let all = |ids: &[(&str, bool)]| ids.iter().map(|(id, there)| ((*id).to_owned(), *there)).collect::<Vec<_>>();
+        assert_eq!(told(&[]), all(&[("b", true), ("d", true), ("f", true)]));
+        assert_eq!(told(&["b", "d", "f"]), told(&[]));
+        let some = [("a", false), ("b", true), ("c", false), ("d", true), ("f", true), ("g", false)];
+        assert_eq!(told(&["a", "b", "c", "g"]), all(&some));
     }
 
     #[test]

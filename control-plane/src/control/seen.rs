@@ -58,13 +58,22 @@ impl ControlPlane {
         Some((member(registry.get(key)?, now), services))
     }
 
-    /// What each of these instances said last, and the Services that it stands behind; `None` for one that is not registered.
+    /// What each of these instances, in the order of their keys, said last, and the Services that it stands behind; `None` for one that
+    /// is not registered.
     pub fn registrations_of<'k>(&self, keys: impl Iterator<Item = &'k InstanceKey>) -> Vec<Option<Lease>> {
         let truth = self.truth();
         let mut registry = locked(&self.0.registry);
+        let standing = registry.standing(truth.epoch, |_| true, |one| leases::found_out(&truth, one));
+        // They are in the same order: both are gone through once.
+        let mut standing = standing.peekable();
         keys.map(|key| {
-            let services = leases::memberships_in(&mut registry, &truth, key);
-            registry.get(key).map(|instance| (Arc::clone(&instance.registration), services))
+            let from_it = |one: &Instance| {
+                let Registration { account, id, .. } = &*one.registration;
+                (&account.namespace, id).cmp(&(&key.namespace, &key.id))
+            };
+            while standing.next_if(|(one, _)| from_it(one).is_lt()).is_some() {}
+            let (one, services) = standing.next_if(|(one, _)| from_it(one).is_eq())?;
+            Some((Arc::clone(&one.registration), services))
         })
         .collect()
     }
@@ -143,7 +152,7 @@ impl ControlPlane {
         Some(locked(&self.0.proxies).epoch_status(epoch, expected.into_iter()))
     }
 
-    /// The instances whose proxies ought to be connected: those that were registered by their own sidecar.
+    /// The instances whose proxies ought to be connected, those that were registered by their own sidecar, in the order of their keys.
     pub(super) fn expected(&self) -> Vec<InstanceKey> {
         let registry = locked(&self.0.registry);
         registry.all().map(|one| &one.registration).filter(|one| !one.by_api).map(|one| one.key()).collect()

@@ -3,7 +3,7 @@
 //! A step is taken only when nobody would be stranded by it; who would be is named. Each is on disk, with its entry in the
 //! audit log, before it is true, and reaches every proxy over its stream.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -192,10 +192,10 @@ impl ControlPlane {
             return Vec::new();
         }
         let proxies = self.proxies();
-        let mut shown = BTreeSet::new();
+        let mut shown = HashSet::new();
         let mut waiting = Vec::new();
         for proxy in proxies.iter().filter(|proxy| proxy.connected) {
-            shown.extend(proxy.standing.clone().and_then(Standing::shown));
+            shown.extend(proxy.standing.as_deref().and_then(Standing::shown));
             if let Some(why) = lacks(proxy, trust) {
                 waiting.push(Waiting { who: proxy.instance.to_string(), why });
             }
@@ -275,7 +275,8 @@ impl ControlPlane {
 
     /// Certificates that still hold and that no proxy that is connected shows.
     pub fn leaves_at_large(&self, now: SystemTime) -> Vec<LeafRow> {
-        let shown = locked(&self.0.proxies).shown();
+        let standings = locked(&self.0.proxies).standings();
+        let shown = standings.iter().filter_map(|standing| standing.shown()).collect();
         locked(&self.0.ledger).at_large(&shown, now).cloned().collect()
     }
 
@@ -368,7 +369,7 @@ fn lacks(proxy: &ProxyStatus, trust: &Trust) -> Option<String> {
     let Some(standing) = &proxy.standing else {
         return Some(format!(
             "version {} does not say which roots it believes: upgrade it, or stop it",
-            if proxy.version.is_empty() { "unknown" } else { &proxy.version }
+            if proxy.version.is_empty() { "unknown" } else { &*proxy.version }
         ));
     };
     if let Some(doubt) = &standing.doubt {

@@ -373,7 +373,7 @@ async fn what_a_proxy_says_of_its_certificate_is_checked_and_a_lie_does_not_end_
     ] {
         talk.say(lie).await;
         house.until("the lie to be seen", |control| waits_for(control, "shop/orders-2", why)).await;
-        let doubted = control.proxies().into_iter().find_map(|proxy| proxy.standing?.doubt).unwrap();
+        let doubted = control.proxies().into_iter().find_map(|proxy| proxy.standing?.doubt.clone()).unwrap();
         assert!(doubted.contains(why), "and it is shown: {doubted}");
         assert!(waits_for(control, sibling, "no proxy that is connected shows it"), "{:?}", control.rotation().waiting);
         assert!(step_is_refused(&house).await.contains("orders-2"));

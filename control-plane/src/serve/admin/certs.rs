@@ -1,5 +1,6 @@
 //! Certificates over HTTP: what anchors what and until when, rotations of the root, and identities that are revoked.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Json;
@@ -22,7 +23,9 @@ use super::shapes::{
 use super::views::store_refused;
 use crate::access::{Actor, Permission, Place};
 use crate::audit::By;
-use crate::control::{ControlPlane, ProxyStatus, RotationStatus, TrustError};
+use crate::control::{ControlPlane, ProxyStatus, RotationStatus, Standing, TrustError};
+use crate::registry::InstanceKey;
+use crate::store::trust::LeafRow;
 
 /// Longest reason for a revocation.
 const MAX_REASON: usize = 500;
@@ -32,16 +35,14 @@ const MAX_REASON: usize = 500;
 pub(super) async fn report(State(control): State<ControlPlane>, actor: Actor) -> Result<Response, Problem> {
     let (now, authority) = (SystemTime::now(), control.authority());
     let mut leaves = leaves(&control, now);
-    leaves.retain(|(id, _)| actor.limits.hold(Place::Namespace(&id.namespace)));
-    let mut leaves: Vec<LeafReply> = leaves.into_iter().map(|(_, leaf)| leaf).collect();
-    leaves.sort_by(|a, b| {
-        (a.not_after_unix, &a.spiffe_id, &a.instance).cmp(&(b.not_after_unix, &b.spiffe_id, &b.instance))
-    });
-    let live = || leaves.iter().filter(|leaf| leaf.instance.is_some());
-    let dark = live().next().zip(live().next_back()).map(|(first, last)| DarkReply {
-        first_unix: first.not_after_unix,
-        first: first.instance.clone().unwrap_or_default(),
-        last_unix: last.not_after_unix,
+    leaves.retain(|leaf| actor.limits.hold(Place::Namespace(&leaf.id.namespace)));
+    leaves.sort_unstable_by(|a, b| (a.until, &a.id, &a.instance).cmp(&(b.until, &b.id, &b.instance)));
+    let mut live = leaves.iter().filter_map(|leaf| Some((leaf.until, leaf.instance.as_ref()?)));
+    let first = live.next();
+    let dark = first.map(|first| (first, live.next_back().unwrap_or(first))).map(|(first, last)| DarkReply {
+        first_unix: first.0,
+        first: first.1.to_string(),
+        last_unix: last.0,
     });
     let mut rotation = told(control.rotation());
     if !actor.limits.is_empty() {
@@ -58,48 +59,61 @@ pub(super) async fn report(State(control): State<ControlPlane>, actor: Actor) ->
         limited: !actor.limits.is_empty(),
         dark,
     };
-    in_pieces(&report, "leaves", leaves.into_iter())
+    in_pieces(&report, "leaves", leaves.into_iter().map(leaf))
+}
+
+/// A certificate that is about.
+struct Leaf {
+    /// When it ends, in seconds since 1970.
+    until: u64,
+    id: SpiffeId,
+    /// Whose proxy shows it.
+    instance: Option<InstanceKey>,
+    known: Known,
+}
+
+/// What is known of it beside its end.
+enum Known {
+    /// An older program shows it.
+    Nothing,
+    /// What the proxy says that shows it.
+    Said(Arc<Standing>),
+    /// What was written down when it was issued.
+    Issued(LeafRow),
 }
 
 /// Every certificate that is about: those that proxies show, and those that nobody connected shows.
-fn leaves(control: &ControlPlane, now: SystemTime) -> Vec<(SpiffeId, LeafReply)> {
+fn leaves(control: &ControlPlane, now: SystemTime) -> Vec<Leaf> {
     let shown = control.proxies().into_iter().filter(|proxy| proxy.connected).filter_map(|proxy| {
-        let (id, instance) = (proxy.spiffe_id?, proxy.instance.to_string());
-        let reply = match proxy.standing {
-            Some(standing) => LeafReply {
-                spiffe_id: id.to_string(),
-                instance: Some(instance),
-                serial: Some(standing.serial),
-                root: Some(standing.root).filter(|root| !root.is_empty()),
-                not_after_unix: unix(standing.until),
-                generation: Some(standing.generation),
-                doubt: standing.doubt,
-            },
-            None => LeafReply {
-                spiffe_id: id.to_string(),
-                instance: Some(instance),
-                serial: None,
-                root: None,
-                not_after_unix: unix(proxy.certificate_not_after?),
-                generation: None,
-                doubt: None,
-            },
-        };
-        Some((id, reply))
+        let until = proxy.standing.as_ref().map(|standing| standing.until).or(proxy.certificate_not_after)?;
+        let known = proxy.standing.map_or(Known::Nothing, Known::Said);
+        Some(Leaf { until: unix(until), id: proxy.spiffe_id?, instance: Some(proxy.instance), known })
     });
-    let at_large = control.leaves_at_large(now).into_iter().map(|row| {
-        let reply = LeafReply {
-            spiffe_id: row.id.to_string(),
-            instance: None,
-            serial: Some(row.serial),
-            root: Some(row.root).filter(|root| !root.is_empty()),
-            not_after_unix: unix(row.until),
-            generation: None,
-            doubt: None,
-        };
-        (row.id, reply)
+    let at_large = control.leaves_at_large(now).into_iter();
+    let at_large = at_large.map(|row| Leaf {
+        until: unix(row.until),
+        id: row.id.clone(),
+        instance: None,
+        known: Known::Issued(row),
     });
     shown.chain(at_large).collect()
+}
+
+fn leaf(Leaf { until, id, instance, known }: Leaf) -> LeafReply {
+    let (serial, root, said) = match &known {
+        Known::Nothing => (None, None, None),
+        Known::Said(standing) => (Some(&standing.serial), Some(&standing.root), Some(standing)),
+        Known::Issued(row) => (Some(&row.serial), Some(&row.root), None),
+    };
+    LeafReply {
+        spiffe_id: id.to_string(),
+        instance: instance.map(|key| key.to_string()),
+        serial: serial.cloned(),
+        root: root.filter(|root| !root.is_empty()).cloned(),
+        not_after_unix: until,
+        generation: said.map(|standing| standing.generation),
+        doubt: said.and_then(|standing| standing.doubt.clone()),
+    }
 }
 
 fn told(status: RotationStatus) -> RotationReply {

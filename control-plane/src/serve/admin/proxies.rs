@@ -90,7 +90,7 @@ fn reply((status, lease, state, why): Seen) -> ProxyReply {
         wanted_epoch: status.wanted_epoch,
         nack_epoch: status.nack.as_ref().map(|nack| nack.epoch),
         nack: status.nack.map(|nack| nack.complaints),
-        version: status.version,
+        version: status.version.to_string(),
         state,
         why,
         certificate_not_after_unix: status.certificate_not_after.map(unix),
