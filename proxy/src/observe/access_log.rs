@@ -5,14 +5,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use equerry_policies::names::{ServiceName, SpiffeId, TenantName};
 use http::HeaderValue;
 
-use super::line::{Clock, Line, key};
+use super::line::{Clock, Last, Line, key};
 use super::logged::Masks;
 use super::{Exchange, Sheet, reason};
 
@@ -165,7 +167,7 @@ fn append(path: &Path) -> io::Result<File> {
 
 /// The writer's life: it ends when the last way to it is gone.
 fn write(mut sink: Sink, messages: &Receiver<Message>, blank: &Blank) {
-    let (mut text, masks, mut clock) = (String::new(), Masks::new(), Clock::default());
+    let (mut text, masks, mut words) = (String::new(), Masks::new(), Words::default());
     let mut told = false;
     while let Ok(first) = messages.recv() {
         let mut flushed = Vec::new();
@@ -173,9 +175,10 @@ fn write(mut sink: Sink, messages: &Receiver<Message>, blank: &Blank) {
         while let Some(message) = next {
             match message {
                 Message::Line(mut sheet, ended) => {
-                    if let Some(exchange) = sheet.take() {
-                        render(&exchange, (ended, &mut clock), &masks, &mut text);
+                    if let Some(exchange) = &*sheet {
+                        render(exchange, ended, &mut words, &masks, &mut text);
                     }
+                    *sheet = None;
                     keep(sheet, blank);
                     if text.len() >= ENOUGH {
                         put(&mut sink, &mut text, &mut told);
@@ -218,10 +221,21 @@ fn put(sink: &mut Sink, text: &mut String, told: &mut bool) {
     text.clear();
 }
 
+/// Words that the next line most likely has too.
+#[derive(Default)]
+struct Words {
+    clock: Clock,
+    upstream: Last<SocketAddr>,
+    destination: Last<ServiceName>,
+    source_principal: Last<SpiffeId>,
+    destination_principal: Last<SpiffeId>,
+    tenant: Last<TenantName>,
+}
+
 /// Appends one line.
-fn render(exchange: &Exchange, (ended, clock): (SystemTime, &mut Clock), masks: &Masks, out: &mut String) {
+fn render(exchange: &Exchange, ended: SystemTime, words: &mut Words, masks: &Masks, out: &mut String) {
     let mut line = Line::open(out);
-    line.moment(key!("start_time"), ended.checked_sub(exchange.duration).unwrap_or(ended), clock);
+    line.moment(key!("start_time"), ended.checked_sub(exchange.duration).unwrap_or(ended), &mut words.clock);
     line.word(key!("direction"), Some(exchange.direction.as_str()));
     let of_http = |text| Some(text).filter(|_| !exchange.tunnel);
     line.text(key!("method"), of_http(exchange.method.as_str()));
@@ -246,16 +260,17 @@ fn render(exchange: &Exchange, (ended, clock): (SystemTime, &mut Clock), masks: 
     line.number(key!("upstream_service_time"), exchange.upstream_time.map(milliseconds));
     line.number(key!("upstream_request_attempt_count"), Some(exchange.attempts.into()));
     line.word(key!("retry_outcome"), exchange.retry_outcome);
-    line.shown(key!("upstream_host"), exchange.upstream_address.as_ref());
+    line.again(key!("upstream_host"), exchange.upstream_address.as_ref(), &mut words.upstream);
     line.word(key!("upstream_protocol"), exchange.upstream_protocol.map(reason::protocol));
-    line.shown(key!("upstream_cluster"), exchange.destination.as_ref());
+    line.again(key!("upstream_cluster"), exchange.destination.as_ref(), &mut words.destination);
     line.text(key!("route_name"), exchange.route.as_deref());
-    line.shown(key!("downstream_remote_address"), Some(&exchange.peer_address));
+    line.address(key!("downstream_remote_address"), exchange.peer_address);
     line.text(key!("requested_server_name"), exchange.sni.as_deref());
-    line.shown(key!("source_principal"), exchange.source.as_ref());
-    line.shown(key!("destination_principal"), exchange.destination_principal.as_ref());
+    line.again(key!("source_principal"), exchange.source.as_ref(), &mut words.source_principal);
+    let principal = exchange.destination_principal.as_ref();
+    line.again(key!("destination_principal"), principal, &mut words.destination_principal);
     line.word(key!("tls"), Some(reason::tls(exchange.tls)));
-    line.shown(key!("tenant"), exchange.tenant.as_ref());
+    line.again(key!("tenant"), exchange.tenant.as_ref(), &mut words.tenant);
     line.number(key!("epoch"), Some(exchange.epoch));
     line.value(key!("request_id"), Some(&exchange.request_id));
     line.text(key!("trace_id"), exchange.traceparent.as_ref().and_then(trace_id));
@@ -288,7 +303,7 @@ mod tests {
         exchange.detail = Some("x\u{1b}[31m\u{9b}31m\u{7f}\"\\ \u{2028}é".to_owned());
         exchange.sni = Some("\r\nforged".into());
         let mut text = String::new();
-        render(&exchange, (SystemTime::now(), &mut Clock::default()), &Masks::new(), &mut text);
+        render(&exchange, SystemTime::now(), &mut Words::default(), &Masks::new(), &mut text);
 
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
         assert!(!text.trim_end().chars().any(char::is_control), "{text}");
@@ -301,7 +316,7 @@ mod tests {
     #[test]
     fn a_line_carries_istios_keys_and_ours() {
         let mut text = String::new();
-        render(&an_exchange(), (SystemTime::now(), &mut Clock::default()), &Masks::new(), &mut text);
+        render(&an_exchange(), SystemTime::now(), &mut Words::default(), &Masks::new(), &mut text);
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         for key in [
             "start_time",

@@ -3,6 +3,7 @@
 //! Every text is escaped, so that nobody writes a line that is not ours.
 
 use std::fmt::{self, Display, Write as _};
+use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
@@ -76,6 +77,30 @@ impl<'a> Line<'a> {
         self.out.push('"');
     }
 
+    /// The same, of what is mostly what it was on the line before.
+    pub(super) fn again<T: Clone + Display + PartialEq>(&mut self, key: Key, value: Option<&T>, last: &mut Last<T>) {
+        self.key(key);
+        let Some(value) = value else { return self.out.push_str("null") };
+        self.out.push('"');
+        self.out.push_str(last.words_of(value));
+        self.out.push('"');
+    }
+
+    /// An address and its port.
+    pub(super) fn address(&mut self, key: Key, address: SocketAddr) {
+        let SocketAddr::V4(address) = address else { return self.shown(key, Some(&address)) };
+        self.key(key);
+        let mut before = '"';
+        for octet in address.ip().octets() {
+            self.out.push(before);
+            self.out.push_str(itoa::Buffer::new().format(octet));
+            before = '.';
+        }
+        self.out.push(':');
+        self.out.push_str(itoa::Buffer::new().format(address.port()));
+        self.out.push('"');
+    }
+
     /// What a caller wrote, at most [`LONGEST_HEADER`] bytes of it.
     pub(super) fn value(&mut self, key: Key, value: Option<&HeaderValue>) {
         self.key(key);
@@ -132,6 +157,28 @@ impl<'a> Line<'a> {
     }
 }
 
+/// What was told last, and the words for it as they stand in a JSON string.
+#[derive(Debug)]
+pub(super) struct Last<T>(Option<T>, String);
+
+impl<T> Default for Last<T> {
+    fn default() -> Self {
+        Self(None, String::new())
+    }
+}
+
+impl<T: Clone + Display + PartialEq> Last<T> {
+    fn words_of(&mut self, value: &T) -> &str {
+        let Self(last, words) = self;
+        if last.as_ref() != Some(value) {
+            words.clear();
+            let _ = write!(Escaped(words), "{value}");
+            *last = Some(value.clone());
+        }
+        words
+    }
+}
+
 /// Tells times; what they share down to the second is put into words once for each.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
@@ -178,9 +225,8 @@ impl fmt::Write for Escaped<'_> {
 }
 
 fn escape(text: &str, out: &mut String) {
-    // Nearly every text is harmless as a whole; without an early end many bytes are looked at together.
-    let harmless = |byte: u8| (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\');
-    if text.bytes().fold(true, |all, byte| all & harmless(byte)) {
+    // Nearly every text is harmless as a whole.
+    if is_harmless(text.as_bytes()) {
         return out.push_str(text);
     }
     for c in text.chars() {
@@ -193,6 +239,23 @@ fn escape(text: &str, out: &mut String) {
             c => out.push(c),
         }
     }
+}
+
+/// Whether all bytes are printable ASCII, and none of them `"` or `\`. Eight are looked at together.
+fn is_harmless(bytes: &[u8]) -> bool {
+    let (eights, rest) = bytes.as_chunks();
+    let rest = rest.iter().fold(u64::from_ne_bytes([b' '; 8]), |word, byte| (word << 8) | u64::from(*byte));
+    eights.iter().fold(harm(rest), |harm_before, eight| harm_before | harm(u64::from_ne_bytes(*eight))) == 0
+}
+
+/// Has a bit where one of eight bytes is a control character, `"`, `\`, DEL or no ASCII; none when all are harmless.
+fn harm(eight: u64) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    // Of a byte below `than` the subtraction borrows from the highest bit; a byte that is not ASCII has it set from the beginning.
+    let below = |word: u64, than: u8| word.wrapping_sub(ONES * u64::from(than)) & !word & HIGH;
+    let is = |byte: u8| below(eight ^ (ONES * u64::from(byte)), 1);
+    below(eight, b' ') | is(b'"') | is(b'\\') | is(0x7f) | (eight & HIGH)
 }
 
 #[cfg(test)]
@@ -211,6 +274,47 @@ mod tests {
             clock.tell(at, &mut told);
             let read = OffsetDateTime::parse(&told, &Rfc3339).unwrap();
             assert_eq!(SystemTime::from(read), at, "{told}");
+        }
+    }
+
+    #[test]
+    fn every_byte_is_harmful_or_not_wherever_it_stands() {
+        for byte in 0..=u8::MAX {
+            let harmless = (b' '..=b'~').contains(&byte) && !matches!(byte, b'"' | b'\\');
+            for length in 1..=20 {
+                for (at, around) in (0..length).flat_map(|at| [(at, b' '), (at, b'~'), (at, b'!'), (at, b']')]) {
+                    let mut text = vec![around; length];
+                    text[at] = byte;
+                    assert_eq!(is_harmless(&text), harmless, "{byte:#x} at {at} of {length}");
+                }
+            }
+        }
+        assert!(is_harmless(b""));
+    }
+
+    #[test]
+    fn what_is_told_again_is_told_in_the_same_words() {
+        let (mut text, mut last) = (String::new(), Last::default());
+        for value in ["a\"b", "a\"b", "", "c", "a\"b"] {
+            text.clear();
+            let mut line = Line::open(&mut text);
+            line.again(key!("value"), Some(&value), &mut last);
+            line.again(key!("none"), None, &mut last);
+            line.close();
+            let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(read, serde_json::json!({"value": value, "none": null}));
+        }
+    }
+
+    #[test]
+    fn an_address_is_told_as_the_library_tells_it() {
+        for address in ["0.0.0.0:0", "127.0.0.1:15006", "255.255.255.255:65535", "[::1]:80", "[fe80::1%3]:443"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let mut text = String::new();
+            let mut line = Line::open(&mut text);
+            line.address(key!("at"), address);
+            line.close();
+            assert_eq!(text, format!("{{\"at\":\"{address}\"}}\n"));
         }
     }
 
