@@ -13,6 +13,9 @@ use super::{machine, say, tools, turns};
 /// Load right before each measurement: latencies while connections are made are not those of requests.
 const WARM: Duration = Duration::from_secs(1);
 
+/// So many times as long is a target asked that answered nothing: on a crowded machine hundreds of connections are made slowly.
+const LONGEST: u32 = 8;
+
 /// What a target is to us: the colour of its bar, and what ratios are told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -150,10 +153,15 @@ pub(crate) fn all(
             let put = |time| load::put(site, load, target.port, &target.headers, time, &target.pids(), application);
             // Connections open and caches fill; whether anything was answered is seen right after.
             let _ = put(WARM);
-            let sample = put(time).or_else(|error| {
-                say(&format!("  {} is asked once more: {error:#}", target.name));
-                put(time).with_context(|| target.name)
-            })?;
+            let mut longer = time;
+            let sample = loop {
+                match put(longer) {
+                    Ok(sample) => break sample,
+                    Err(error) if longer >= time * LONGEST => return Err(error).context(target.name),
+                    Err(error) => say(&format!("  {} is asked once more, for longer: {error:#}", target.name)),
+                }
+                longer *= 2;
+            };
             let errors = if sample.errors > 0 { format!("  {} ERRORS", sample.errors) } else { String::new() };
             say(&format!(
                 "  {place}{:<28} {:>8.0}/s  p99 {:>7.0} µs{errors}  (others {:.0}%, load {:.1})",
