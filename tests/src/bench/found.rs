@@ -25,8 +25,7 @@ impl Found {
         }
         let judged = |bar: Bar| match &bar.between {
             Some(Between { load, ours, theirs }) => {
-                let theirs: Vec<&str> = theirs.iter().map(String::as_str).collect();
-                self.tables.iter().find(|table| table.load == *load)?.bar(ours, &theirs, bar.limit)
+                self.tables.iter().find(|table| table.load == *load)?.bar(ours, theirs, bar.limit)
             }
             None => Some(bar),
         };
@@ -85,8 +84,8 @@ pub(crate) struct Bar {
 #[derive(Debug)]
 pub(crate) struct Between {
     load: String,
-    ours: String,
-    theirs: Vec<String>,
+    ours: &'static str,
+    theirs: Vec<&'static str>,
 }
 
 impl Bar {
@@ -108,14 +107,13 @@ impl Table {
     }
 
     /// Whether `ours` takes at most `limit` times the processor time of the best of `theirs`; nothing when none was there.
-    pub(crate) fn bar(&self, ours: &str, theirs: &[&str], limit: f64) -> Option<Bar> {
+    pub(crate) fn bar(&self, ours: &'static str, theirs: &[&'static str], limit: f64) -> Option<Bar> {
         let row = |name: &str| self.rows.iter().find(|row| row.name == name);
         let ours_row = row(ours)?;
         let rows = theirs.iter().filter_map(|name| row(name));
         let best = rows.min_by(|one, other| one.median.cpu_micros.total_cmp(&other.median.cpu_micros))?;
         let ratio = ratio(&cpu_of_rounds(ours_row), &cpu_of_rounds(best))?;
-        let names = theirs.iter().map(|name| (*name).to_owned()).collect();
-        let between = Between { load: self.load.clone(), ours: ours.to_owned(), theirs: names };
+        let between = Between { load: self.load.clone(), ours, theirs: theirs.to_vec() };
         let says = format!("{}: {ours} ≤ {limit} × {}", self.load, best.name);
         Some(Bar { says, ratio, limit, between: Some(between) })
     }
@@ -135,7 +133,34 @@ pub(crate) fn ratio(ours: &[f64], theirs: &[f64]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::ratio;
+    use super::super::load::Sample;
+    use super::super::measure::Side;
+    use super::*;
+
+    /// What one round of `ours` and two peers found.
+    fn found(ours: f64, nginx: f64, haproxy: f64) -> Found {
+        let row = |name, side, cpu_micros| Row::of(name, side, vec![Sample { cpu_micros, ..Sample::default() }]);
+        let rows =
+            vec![row("ours", Side::Ours, ours), row("nginx", Side::Peer, nginx), row("HAProxy", Side::Peer, haproxy)];
+        let table = Table { load: "64 connections".to_owned(), rows };
+        let figure = Bar { says: "memory".to_owned(), ratio: 3.0, limit: 2.0, between: None };
+        let bars = table.bar("ours", &["nginx", "HAProxy"], 1.2).into_iter().chain([figure]).collect();
+        Found { tables: vec![table], bars, ..Found::default() }
+    }
+
+    #[test]
+    fn later_rounds_join_the_first_and_are_judged_with_it() {
+        let mut all = found(10.0, 9.0, 8.0);
+        assert_eq!(all.bars[0].ratio, 1.25);
+        all.join(found(10.0, 5.0, 10.0));
+        all.join(found(12.0, 6.0, 10.0));
+        let rounds: Vec<usize> = all.tables[0].rows.iter().map(|row| row.rounds.len()).collect();
+        assert_eq!(rounds, [3, 3, 3]);
+        assert_eq!(all.tables[0].rows[0].median.cpu_micros, 10.0);
+        assert_eq!((all.bars[0].ratio, all.bars[0].passed()), (2.0, false), "nginx is the better one now");
+        assert!(all.bars[0].says.ends_with("nginx"), "{}", all.bars[0].says);
+        assert_eq!(all.bars[1].ratio, 3.0, "what compares no rows stays");
+    }
 
     #[test]
     fn a_ratio_is_the_median_of_those_within_each_round() {

@@ -67,7 +67,8 @@ async fn colour_is_for_terminals_and_never_where_somebody_does_not_want_it() -> 
         ensure!(!piped.is_empty() && !piped.contains('\u{1b}'), "through a pipe: {line}: {piped:?}");
     }
 
-    // Live: the screen is drawn anew until somebody interrupts (who runs this may have been told to ignore that), without colour where none is wanted.
+    // Live: the screen is drawn anew until somebody interrupts, without colour where none is wanted. Whoever runs this may have been
+    // told to ignore interrupts, as a job in a shell's background is, and children inherit that.
     let live = "env --default-signal=INT timeout --foreground -s INT 3 equerry top --every 200ms -o wide";
     for (no_color, colour) in [("", true), ("1", false)] {
         let shown = prints(&mesh, true, no_color, live).await?.everything();
