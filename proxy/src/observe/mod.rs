@@ -4,6 +4,7 @@
 //! series has a cap, so neither a stranger nor a large mesh can fill the memory.
 
 mod access_log;
+mod exchange;
 mod family;
 mod line;
 mod logged;
@@ -17,18 +18,17 @@ pub(crate) mod tally;
 pub(crate) mod trace;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use equerry_policies::names::{InstanceId, ServiceName, SpiffeId, TenantName};
+use equerry_policies::names::{InstanceId, ServiceName, TenantName};
 use equerry_traffic::Reason;
-use equerry_traffic::authorize::Noted;
 
 use access_log::AccessLog;
 pub use access_log::AccessLogTarget;
+pub(crate) use exchange::Sheet;
+pub use exchange::{Direction, Exchange};
 pub use logged::Logged;
 use lookout::Lookout;
 #[cfg(test)]
@@ -41,114 +41,6 @@ pub use trace::{B3Form, Trace};
 
 /// Series a family may have before new ones are counted under `__overflow__`.
 pub const SERIES_CAP: usize = 2_000;
-
-/// Which listener an exchange came through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Direction {
-    /// From a caller, toward this sidecar's application.
-    Inbound,
-    /// From this sidecar's application, toward the mesh.
-    Outbound,
-}
-
-impl Direction {
-    /// The metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Inbound => "inbound",
-            Self::Outbound => "outbound",
-        }
-    }
-}
-
-/// One finished exchange, as the access log and the metrics need it. Shown without its query and its headers.
-#[derive(Clone)]
-pub struct Exchange {
-    /// Which listener it came through.
-    pub direction: Direction,
-    /// When its head had been read.
-    pub started: Instant,
-    /// From `started` until the last byte of the response.
-    pub duration: Duration,
-    /// From sending to the upstream until its response head; of the last try.
-    pub upstream_time: Option<Duration>,
-    /// Epoch of the configuration it was decided by.
-    pub epoch: u64,
-    /// The method as received.
-    pub method: http::Method,
-    /// The normalised target; only its path is told, because a query may carry secrets.
-    pub target: http::uri::PathAndQuery,
-    /// The normalised authority.
-    pub authority: http::HeaderValue,
-    /// The version spoken by the caller.
-    pub protocol: http::Version,
-    /// It is a TCP connection in whose bytes nobody looked for requests: no method, target, version or status.
-    pub tunnel: bool,
-    /// The protocol that its connection changed to.
-    pub upgrade: Option<http::HeaderValue>,
-    /// The status sent; 499 when the caller left before there was one, 0 for TCP.
-    pub status: u16,
-    /// How it ended.
-    pub reason: Reason,
-    /// Body bytes from the caller.
-    pub bytes_in: u64,
-    /// Body bytes to the caller.
-    pub bytes_out: u64,
-    /// Who called, if a certificate said so; outbound: this workload.
-    pub source: Option<SpiffeId>,
-    /// The Service called, if it is known.
-    pub destination: Option<ServiceName>,
-    /// The identity that answered; inbound: this workload.
-    pub destination_principal: Option<SpiffeId>,
-    /// `namespace/route` and rule that decided, outbound.
-    pub route: Option<Arc<str>>,
-    /// Policy and rule of a refusal, in the words that response, log and `explain` share.
-    pub policy_rule: Option<String>,
-    /// What policies that enforce nothing saw in it.
-    pub noted: Option<Box<Noted>>,
-    /// The tenant it was counted for.
-    pub tenant: Option<TenantName>,
-    /// Tries made; 0 when none was.
-    pub attempts: u32,
-    /// What became of retrying: `succeeded`, `skipped_budget`, ...
-    pub retry_outcome: Option<&'static str>,
-    /// The endpoint of the last try, or the application.
-    pub upstream_address: Option<SocketAddr>,
-    /// The HTTP that was spoken there.
-    pub upstream_protocol: Option<http::Version>,
-    /// The caller's address.
-    pub peer_address: SocketAddr,
-    /// `x-request-id`.
-    pub request_id: http::HeaderValue,
-    /// The trace it belongs to, as it is forwarded.
-    pub traceparent: Option<http::HeaderValue>,
-    /// Its part in that trace, when spans are kept of it.
-    pub trace: Option<Box<Trace>>,
-    /// Mutual TLS on the mesh's side of it.
-    pub tls: bool,
-    /// The caller's `user-agent`.
-    pub user_agent: Option<http::HeaderValue>,
-    /// The caller's `x-forwarded-for`.
-    pub x_forwarded_for: Option<http::HeaderValue>,
-    /// The server name of the TLS connection, inbound.
-    pub sni: Option<Arc<str>>,
-    /// Why it failed, for people: an I/O or TLS error in words.
-    pub detail: Option<String>,
-    /// What is logged of it because a policy asks for it by name.
-    pub logged: Option<Box<Logged>>,
-}
-
-impl fmt::Debug for Exchange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("Exchange");
-        shown.field("direction", &self.direction).field("method", &self.method).field("path", &self.target.path());
-        shown.field("authority", &self.authority).field("request_id", &self.request_id);
-        shown.field("status", &self.status).field("reason", &self.reason).finish_non_exhaustive()
-    }
-}
-
-/// Memory for the description of an exchange, which is used again.
-pub(crate) type Sheet = Box<Option<Exchange>>;
 
 /// State of a breaker as `equerry_breaker_state` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -460,6 +352,10 @@ impl Drop for ConnectionOpen {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::time::Instant;
+
+    use equerry_policies::names::SpiffeId;
+
     use super::*;
 
     /// An exchange as the tests of this module's children need one.

@@ -1,0 +1,120 @@
+//! One exchange, as metrics, access log, traces and lookouts are told of it at its end.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use equerry_policies::names::{ServiceName, SpiffeId, TenantName};
+use equerry_traffic::Reason;
+use equerry_traffic::authorize::Noted;
+
+use super::{Logged, Trace};
+
+/// Which listener an exchange came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// From a caller, toward this sidecar's application.
+    Inbound,
+    /// From this sidecar's application, toward the mesh.
+    Outbound,
+}
+
+impl Direction {
+    /// The metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// One finished exchange, as the access log and the metrics need it. Shown without its query and its headers.
+#[derive(Clone)]
+pub struct Exchange {
+    /// Which listener it came through.
+    pub direction: Direction,
+    /// When its head had been read.
+    pub started: Instant,
+    /// From `started` until the last byte of the response.
+    pub duration: Duration,
+    /// From sending to the upstream until its response head; of the last try.
+    pub upstream_time: Option<Duration>,
+    /// Epoch of the configuration it was decided by.
+    pub epoch: u64,
+    /// The method as received.
+    pub method: http::Method,
+    /// The normalised target; only its path is told, because a query may carry secrets.
+    pub target: http::uri::PathAndQuery,
+    /// The normalised authority.
+    pub authority: http::HeaderValue,
+    /// The version spoken by the caller.
+    pub protocol: http::Version,
+    /// It is a TCP connection in whose bytes nobody looked for requests: no method, target, version or status.
+    pub tunnel: bool,
+    /// The protocol that its connection changed to.
+    pub upgrade: Option<http::HeaderValue>,
+    /// The status sent; 499 when the caller left before there was one, 0 for TCP.
+    pub status: u16,
+    /// How it ended.
+    pub reason: Reason,
+    /// Body bytes from the caller.
+    pub bytes_in: u64,
+    /// Body bytes to the caller.
+    pub bytes_out: u64,
+    /// Who called, if a certificate said so; outbound: this workload.
+    pub source: Option<SpiffeId>,
+    /// The Service called, if it is known.
+    pub destination: Option<ServiceName>,
+    /// The identity that answered; inbound: this workload.
+    pub destination_principal: Option<SpiffeId>,
+    /// `namespace/route` and rule that decided, outbound.
+    pub route: Option<Arc<str>>,
+    /// Policy and rule of a refusal, in the words that response, log and `explain` share.
+    pub policy_rule: Option<String>,
+    /// What policies that enforce nothing saw in it.
+    pub noted: Option<Box<Noted>>,
+    /// The tenant it was counted for.
+    pub tenant: Option<TenantName>,
+    /// Tries made; 0 when none was.
+    pub attempts: u32,
+    /// What became of retrying: `succeeded`, `skipped_budget`, ...
+    pub retry_outcome: Option<&'static str>,
+    /// The endpoint of the last try, or the application.
+    pub upstream_address: Option<SocketAddr>,
+    /// The HTTP that was spoken there.
+    pub upstream_protocol: Option<http::Version>,
+    /// The caller's address.
+    pub peer_address: SocketAddr,
+    /// `x-request-id`.
+    pub request_id: http::HeaderValue,
+    /// The trace it belongs to, as it is forwarded.
+    pub traceparent: Option<http::HeaderValue>,
+    /// Its part in that trace, when spans are kept of it.
+    pub trace: Option<Box<Trace>>,
+    /// Mutual TLS on the mesh's side of it.
+    pub tls: bool,
+    /// The caller's `user-agent`.
+    pub user_agent: Option<http::HeaderValue>,
+    /// The caller's `x-forwarded-for`.
+    pub x_forwarded_for: Option<http::HeaderValue>,
+    /// The server name of the TLS connection, inbound.
+    pub sni: Option<Arc<str>>,
+    /// Why it failed, for people: an I/O or TLS error in words.
+    pub detail: Option<String>,
+    /// What is logged of it because a policy asks for it by name.
+    pub logged: Option<Box<Logged>>,
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Exchange");
+        shown.field("direction", &self.direction).field("method", &self.method).field("path", &self.target.path());
+        shown.field("authority", &self.authority).field("request_id", &self.request_id);
+        shown.field("status", &self.status).field("reason", &self.reason).finish_non_exhaustive()
+    }
+}
+
+/// Memory for the description of an exchange, which is used again.
+pub(crate) type Sheet = Box<Option<Exchange>>;
