@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use equerry_traffic::texts::Texts;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -85,7 +86,7 @@ const MORE: usize = 7;
 
 thread_local! {
     static GLANCED: RefCell<Box<[u8; GLANCE]>> = RefCell::new(Box::new([0; GLANCE]));
-    static SHEET_IN_USE: RefCell<BytesMut> = RefCell::default();
+    static TEXTS: RefCell<Texts> = RefCell::new(Texts::of(SHEET));
     /// The memory of emptied outboxes, for whoever writes next.
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
@@ -450,16 +451,7 @@ fn keep_for_others(emptied: Vec<u8>) {
 /// What came, in memory of its own. Short messages share it: to allocate for each costs more than to copy it, and whoever
 /// keeps a part of one keeps no more than a sheet alive.
 fn copied(came: &[u8]) -> BytesMut {
-    SHEET_IN_USE.with_borrow_mut(|sheet| {
-        if came.len() > SHORT {
-            return BytesMut::from(came);
-        }
-        if sheet.capacity() < came.len() && !sheet.try_reclaim(SHEET) {
-            *sheet = BytesMut::with_capacity(SHEET);
-        }
-        sheet.extend_from_slice(came);
-        sheet.split()
-    })
+    if came.len() > SHORT { BytesMut::from(came) } else { TEXTS.with_borrow_mut(|texts| texts.join(&[came])) }
 }
 
 /// As a stream of bytes, once no messages are read from it any more: first what was read and not understood, after what waits

@@ -8,8 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
-use bytes::{Bytes, BytesMut};
-use equerry_traffic::Reason;
+use equerry_traffic::{Reason, texts};
 use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -301,24 +300,9 @@ fn request_id(given: Option<HeaderValue>, headers: &mut HeaderMap) -> HeaderValu
 
 /// Sets a header to a text, which header and record then share.
 fn set(headers: &mut HeaderMap, name: HeaderName, text: &[u8]) -> HeaderValue {
-    let value = HeaderValue::from_maybe_shared(written(text)).unwrap_or(HeaderValue::from_static(""));
+    let value = texts::header_value(&[text]).unwrap_or(HeaderValue::from_static(""));
     headers.insert(name, value.clone());
     value
-}
-
-/// A copy of a short text. Those of several requests share one allocation.
-fn written(text: &[u8]) -> Bytes {
-    const SHEET: usize = 1024;
-    thread_local! {
-        static SHEET_IN_USE: RefCell<BytesMut> = RefCell::default();
-    }
-    SHEET_IN_USE.with_borrow_mut(|sheet| {
-        if sheet.capacity() < text.len() {
-            *sheet = BytesMut::with_capacity(SHEET.max(text.len()));
-        }
-        sheet.extend_from_slice(text);
-        sheet.split().freeze()
-    })
 }
 
 /// A random UUID (RFC 9562 version 4). It names a request and protects nothing, so any randomness will do.

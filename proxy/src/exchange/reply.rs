@@ -11,7 +11,7 @@ use bytes::Bytes;
 use equerry_policies::names::TenantName;
 use equerry_policies::policy::ErrorDetail;
 use equerry_traffic::quota::Share;
-use equerry_traffic::{Reason, Refusal, filter};
+use equerry_traffic::{Reason, Refusal, filter, texts};
 use http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE,
     WWW_AUTHENTICATE,
@@ -155,19 +155,12 @@ pub(crate) fn rate_limit(headers: &mut HeaderMap, tenant: &TenantName, share: &S
 }
 
 /// A quoted name with its parameters (RFC 9651 section 3.1.2). Every request of a tenant gets two of them.
-fn with_numbers(tenant: &TenantName, parameters: [(&str, u64); 2]) -> HeaderValue {
-    let mut text = String::with_capacity(tenant.as_str().len() + 64);
-    text.push('"');
-    text.push_str(tenant.as_str());
-    text.push('"');
-    for (key, number) in parameters {
-        text.push(';');
-        text.push_str(key);
-        text.push('=');
-        text.push_str(itoa::Buffer::new().format(number));
-    }
+fn with_numbers(tenant: &TenantName, [(key, number), (other_key, other)]: [(&str, u64); 2]) -> HeaderValue {
+    let (mut digits, mut other_digits) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (number, other) = (digits.format(number), other_digits.format(other));
+    let parts = ["\"", tenant.as_str(), "\";", key, "=", number, ";", other_key, "=", other];
     // A tenant's name is printable, and so are numbers.
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+    texts::header_value(&parts.map(str::as_bytes)).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// The reason in the `Proxy-Status` of an authenticated peer's response, when it gave one.

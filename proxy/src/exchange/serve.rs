@@ -1,7 +1,7 @@
 //! The two pipelines, read downwards. Each value is made only by the stage before it: no route without the proof that a
 //! request may leave, nothing forwarded without a permit.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -253,7 +253,7 @@ fn deadline(choice: &Choice, now: Instant, kind: Kind, carried: Option<Carried>,
 /// What came with a request from the hops before; `None`: nothing at all.
 fn carried(headers: &HeaderMap, from: Other) -> Option<Carried> {
     // To look for it costs a hash.
-    headers.keys().any(|name| *name == TRACESTATE).then(|| trace_state::read(headers, from, SystemTime::now()))
+    headers.keys().any(|name| *name == TRACESTATE).then(|| trace_state::read(headers, from, SystemTime::now))
 }
 
 /// Holding a body for retries is part of the exchange's time.
@@ -335,10 +335,13 @@ async fn enter(
     let door = door(&at.shared, workload, via, &normal, named)?;
     record.note(|exchange| exchange.destination = door.service.clone());
     let shown = Shown { headers: &mut head.headers, normal: Some(&mut normal) };
-    let caller = match caller(at, workload, door.port, shown, via) {
+    // Read once for all that is decided without waiting.
+    let mut moment = OnceCell::new();
+    let caller = match caller(at, workload, door.port, shown, (via, &moment)) {
         Err(refusal) if refusal.wants_keys().is_some() => {
             let caller = Box::pin(ask_for_keys(at, workload, door.port, (head, &mut normal), via, refusal)).await?;
             began = now();
+            moment.take();
             caller
         }
         judged => judged?,
@@ -358,14 +361,14 @@ async fn enter(
     let permit = judged?;
     let tenant = tenant::which(workload, &caller, &head.headers);
     record.note(|exchange| exchange.tenant = tenant.map(|tenant| tenant.name.clone()));
-    let counted = count(at, tenant, door.port)?;
+    let counted = count(at, tenant, door.port, &moment)?;
     introduce(&mut head.headers, via, live);
     let kind = Kind::of_request(&head.method, &head.headers);
     upgrade::possible(kind, door.protocol, door.port)?;
     let carried = carried(&head.headers, Other::Peer);
     let deadline = deadline_that_came(began, kind, carried, &head.headers)?;
     if let Some(carried) = carried {
-        trace_state::write(&mut head.headers, carried, Other::Application, SystemTime::now());
+        trace_state::write(&mut head.headers, carried, Other::Application, || *moment.get_or_init(SystemTime::now));
     }
     let body = ToSend::streaming(body, workload.tokens.claim_headers().into(), record);
     let time = Time { until: deadline.for_try(began, None), kind, idle: deadline::usual_idle(kind) };
@@ -414,10 +417,11 @@ fn caller(
     workload: &Arc<CompiledWorkload>,
     port: u16,
     shown: Shown<'_>,
-    via: &Via,
+    (via, moment): (&Via, &OnceCell<SystemTime>),
 ) -> Result<Caller, Refusal> {
     let believed = &mut at.believed.borrow_mut();
-    token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), SystemTime::now)
+    let now = || *moment.get_or_init(SystemTime::now);
+    token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), now)
 }
 
 /// Judges a token again that may be good with keys which are not known here, once their issuers were asked for them.
@@ -452,9 +456,9 @@ async fn ask_for_keys(
 }
 
 /// Counts the request against its tenant's quotas.
-fn count(at: &Inbound, tenant: Option<&Tenant>, port: u16) -> Result<Counted, Refusal> {
+fn count(at: &Inbound, tenant: Option<&Tenant>, port: u16, moment: &OnceCell<SystemTime>) -> Result<Counted, Refusal> {
     let Some(tenant) = tenant else { return Ok(None) };
-    match at.shared.quotas.admit(tenant.quotas(port), SystemTime::now()) {
+    match at.shared.quotas.admit(tenant.quotas(port), *moment.get_or_init(SystemTime::now)) {
         Ok(None) => Ok(None),
         Ok(Some(admitted)) => {
             at.shared.observe.quota(&tenant.name, true);

@@ -94,7 +94,7 @@ pub(crate) async fn until_answered(
         let chosen = choose(errand, &tried, began, record);
         let chosen = chosen.map_err(|none| stranger.take().map_or(none, |met| *met))?;
         let place_tried = chosen.this_try.index;
-        tell_next_hop(errand, outgoing, retries);
+        tell_next_hop(errand, outgoing, (retries, began));
         let outcome = once(errand, (chosen, began), pool, outgoing, record).await;
         drop(place.take());
         let mut verdict = judge(errand, &outcome, outgoing, retries);
@@ -129,17 +129,16 @@ fn remember_retry(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>) {
 }
 
 /// Writes what is left of the time, and that this is a retry, for those behind.
-fn tell_next_hop(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>, retries: u32) {
+fn tell_next_hop(errand: &Errand<'_>, outgoing: &mut Outgoing<'_>, (retries, now): (u32, Instant)) {
     let deadline = &errand.deadline;
     if errand.carried.is_none() && retries == 0 && deadline.at().is_none() {
         return;
     }
-    let now = now();
     let headers = outgoing.headers_mut();
     grpc_timeout::shorten(headers, deadline.asked_remaining(now));
     let retried = retries > 0 || errand.carried.is_some_and(|carried| carried.retried);
     let carried = Carried { remaining: deadline.remaining(now), retried };
-    trace_state::write(headers, carried, Other::Peer, SystemTime::now());
+    trace_state::write(headers, carried, Other::Peer, SystemTime::now);
 }
 
 fn choose<'a>(errand: &Errand<'a>, tried: &[usize], now: Instant, record: &Record) -> Result<Chosen<'a>, Refusal> {

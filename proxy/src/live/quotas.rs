@@ -58,18 +58,20 @@ impl Quotas {
         let slices = self.slices.load();
         let mut counted = quotas.into_iter().filter_map(|quota| slices.get(&quota.id));
         let Some(first) = counted.next() else { return Ok(None) };
-        let mut all = vec![first];
-        all.extend(counted);
+        let take = |slice: &Slice| {
+            let admitted = slice.admit(now).inspect_err(|over| self.ask_if(over.ask))?;
+            self.ask_if(admitted.ask);
+            Ok(admitted)
+        };
+        let Some(second) = counted.next() else { return take(first).map(Some) };
+        let mut all: Vec<_> = [first, second].into_iter().chain(counted).collect();
         // Several quotas count together or not at all: one that is spent is asked first, and refuses before any counts.
-        if all.len() > 1
-            && let Some(spent) = all.iter().position(|slice| slice.look(now).remaining == 0)
-        {
+        if let Some(spent) = all.iter().position(|slice| slice.look(now).remaining == 0) {
             all.swap(0, spent);
         }
         let mut tightest: Option<Admitted> = None;
         for slice in all {
-            let admitted = slice.admit(now).inspect_err(|over| self.ask_if(over.ask))?;
-            self.ask_if(admitted.ask);
+            let admitted = take(slice)?;
             if tightest.is_none_or(|other| admitted.share.remaining < other.share.remaining) {
                 tightest = Some(admitted);
             }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use equerry_policies::names::{ServiceName, SpiffeId, TenantName};
 use http::HeaderValue;
@@ -63,7 +63,7 @@ pub(super) struct AccessLog {
 type Blank = Mutex<Vec<Sheet>>;
 
 enum Message {
-    Line(Sheet, SystemTime),
+    Line(Sheet),
     Reopen,
     Flush(SyncSender<()>),
 }
@@ -86,10 +86,10 @@ impl AccessLog {
         self.to_writer.is_some()
     }
 
-    /// Hands an exchange that ended just now to the writer; false when it was dropped.
+    /// Hands an exchange that has ended to the writer; false when it was dropped.
     pub(super) fn offer(&self, exchange: Sheet) -> bool {
         let Some(to_writer) = &self.to_writer else { return true };
-        to_writer.try_send(Message::Line(exchange, SystemTime::now())).is_ok()
+        to_writer.try_send(Message::Line(exchange)).is_ok()
     }
 
     /// Adds some empty sheets, if there are any.
@@ -170,18 +170,19 @@ fn write(mut sink: Sink, messages: &Receiver<Message>, blank: &Blank) {
     let (mut text, masks, mut words) = (String::new(), Masks::new(), Words::default());
     let mut told = false;
     while let Ok(first) = messages.recv() {
-        let mut flushed = Vec::new();
+        let (mut flushed, mut clocks) = (Vec::new(), Clocks::now());
         let mut next = Some(first);
         while let Some(message) = next {
             match message {
-                Message::Line(mut sheet, ended) => {
+                Message::Line(mut sheet) => {
                     if let Some(exchange) = &*sheet {
-                        render(exchange, ended, &mut words, &masks, &mut text);
+                        render(exchange, &clocks, &mut words, &masks, &mut text);
                     }
                     *sheet = None;
                     keep(sheet, blank);
                     if text.len() >= ENOUGH {
                         put(&mut sink, &mut text, &mut told);
+                        clocks = Clocks::now();
                     }
                 }
                 Message::Reopen => {
@@ -221,6 +222,24 @@ fn put(sink: &mut Sink, text: &mut String, told: &mut bool) {
     text.clear();
 }
 
+/// Both clocks, read together: exchanges are timed by the one that never jumps, and lines tell the other.
+struct Clocks {
+    steady: Instant,
+    wall: SystemTime,
+}
+
+impl Clocks {
+    fn now() -> Self {
+        Self { steady: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// What the wall showed then.
+    fn moment(&self, then: Instant) -> SystemTime {
+        let before = self.wall.checked_sub(self.steady.saturating_duration_since(then));
+        before.and_then(|before| before.checked_add(then.saturating_duration_since(self.steady))).unwrap_or(self.wall)
+    }
+}
+
 /// Words that the next line most likely has too.
 #[derive(Default)]
 struct Words {
@@ -233,9 +252,9 @@ struct Words {
 }
 
 /// Appends one line.
-fn render(exchange: &Exchange, ended: SystemTime, words: &mut Words, masks: &Masks, out: &mut String) {
+fn render(exchange: &Exchange, clocks: &Clocks, words: &mut Words, masks: &Masks, out: &mut String) {
     let mut line = Line::open(out);
-    line.moment(key!("start_time"), ended.checked_sub(exchange.duration).unwrap_or(ended), &mut words.clock);
+    line.moment(key!("start_time"), clocks.moment(exchange.started), &mut words.clock);
     line.word(key!("direction"), Some(exchange.direction.as_str()));
     let of_http = |text| Some(text).filter(|_| !exchange.tunnel);
     line.text(key!("method"), of_http(exchange.method.as_str()));
@@ -303,7 +322,7 @@ mod tests {
         exchange.detail = Some("x\u{1b}[31m\u{9b}31m\u{7f}\"\\ \u{2028}é".to_owned());
         exchange.sni = Some("\r\nforged".into());
         let mut text = String::new();
-        render(&exchange, SystemTime::now(), &mut Words::default(), &Masks::new(), &mut text);
+        render(&exchange, &Clocks::now(), &mut Words::default(), &Masks::new(), &mut text);
 
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
         assert!(!text.trim_end().chars().any(char::is_control), "{text}");
@@ -314,9 +333,18 @@ mod tests {
     }
 
     #[test]
+    fn a_line_tells_when_its_exchange_began_by_the_wall_clock() {
+        let clocks = Clocks::now();
+        let second = Duration::from_secs(1);
+        assert_eq!(clocks.moment(clocks.steady), clocks.wall);
+        assert_eq!(clocks.moment(clocks.steady - second), clocks.wall - second);
+        assert_eq!(clocks.moment(clocks.steady + second), clocks.wall + second, "read a little before it began");
+    }
+
+    #[test]
     fn a_line_carries_istios_keys_and_ours() {
         let mut text = String::new();
-        render(&an_exchange(), SystemTime::now(), &mut Words::default(), &Masks::new(), &mut text);
+        render(&an_exchange(), &Clocks::now(), &mut Words::default(), &Masks::new(), &mut text);
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         for key in [
             "start_time",

@@ -1,5 +1,6 @@
 //! One exchange, as metrics, access log, traces and lookouts are told of it at its end.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,6 +9,9 @@ use std::time::{Duration, Instant};
 use equerry_policies::names::{ServiceName, SpiffeId, TenantName};
 use equerry_traffic::Reason;
 use equerry_traffic::authorize::Noted;
+use equerry_traffic::texts::Texts;
+use http::HeaderValue;
+use http::uri::PathAndQuery;
 
 use super::{Logged, Trace};
 
@@ -46,15 +50,15 @@ pub struct Exchange {
     /// The method as received.
     pub method: http::Method,
     /// The normalised target; only its path is told, because a query may carry secrets.
-    pub target: http::uri::PathAndQuery,
+    pub target: PathAndQuery,
     /// The normalised authority.
-    pub authority: http::HeaderValue,
+    pub authority: HeaderValue,
     /// The version spoken by the caller.
     pub protocol: http::Version,
     /// It is a TCP connection in whose bytes nobody looked for requests: no method, target, version or status.
     pub tunnel: bool,
     /// The protocol that its connection changed to.
-    pub upgrade: Option<http::HeaderValue>,
+    pub upgrade: Option<HeaderValue>,
     /// The status sent; 499 when the caller left before there was one, 0 for TCP.
     pub status: u16,
     /// How it ended.
@@ -88,23 +92,52 @@ pub struct Exchange {
     /// The caller's address.
     pub peer_address: SocketAddr,
     /// `x-request-id`.
-    pub request_id: http::HeaderValue,
+    pub request_id: HeaderValue,
     /// The trace it belongs to, as it is forwarded.
-    pub traceparent: Option<http::HeaderValue>,
+    pub traceparent: Option<HeaderValue>,
     /// Its part in that trace, when spans are kept of it.
     pub trace: Option<Box<Trace>>,
     /// Mutual TLS on the mesh's side of it.
     pub tls: bool,
     /// The caller's `user-agent`.
-    pub user_agent: Option<http::HeaderValue>,
+    pub user_agent: Option<HeaderValue>,
     /// The caller's `x-forwarded-for`.
-    pub x_forwarded_for: Option<http::HeaderValue>,
+    pub x_forwarded_for: Option<HeaderValue>,
     /// The server name of the TLS connection, inbound.
     pub sni: Option<Arc<str>>,
     /// Why it failed, for people: an I/O or TLS error in words.
     pub detail: Option<String>,
     /// What is logged of it because a policy asks for it by name.
     pub logged: Option<Box<Logged>>,
+}
+
+/// Bytes of descriptions that share an allocation, which goes to whoever writes the log.
+const SHEET: usize = 8 * 1024;
+
+thread_local! {
+    static TEXTS: RefCell<Texts> = RefCell::new(Texts::of(SHEET));
+}
+
+impl Exchange {
+    /// Copies what it shares with the messages it tells of: their memory does not wait for the log, and is used again meanwhile.
+    pub(super) fn stand_alone(&mut self) {
+        let others = [&self.traceparent, &self.user_agent, &self.x_forwarded_for, &self.upgrade];
+        let [trace, agent, forwarded_for, upgrade] =
+            others.map(|other| other.as_ref().map_or(&[][..], HeaderValue::as_bytes));
+        let (authority, id, target) = (self.authority.as_bytes(), self.request_id.as_bytes(), self.target.as_str());
+        let parts = [authority, id, trace, agent, forwarded_for, upgrade, target.as_bytes()];
+        let mut copies = TEXTS.with_borrow_mut(|texts| texts.join(&parts)).freeze();
+        let others = [&mut self.traceparent, &mut self.user_agent, &mut self.x_forwarded_for, &mut self.upgrade];
+        for value in [&mut self.authority, &mut self.request_id].into_iter().chain(others.into_iter().flatten()) {
+            // It was one before.
+            if let Ok(copy) = HeaderValue::from_maybe_shared(copies.split_to(value.len())) {
+                *value = copy;
+            }
+        }
+        if let Ok(copy) = PathAndQuery::from_maybe_shared(copies) {
+            self.target = copy;
+        }
+    }
 }
 
 impl fmt::Debug for Exchange {

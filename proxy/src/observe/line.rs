@@ -16,14 +16,25 @@ pub(super) const LONGEST_HEADER: usize = 1024;
 /// What stands before a member's value, put together by the compiler.
 macro_rules! key {
     ($name:literal) => {
-        $crate::observe::line::Key(concat!(",\"", $name, "\":"))
+        $crate::observe::line::Key {
+            bare: concat!(",\"", $name, "\":"),
+            text: concat!(",\"", $name, "\":\""),
+            null: concat!(",\"", $name, "\":null"),
+        }
     };
 }
 pub(super) use key;
 
 /// A name of our own choice, made by [`key!`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Key(pub(super) &'static str);
+pub(super) struct Key {
+    /// Before a number.
+    pub(super) bare: &'static str,
+    /// Before a text.
+    pub(super) text: &'static str,
+    /// Where there is none.
+    pub(super) null: &'static str,
+}
 
 /// The object being written.
 pub(super) struct Line<'a> {
@@ -43,35 +54,33 @@ impl<'a> Line<'a> {
         self.out.push_str("}\n");
     }
 
+    /// What stands before a value, or is all there is.
     #[inline]
-    fn key(&mut self, Key(key): Key) {
+    fn key(&mut self, key: &str) {
         let comma = usize::from(std::mem::take(&mut self.first));
         self.out.push_str(&key[comma..]);
     }
 
     /// A word of ours, in which nothing needs to be escaped; `null` where there is none.
     pub(super) fn word(&mut self, key: Key, value: Option<&'static str>) {
-        self.key(key);
-        let Some(value) = value else { return self.out.push_str("null") };
-        self.out.push('"');
+        let Some(value) = value else { return self.key(key.null) };
+        self.key(key.text);
         self.out.push_str(value);
         self.out.push('"');
     }
 
     /// A text; `null` where there is none.
     pub(super) fn text(&mut self, key: Key, value: Option<&str>) {
-        self.key(key);
-        match value {
-            Some(value) => quote(value, self.out),
-            None => self.out.push_str("null"),
-        }
+        let Some(value) = value else { return self.key(key.null) };
+        self.key(key.text);
+        escape(value, self.out);
+        self.out.push('"');
     }
 
     /// What something shows as.
     pub(super) fn shown(&mut self, key: Key, value: Option<&impl Display>) {
-        self.key(key);
-        let Some(value) = value else { return self.out.push_str("null") };
-        self.out.push('"');
+        let Some(value) = value else { return self.key(key.null) };
+        self.key(key.text);
         // Writing into a String does not fail.
         let _ = write!(Escaped(self.out), "{value}");
         self.out.push('"');
@@ -79,9 +88,8 @@ impl<'a> Line<'a> {
 
     /// The same, of what is mostly what it was on the line before.
     pub(super) fn again<T: Clone + Display + PartialEq>(&mut self, key: Key, value: Option<&T>, last: &mut Last<T>) {
-        self.key(key);
-        let Some(value) = value else { return self.out.push_str("null") };
-        self.out.push('"');
+        let Some(value) = value else { return self.key(key.null) };
+        self.key(key.text);
         self.out.push_str(last.words_of(value));
         self.out.push('"');
     }
@@ -89,23 +97,20 @@ impl<'a> Line<'a> {
     /// An address and its port.
     pub(super) fn address(&mut self, key: Key, address: SocketAddr) {
         let SocketAddr::V4(address) = address else { return self.shown(key, Some(&address)) };
-        self.key(key);
-        let mut before = '"';
+        self.key(key.text);
+        let mut after = ['.', '.', '.', ':'].into_iter();
         for octet in address.ip().octets() {
-            self.out.push(before);
             self.out.push_str(itoa::Buffer::new().format(octet));
-            before = '.';
+            self.out.extend(after.next());
         }
-        self.out.push(':');
         self.out.push_str(itoa::Buffer::new().format(address.port()));
         self.out.push('"');
     }
 
     /// What a caller wrote, at most [`LONGEST_HEADER`] bytes of it.
     pub(super) fn value(&mut self, key: Key, value: Option<&HeaderValue>) {
-        self.key(key);
-        let Some(bytes) = value.map(HeaderValue::as_bytes) else { return self.out.push_str("null") };
-        self.out.push('"');
+        let Some(bytes) = value.map(HeaderValue::as_bytes) else { return self.key(key.null) };
+        self.key(key.text);
         let shown = &bytes[..bytes.len().min(LONGEST_HEADER)];
         match std::str::from_utf8(shown) {
             Ok(text) => escape(text, self.out),
@@ -119,17 +124,18 @@ impl<'a> Line<'a> {
 
     /// A number; `null` where there is none.
     pub(super) fn number(&mut self, key: Key, value: Option<u64>) {
-        self.key(key);
-        match value {
-            Some(value) => self.out.push_str(itoa::Buffer::new().format(value)),
-            None => self.out.push_str("null"),
+        let Some(value) = value else { return self.key(key.null) };
+        self.key(key.bare);
+        match u8::try_from(value) {
+            // As most are.
+            Ok(digit @ 0..=9) => self.out.push(char::from(b'0' + digit)),
+            _ => self.out.push_str(itoa::Buffer::new().format(value)),
         }
     }
 
     /// A moment (RFC 3339).
     pub(super) fn moment(&mut self, key: Key, at: SystemTime, clock: &mut Clock) {
-        self.key(key);
-        self.out.push('"');
+        self.key(key.text);
         clock.tell(at, self.out);
         self.out.push('"');
     }

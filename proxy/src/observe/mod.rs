@@ -168,6 +168,7 @@ impl Observer {
             *sheet = None;
             return Some(sheet);
         }
+        sheet.iter_mut().for_each(Exchange::stand_alone);
         if !self.0.access_log.offer(sheet) {
             self.0.metrics.access_log_dropped.inc();
         }
@@ -398,6 +399,28 @@ pub(crate) mod tests {
             detail: None,
             logged: None,
         }
+    }
+
+    #[test]
+    fn what_waits_for_the_log_keeps_nothing_of_its_messages() {
+        let read = bytes::Bytes::from(b"orders.shop one /a?b=c 00-1-2-01 curl 10.0.0.1".to_vec());
+        let part = |from: usize, to: usize| http::HeaderValue::from_maybe_shared(read.slice(from..to)).unwrap();
+        let mut exchange = an_exchange();
+        (exchange.authority, exchange.request_id) = (part(0, 11), part(12, 15));
+        exchange.target = http::uri::PathAndQuery::from_maybe_shared(read.slice(16..22)).unwrap();
+        (exchange.traceparent, exchange.user_agent) = (Some(part(23, 32)), Some(part(33, 37)));
+        exchange.x_forwarded_for = Some(part(38, 46));
+        let before = exchange.clone();
+        exchange.stand_alone();
+        let told = |of: &Exchange| {
+            let Exchange { authority, request_id, target, traceparent, user_agent, x_forwarded_for, upgrade, .. } = of;
+            format!(
+                "{authority:?} {request_id:?} {target} {traceparent:?} {user_agent:?} {x_forwarded_for:?} {upgrade:?}"
+            )
+        };
+        assert_eq!(told(&exchange), told(&before));
+        drop(before);
+        assert!(read.is_unique());
     }
 
     fn observer(series_cap: usize) -> Observer {

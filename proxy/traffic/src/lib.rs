@@ -22,6 +22,7 @@ pub mod refusal;
 pub mod retry;
 pub mod route;
 pub mod tenant;
+pub mod texts;
 pub mod token;
 pub mod trace_state;
 

@@ -6,10 +6,11 @@
 //! Between proxies the time left is relative (`d`, in milliseconds), because clocks differ. To the application beside it a
 //! sidecar writes the moment (`u`, Unix milliseconds), because what the application sends later comes back to the same clock.
 
-use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
+
+use crate::texts;
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const OURS: &str = "eq=";
@@ -34,7 +35,7 @@ pub enum Other {
 }
 
 /// Reads the member `eq` of a request that comes from `from`; what cannot be read says nothing.
-pub fn read(headers: &HeaderMap, from: Other, now: SystemTime) -> Carried {
+pub fn read(headers: &HeaderMap, from: Other, now: impl Fn() -> SystemTime) -> Carried {
     let mut carried = Carried::default();
     let Some(ours) = members(headers).find_map(|member| member.strip_prefix(OURS)) else { return carried };
     for field in ours.split(';') {
@@ -42,7 +43,7 @@ pub fn read(headers: &HeaderMap, from: Other, now: SystemTime) -> Carried {
         let Ok(number) = value.parse::<u64>() else { continue };
         let left = match name {
             "d" => Some(Duration::from_millis(number)),
-            "u" if from == Other::Application => until(number, now),
+            "u" if from == Other::Application => until(number, now()),
             "r" => {
                 carried.retried |= number > 0;
                 None
@@ -66,39 +67,38 @@ fn until(millis: u64, now: SystemTime) -> Option<Duration> {
 
 /// Writes the member `eq` of a request that goes to `to`, in front of all others, as the specification wants what was changed
 /// last. A request that carries nothing carries no such member.
-pub fn write(headers: &mut HeaderMap, carried: Carried, to: Other, now: SystemTime) {
+pub fn write(headers: &mut HeaderMap, carried: Carried, to: Other, now: impl Fn() -> SystemTime) {
     if carried == Carried::default() && !members(headers).any(|member| member.starts_with(OURS)) {
         return;
     }
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    if let Some(left) = carried.remaining {
-        let _ = match to {
-            Other::Peer => write!(text, "d:{}", left.as_millis()),
-            Other::Application => write!(text, "u:{}", unix_millis(now.checked_add(left))),
-        };
-    }
-    if carried.retried {
-        text.push_str(if text.is_empty() { "r:1" } else { ";r:1" });
-    }
-    if !text.is_empty() {
-        text.insert_str(0, OURS);
-    }
-    for member in members(headers).filter(|member| !member.starts_with(OURS)).take(MOST_MEMBERS - 1) {
-        if !text.is_empty() {
-            text.push(',');
-        }
-        text.push_str(member);
-    }
-    match HeaderValue::from_str(&text) {
-        Ok(value) if !text.is_empty() => drop(headers.insert(TRACESTATE, value)),
+    let mut digits = itoa::Buffer::new();
+    let (which, left) = match carried.remaining.map(|left| (to, left)) {
+        Some((Other::Peer, left)) => ("d:", digits.format(whole_millis(left))),
+        Some((Other::Application, left)) => ("u:", digits.format(unix_millis(now().checked_add(left)))),
+        None => ("", ""),
+    };
+    let retried = match (carried.retried, left) {
+        (false, _) => "",
+        (true, "") => "r:1",
+        (true, _) => ";r:1",
+    };
+    let ours = if carried == Carried::default() { "" } else { OURS };
+    let others = members(headers).filter(|member| !member.starts_with(OURS)).take(MOST_MEMBERS - 1);
+    let others = others.collect::<Vec<_>>().join(",");
+    let comma = if ours.is_empty() || others.is_empty() { "" } else { "," };
+    match texts::header_value(&[ours, which, left, retried, comma, &others].map(str::as_bytes)) {
+        Some(value) if !value.is_empty() => drop(headers.insert(TRACESTATE, value)),
         _ => drop(headers.remove(TRACESTATE)),
     }
 }
 
 fn unix_millis(at: Option<SystemTime>) -> u64 {
     let since = at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-    since.map_or(u64::MAX, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    since.map_or(u64::MAX, whole_millis)
+}
+
+fn whole_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The members of every `tracestate` header, in order.
@@ -110,12 +110,13 @@ fn members(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
     use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn at(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    fn at(seconds: u64) -> impl Fn() -> SystemTime {
+        move || SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
     fn with(lines: &[&str]) -> HeaderMap {
@@ -137,7 +138,7 @@ mod tests {
         // To the application, which works for half a second and then calls somebody, passing its trace on.
         write(&mut request, arrived, Other::Application, at(1000));
         assert_eq!(seen(&request), ["eq=u:1002000,other=1"]);
-        let called = read(&request, Other::Application, at(1000) + SECOND / 2);
+        let called = read(&request, Other::Application, || at(1000)() + SECOND / 2);
         assert_eq!(called.remaining, Some(SECOND * 3 / 2));
         write(&mut request, called, Other::Peer, at(1000));
         assert_eq!(seen(&request), ["eq=d:1500,other=1"]);

@@ -74,8 +74,10 @@ impl<F: Future<Output = ()>> Crew<F> {
         Self { places: Vec::new(), free: Vec::new(), bell: Arc::default(), turn: Vec::new() }
     }
 
-    /// Takes on a piece of work, which begins with the next [`Self::poll`].
-    pub(super) fn add(&mut self, work: F) {
+    /// Takes on a piece of work, which begins with the next [`Self::poll`]. It is made where it stays: it is several thousand bytes,
+    /// of which few mean anything at its beginning.
+    #[inline]
+    pub(super) fn add(&mut self, work: impl FnOnce() -> F) {
         let at = self.free.pop().unwrap_or_else(|| {
             let place = self.places.len();
             let call = Arc::new(Call { place, called: AtomicBool::new(false), bell: Arc::clone(&self.bell) });
@@ -84,8 +86,8 @@ impl<F: Future<Output = ()>> Crew<F> {
         });
         let place = &mut self.places[at];
         match &mut place.work {
-            Some(kept) => kept.set(Some(unconstrained(work))),
-            none => *none = Some(Box::pin(Some(unconstrained(work)))),
+            Some(kept) => kept.set(Some(unconstrained(work()))),
+            none => *none = Some(Box::pin(Some(unconstrained(work())))),
         }
         // Who worked here before may have left somebody who wakes it.
         if !place.call.called.swap(true, Ordering::AcqRel) {

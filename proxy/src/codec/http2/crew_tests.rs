@@ -38,7 +38,7 @@ fn who_is_woken_is_polled_and_nobody_else() {
     let cx = Context::from_waker(&keeper);
     let mut crew = Crew::new();
     for _ in 0..3 {
-        crew.add(work(1, &polled, &wakers));
+        crew.add(|| work(1, &polled, &wakers));
     }
     assert_eq!(polled.get(), 0, "it begins when it is polled");
     crew.poll(&cx);
@@ -62,7 +62,7 @@ fn a_place_is_used_again_and_whoever_still_wakes_it_does_no_harm() {
     let (polled, wakers) = (Rc::default(), Rc::default());
     let cx = Context::from_waker(Waker::noop());
     let mut crew = Crew::new();
-    crew.add(work(1, &polled, &wakers));
+    crew.add(|| work(1, &polled, &wakers));
     crew.poll(&cx);
     let late = wakers.borrow()[0].clone();
     late.wake_by_ref();
@@ -70,7 +70,7 @@ fn a_place_is_used_again_and_whoever_still_wakes_it_does_no_harm() {
     assert_eq!((polled.get(), crew.places.len()), (2, 1));
     // Before the next begins, and while it waits.
     late.wake_by_ref();
-    crew.add(work(2, &polled, &wakers));
+    crew.add(|| work(2, &polled, &wakers));
     crew.poll(&cx);
     assert_eq!((polled.get(), crew.places.len()), (3, 1));
     late.wake_by_ref();
@@ -86,7 +86,7 @@ fn a_crowd_leaves_no_memory_behind() {
     let cx = Context::from_waker(Waker::noop());
     let mut crew = Crew::new();
     for _ in 0..1_000 {
-        crew.add(work(1, &polled, &wakers));
+        crew.add(|| work(1, &polled, &wakers));
     }
     crew.poll(&cx);
     let late: Vec<Waker> = wakers.borrow_mut().drain(..).collect();
@@ -94,7 +94,7 @@ fn a_crowd_leaves_no_memory_behind() {
     crew.poll(&cx);
     assert_eq!((polled.get(), crew.places.len(), crew.places.capacity()), (2_000, 0, 0));
     late.iter().for_each(Waker::wake_by_ref);
-    crew.add(work(0, &polled, &wakers));
+    crew.add(|| work(0, &polled, &wakers));
     crew.poll(&cx);
     assert_eq!((polled.get(), crew.free.len()), (2_001, 1));
 }
@@ -103,7 +103,7 @@ fn a_crowd_leaves_no_memory_behind() {
 fn work_that_is_given_up_is_dropped_at_once() {
     let (polled, wakers) = (Rc::default(), Rc::default());
     let mut crew = Crew::new();
-    crew.add(work(1, &polled, &wakers));
+    crew.add(|| work(1, &polled, &wakers));
     crew.poll(&Context::from_waker(Waker::noop()));
     assert_eq!(Rc::strong_count(&polled), 2);
     drop(crew);

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -56,7 +56,7 @@ where
         crew.poll(cx);
         let over = driver.poll(&mut serving.0.borrow_mut(), cx);
         for arrived in driver.arrived() {
-            crew.add(exchange(Asked::of(&serving.0, arrived), Rc::clone(&responder)));
+            crew.add(|| exchange(Asked::of(&serving.0, arrived), Rc::clone(&responder)));
         }
         crew.poll(cx);
         over
@@ -112,7 +112,8 @@ async fn exchange<R: Respond>(asked: Asked, responder: Rc<R>) {
         Ok(mut head) => {
             let method = head.method.clone();
             let early = Early::new();
-            let answering = responder.respond(&mut head, body, &early);
+            // Where it is made it stays: to move it costs more than all that is done here.
+            let answering = pin!(responder.respond(&mut head, body, &early));
             let Some(response) = unless_over(&writing, answering, &early).await else { return };
             (method, response)
         }
@@ -130,8 +131,7 @@ fn bad(unread: Unread) -> Bad {
 }
 
 /// Waits for the answer, passing on what comes `early`; `None`: the caller does not want it any more.
-async fn unless_over<T>(writing: &Hold, answer: impl Future<Output = T>, early: &Early) -> Option<T> {
-    let mut answer = pin!(answer);
+async fn unless_over<T>(writing: &Hold, mut answer: Pin<&mut impl Future<Output = T>>, early: &Early) -> Option<T> {
     poll_fn(|cx| {
         let polled = answer.as_mut().poll(cx);
         while let Some((status, headers)) = early.take() {

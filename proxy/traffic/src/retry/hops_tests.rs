@@ -67,13 +67,13 @@ impl Chain<'_> {
             return ((self.leaf)(), false);
         }
         let (hops, trace) = (&self.hops[depth - 1], TraceId::of(headers));
-        let marked = read(headers, Other::Application, SystemTime::UNIX_EPOCH).retried;
+        let marked = read(headers, Other::Application, || SystemTime::UNIX_EPOCH).retried;
         let rule = Retry { codes: vec![503], attempts: 3, backoff: Duration::from_millis(25) };
         let plenty = Allowance { percent: 0, min_per_second: 1000 };
         for retries in 0.. {
             let mut request = headers.clone();
             let carried = Carried { remaining: None, retried: marked || retries > 0 };
-            write(&mut request, carried, Other::Peer, SystemTime::UNIX_EPOCH);
+            write(&mut request, carried, Other::Peer, || SystemTime::UNIX_EPOCH);
             let (failed, behind) = self.called(depth, &request);
             if let (true, Some(trace)) = (behind, trace) {
                 hops.retried(trace, self.clock);
