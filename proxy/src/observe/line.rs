@@ -1,4 +1,5 @@
-//! A JSON object written on one line, key by key, into text that is used again: no field costs an allocation.
+//! A JSON object written on one line, key by key, into text that is used again: no field costs an allocation. What there is not is
+//! left out.
 //!
 //! Every text is escaped, so that nobody writes a line that is not ours.
 
@@ -16,11 +17,7 @@ pub(super) const LONGEST_HEADER: usize = 1024;
 /// What stands before a member's value, put together by the compiler.
 macro_rules! key {
     ($name:literal) => {
-        $crate::observe::line::Key {
-            bare: concat!(",\"", $name, "\":"),
-            text: concat!(",\"", $name, "\":\""),
-            null: concat!(",\"", $name, "\":null"),
-        }
+        $crate::observe::line::Key { bare: concat!(",\"", $name, "\":"), text: concat!(",\"", $name, "\":\"") }
     };
 }
 pub(super) use key;
@@ -32,8 +29,6 @@ pub(super) struct Key {
     pub(super) bare: &'static str,
     /// Before a text.
     pub(super) text: &'static str,
-    /// Where there is none.
-    pub(super) null: &'static str,
 }
 
 /// The object being written.
@@ -54,24 +49,24 @@ impl<'a> Line<'a> {
         self.out.push_str("}\n");
     }
 
-    /// What stands before a value, or is all there is.
+    /// What stands before a value.
     #[inline]
     fn key(&mut self, key: &str) {
         let comma = usize::from(std::mem::take(&mut self.first));
         self.out.push_str(&key[comma..]);
     }
 
-    /// A word of ours, in which nothing needs to be escaped; `null` where there is none.
+    /// A word of ours, in which nothing needs to be escaped.
     pub(super) fn word(&mut self, key: Key, value: Option<&'static str>) {
-        let Some(value) = value else { return self.key(key.null) };
+        let Some(value) = value else { return };
         self.key(key.text);
         self.out.push_str(value);
         self.out.push('"');
     }
 
-    /// A text; `null` where there is none.
+    /// A text.
     pub(super) fn text(&mut self, key: Key, value: Option<&str>) {
-        let Some(value) = value else { return self.key(key.null) };
+        let Some(value) = value else { return };
         self.key(key.text);
         escape(value, self.out);
         self.out.push('"');
@@ -79,7 +74,7 @@ impl<'a> Line<'a> {
 
     /// What something shows as.
     pub(super) fn shown(&mut self, key: Key, value: Option<&impl Display>) {
-        let Some(value) = value else { return self.key(key.null) };
+        let Some(value) = value else { return };
         self.key(key.text);
         // Writing into a String does not fail.
         let _ = write!(Escaped(self.out), "{value}");
@@ -88,7 +83,7 @@ impl<'a> Line<'a> {
 
     /// The same, of what is mostly what it was on the line before.
     pub(super) fn again<T: Clone + Display + PartialEq>(&mut self, key: Key, value: Option<&T>, last: &mut Last<T>) {
-        let Some(value) = value else { return self.key(key.null) };
+        let Some(value) = value else { return };
         self.key(key.text);
         self.out.push_str(last.words_of(value));
         self.out.push('"');
@@ -109,7 +104,7 @@ impl<'a> Line<'a> {
 
     /// What a caller wrote, at most [`LONGEST_HEADER`] bytes of it.
     pub(super) fn value(&mut self, key: Key, value: Option<&HeaderValue>) {
-        let Some(bytes) = value.map(HeaderValue::as_bytes) else { return self.key(key.null) };
+        let Some(bytes) = value.map(HeaderValue::as_bytes) else { return };
         self.key(key.text);
         let shown = &bytes[..bytes.len().min(LONGEST_HEADER)];
         match std::str::from_utf8(shown) {
@@ -122,9 +117,9 @@ impl<'a> Line<'a> {
         self.out.push('"');
     }
 
-    /// A number; `null` where there is none.
+    /// A number.
     pub(super) fn number(&mut self, key: Key, value: Option<u64>) {
-        let Some(value) = value else { return self.key(key.null) };
+        let Some(value) = value else { return };
         self.key(key.bare);
         match u8::try_from(value) {
             // As most are.
@@ -308,7 +303,7 @@ mod tests {
             line.again(key!("none"), None, &mut last);
             line.close();
             let read: serde_json::Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(read, serde_json::json!({"value": value, "none": null}));
+            assert_eq!(read, serde_json::json!({"value": value}));
         }
     }
 
