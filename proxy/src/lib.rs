@@ -21,6 +21,7 @@ mod reload;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod strangers;
 mod tidy;
+mod timers;
 mod tunnel;
 pub mod upstream;
 mod wait;

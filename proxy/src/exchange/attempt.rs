@@ -229,7 +229,7 @@ pub(crate) async fn send(
         let under_way = watched.as_ref().filter(|(_, told)| still.is_some() || told.is_being_taken());
         let paced = under_way.and_then(|_| pace.since.checked_add(patience()));
         let Some(at) = end.into_iter().chain(still).chain(paced).min() else { return sending.await };
-        if let Ok(sent) = tokio::time::timeout_at(at.into(), sending.as_mut()).await {
+        if let Some(sent) = pool.timers.within(at.into(), sending.as_mut()).await {
             return sent;
         }
         let now = now();

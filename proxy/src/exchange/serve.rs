@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -44,6 +45,7 @@ use crate::inbound::{Inbound, Via};
 use crate::live::{self, Live};
 use crate::observe::Direction;
 use crate::outbound::{self, Outbound};
+use crate::timers::Timers;
 use crate::tunnel;
 use crate::upstream::{Protocol, Target};
 
@@ -187,7 +189,7 @@ async fn leave(
     let protocol = between::protocol(at.shared.settings.mesh_protocol, kind, &body, backend);
     let authors = Authors { rule: choice.rule.as_deref(), policy: Some(&backend.traffic) };
     let body = ToSend::take(body, choice.retry().is_some() || !copies.is_empty(), &backend.traffic, kind, record);
-    let body = in_time(deadline, began, body).await.map_err(|refusal| refusal.signed(&authors))?;
+    let body = in_time(&at.pool.timers, (deadline, began), body).await.map_err(|refusal| refusal.signed(&authors))?;
     let source = Source { address: asker.address, instance: at.shared.settings.instance.as_str(), identity: &live.own };
     let key = backend.balancer.key(head, &source);
     // Nobody would speak the other protocol with those who get a copy.
@@ -258,13 +260,13 @@ fn carried(headers: &HeaderMap, from: Other) -> Option<Carried> {
 
 /// Holding a body for retries is part of the exchange's time.
 async fn in_time(
-    deadline: Deadline,
-    began: Instant,
+    timers: &Timers,
+    (deadline, began): (Deadline, Instant),
     taking: impl Future<Output = Result<ToSend, Refusal>>,
 ) -> Result<ToSend, Refusal> {
     let until = deadline.for_try(began, None);
     match until.at {
-        Some(at) => tokio::time::timeout_at(at.into(), taking).await.map_err(|_| until.passed())?,
+        Some(at) => timers.within(at.into(), pin!(taking)).await.ok_or_else(|| until.passed())?,
         None => taking.await,
     }
 }

@@ -28,6 +28,7 @@ use super::lease::{Exchanging, Kind, Lease};
 use crate::codec::http1::call;
 use crate::live::{Held, LimitState, Quick, TlsIdentity};
 use crate::tidy::{self, Surplus};
+use crate::timers::Timers;
 
 /// How often idle connections are looked at.
 const REAP_EVERY: Duration = Duration::from_secs(1);
@@ -98,6 +99,8 @@ pub(crate) struct Pool {
     http1: RefCell<Quick<Key, Rc<Shelf>>>,
     http2: RefCell<HashMap<Key, Slot>>,
     sessions: RefCell<HashMap<(ServiceName, Protocol), KeptSession>>,
+    /// Of those who wait for answers.
+    pub(crate) timers: Timers,
 }
 
 /// A session is good while both whom we expect and who we are stay the same.
@@ -373,7 +376,7 @@ impl Pool {
     /// since this was last asked, beyond a few, those unused longest first; and HTTP/2 connections without an exchange beside
     /// another to the same endpoint. Whether there were any.
     fn put_down(&self) -> bool {
-        let mut any = false;
+        let mut any = self.timers.put_down();
         for shelf in self.http1.borrow().values() {
             let mut kept = shelf.idle.borrow_mut();
             let more = shelf.surplus.too_many(kept.len(), FEW);
