@@ -1,6 +1,7 @@
 //! The root of all trust is replaced under load, certificates are renewed again and again, and an identity that is revoked
 //! is cut off everywhere: nobody else notices any of it.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +12,7 @@ use equerry::demo::town::{Home, SHOP, Town};
 use equerry::demo::web::Caller;
 use equerry_certs::{Authority, AuthorityPem, Identity, Leaf, Request};
 use equerry_tests::{Mesh, eventually, listen};
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -49,17 +51,22 @@ async fn the_root_is_rotated_under_load_and_no_call_fails_and_who_was_away_comes
     let answer = knock::get_over_tls(v1, &before, Some(&signed_before)).await?;
     ensure!(answer == 200, "what today's root has signed was answered {answer}");
     town.stop_sidecar(away).await;
-    let (over, answered) = (Notify::new(), Notify::new());
+    let (over, answered, posted) = (Notify::new(), Notify::new(), Cell::new(0));
     let caller = orders.through_sidecar();
+    let post = |number| {
+        posted.set(number + 1);
+        caller.call("POST", "inventory", "/", &[])
+    };
     let (rotated, posts, gets) = tokio::join!(
         async {
-            let rotated = rotate(&mesh, away).await;
-            over.notify_one();
-            rotated
-        },
+            rotate(&mesh, away).await?;
+            // However fast that was: calls have gone out all the while.
+            eventually(Duration::from_secs(15), "ten POSTs", async || Ok((posted.get() >= 10).then_some(()))).await
+        }
+        .inspect(|_| over.notify_one()),
         // Nobody may repeat these, and some are under way whatever happens.
         async {
-            let posts = driver::steady(10.0, over.notified(), |_| caller.call("POST", "inventory", "/", &[])).await;
+            let posts = driver::steady(10.0, over.notified(), post).await;
             answered.notify_one();
             posts
         },
