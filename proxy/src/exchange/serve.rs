@@ -337,13 +337,12 @@ async fn enter(
     let door = door(&at.shared, workload, via, &normal, named)?;
     record.note(|exchange| exchange.destination = door.service.clone());
     let shown = Shown { headers: &mut head.headers, normal: Some(&mut normal) };
-    // Read once for all that is decided without waiting.
-    let mut moment = OnceCell::new();
+    let mut moment = Moment::default();
     let caller = match caller(at, workload, door.port, shown, (via, &moment)) {
         Err(refusal) if refusal.wants_keys().is_some() => {
             let caller = Box::pin(ask_for_keys(at, workload, door.port, (head, &mut normal), via, refusal)).await?;
             began = now();
-            moment.take();
+            moment = Moment::default();
             caller
         }
         judged => judged?,
@@ -370,7 +369,7 @@ async fn enter(
     let carried = carried(&head.headers, Other::Peer);
     let deadline = deadline_that_came(began, kind, carried, &head.headers)?;
     if let Some(carried) = carried {
-        trace_state::write(&mut head.headers, carried, Other::Application, || *moment.get_or_init(SystemTime::now));
+        trace_state::write(&mut head.headers, carried, Other::Application, || moment.get());
     }
     let body = ToSend::streaming(body, workload.tokens.claim_headers().into(), record);
     let time = Time { until: deadline.for_try(began, None), kind, idle: deadline::usual_idle(kind) };
@@ -392,6 +391,16 @@ struct Entered {
     answered: Answered,
     watch: Option<Watch>,
     counted: Counted,
+}
+
+/// What the wall clock showed when it was first asked for: read once for all that is decided without waiting.
+#[derive(Default)]
+struct Moment(OnceCell<SystemTime>);
+
+impl Moment {
+    fn get(&self) -> SystemTime {
+        *self.0.get_or_init(SystemTime::now)
+    }
 }
 
 /// When the caller stops waiting. The caller's own clock may be the first to say so, because it knows who set the limit: ours
@@ -419,11 +428,10 @@ fn caller(
     workload: &Arc<CompiledWorkload>,
     port: u16,
     shown: Shown<'_>,
-    (via, moment): (&Via, &OnceCell<SystemTime>),
+    (via, moment): (&Via, &Moment),
 ) -> Result<Caller, Refusal> {
     let believed = &mut at.believed.borrow_mut();
-    let now = || *moment.get_or_init(SystemTime::now);
-    token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), now)
+    token::verify_remembering(believed, workload, port, shown, via.peer.as_ref(), || moment.get())
 }
 
 /// Judges a token again that may be good with keys which are not known here, once their issuers were asked for them.
@@ -458,9 +466,9 @@ async fn ask_for_keys(
 }
 
 /// Counts the request against its tenant's quotas.
-fn count(at: &Inbound, tenant: Option<&Tenant>, port: u16, moment: &OnceCell<SystemTime>) -> Result<Counted, Refusal> {
+fn count(at: &Inbound, tenant: Option<&Tenant>, port: u16, moment: &Moment) -> Result<Counted, Refusal> {
     let Some(tenant) = tenant else { return Ok(None) };
-    match at.shared.quotas.admit(tenant.quotas(port), *moment.get_or_init(SystemTime::now)) {
+    match at.shared.quotas.admit(tenant.quotas(port), moment.get()) {
         Ok(None) => Ok(None),
         Ok(Some(admitted)) => {
             at.shared.observe.quota(&tenant.name, true);

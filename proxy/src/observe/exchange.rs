@@ -119,23 +119,24 @@ thread_local! {
 }
 
 impl Exchange {
-    /// Copies what it shares with the messages it tells of: their memory does not wait for the log, and is used again meanwhile.
+    /// Copies what it shares with the messages it tells of, but for headers that a policy names: their memory does not wait for
+    /// the log, and is used again meanwhile.
     pub(super) fn stand_alone(&mut self) {
-        let others = [&self.traceparent, &self.user_agent, &self.x_forwarded_for, &self.upgrade];
+        let Self { authority, request_id, traceparent, user_agent, x_forwarded_for, upgrade, target, .. } = self;
         let [trace, agent, forwarded_for, upgrade] =
-            others.map(|other| other.as_ref().map_or(&[][..], HeaderValue::as_bytes));
-        let (authority, id, target) = (self.authority.as_bytes(), self.request_id.as_bytes(), self.target.as_str());
-        let parts = [authority, id, trace, agent, forwarded_for, upgrade, target.as_bytes()];
+            [traceparent, user_agent, x_forwarded_for, upgrade].map(Option::as_mut);
+        let values = [Some(authority), Some(request_id), trace, agent, forwarded_for, upgrade];
+        let [a, b, c, d, e, f] = values.each_ref().map(|value| value.as_deref().map_or(&[][..], HeaderValue::as_bytes));
+        let parts = [a, b, c, d, e, f, target.as_str().as_bytes()];
         let mut copies = TEXTS.with_borrow_mut(|texts| texts.join(&parts)).freeze();
-        let others = [&mut self.traceparent, &mut self.user_agent, &mut self.x_forwarded_for, &mut self.upgrade];
-        for value in [&mut self.authority, &mut self.request_id].into_iter().chain(others.into_iter().flatten()) {
+        for value in values.into_iter().flatten() {
             // It was one before.
             if let Ok(copy) = HeaderValue::from_maybe_shared(copies.split_to(value.len())) {
                 *value = copy;
             }
         }
         if let Ok(copy) = PathAndQuery::from_maybe_shared(copies) {
-            self.target = copy;
+            *target = copy;
         }
     }
 }

@@ -374,7 +374,7 @@ impl Pool {
 
     /// Closes what a load that is over has left: most of the idle HTTP/1.1 connections to an endpoint that nobody has needed
     /// since this was last asked, beyond a few, those unused longest first; and HTTP/2 connections without an exchange beside
-    /// another to the same endpoint. Whether there were any.
+    /// another to the same endpoint; and timers. Whether there were any.
     fn put_down(&self) -> bool {
         let mut any = self.timers.put_down();
         for shelf in self.http1.borrow().values() {

@@ -1,5 +1,5 @@
-//! Short texts that are made anew for every message, such as its id. To allocate for each costs more than to write it: many
-//! share one piece of memory.
+//! Memory for short texts that come or are made with every message, such as a header's value: to allocate for each costs more than
+//! to write it, so many share one piece. No decision, but what decisions write headers with.
 
 use std::cell::RefCell;
 
