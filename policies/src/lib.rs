@@ -10,5 +10,6 @@ pub mod document;
 pub mod interpret;
 pub mod names;
 pub mod policy;
+pub mod quick;
 pub mod schema;
 pub mod view;

@@ -1,6 +1,5 @@
 //! A Service as its callers use it: the rules of its routes, compiled, on the ports they are attached to.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::policy::{
     self, AppProtocol, GrpcMethod, HttpRoute, Nowhere, Origin, PathMatch, Retry, RouteKind, ServicePort, TcpRoute,
     TextMatch, TrafficPolicy,
 };
+use crate::quick::Quick;
 use crate::view::DestinationView;
 
 /// A Service as its callers use it.
@@ -35,8 +35,8 @@ pub struct CompiledDestination {
     pub faults: Vec<Fault>,
     /// Where it was written.
     pub origin: Origin,
-    routes: HashMap<u16, PortRoutes>,
-    tcp: HashMap<u16, Arc<RouteRule>>,
+    routes: Quick<u16, PortRoutes>,
+    tcp: Quick<u16, Arc<RouteRule>>,
 }
 
 /// What one header must be.
@@ -121,7 +121,7 @@ impl CompiledDestination {
 
 pub(super) fn compile(view: &DestinationView) -> Result<CompiledDestination, Vec<Complaint>> {
     let mut complaints = Vec::new();
-    let mut routes: HashMap<u16, PortRoutes> = HashMap::new();
+    let mut routes: Quick<u16, PortRoutes> = Quick::default();
     for route in by_name(&view.routes) {
         let compiled = rules(route, &mut complaints);
         // What speaks no HTTP has no requests to route: a route for every port means every other port.
@@ -129,7 +129,7 @@ pub(super) fn compile(view: &DestinationView) -> Result<CompiledDestination, Vec
             routes.entry(port).or_default().add(route.kind, &compiled);
         }
     }
-    let mut tcp: HashMap<u16, Arc<RouteRule>> = HashMap::new();
+    let mut tcp: Quick<u16, Arc<RouteRule>> = Quick::default();
     for route in &view.tcp_routes {
         let rule = Arc::new(tcp_rule(route));
         for port in ports_of(&route.parents, view) {

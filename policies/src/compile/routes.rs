@@ -8,7 +8,6 @@
 //! stand behind the services that are named exactly, and before what matches everything.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::Method;
@@ -18,13 +17,14 @@ use super::destination::{HeaderMatch, RouteRule};
 use super::text::{HeaderPattern, whole};
 use crate::complaint::Complaint;
 use crate::policy::{GrpcMethod, Origin, PathMatch, RouteKind, TextMatch};
+use crate::quick::Quick;
 
 /// The routes that hold on one Service port.
 #[derive(Debug, Clone, Default)]
 pub struct PortRoutes {
-    exact: HashMap<Box<str>, Vec<RouteEntry>>,
+    exact: Quick<Box<str>, Vec<RouteEntry>>,
     regex: Vec<(PathRegex, RouteEntry)>,
-    prefix: HashMap<Box<str>, Vec<RouteEntry>>,
+    prefix: Quick<Box<str>, Vec<RouteEntry>>,
     grpc: bool,
     /// Every rule, in the order of route names and rules: for explaining.
     pub rules: Vec<Arc<RouteRule>>,

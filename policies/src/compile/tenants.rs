@@ -1,7 +1,5 @@
 //! Tenants by what names them, so that naming one is a lookup however many there are.
 
-use std::collections::HashMap;
-
 use http::HeaderName;
 
 use super::in_scope;
@@ -9,6 +7,7 @@ use super::tokens::{ClaimPath, path};
 use crate::complaint::Complaint;
 use crate::names::{AccountName, TenantName};
 use crate::policy::{OnControlPlaneLoss, Origin, Quota, TenantMatch};
+use crate::quick::Quick;
 use crate::view::{Scoped, TenantView};
 
 /// Every tenant, and what names it: claims are asked first, then headers.
@@ -38,7 +37,7 @@ pub struct Tenant {
 pub struct ClaimTenants {
     /// The claim.
     pub claim: ClaimPath,
-    values: HashMap<Box<str>, usize>,
+    values: Quick<Box<str>, usize>,
 }
 
 /// The tenants that one header names.
@@ -46,7 +45,7 @@ pub struct ClaimTenants {
 pub struct HeaderTenants {
     /// The header.
     pub header: HeaderName,
-    values: HashMap<Box<str>, Vec<(Vec<AccountName>, usize)>>,
+    values: Quick<Box<str>, Vec<(Vec<AccountName>, usize)>>,
 }
 
 impl Tenant {
@@ -109,7 +108,7 @@ impl Tenants {
             TenantMatch::Claim { name, value } => {
                 let claim = path(name);
                 let place = self.by_claim.iter().position(|known| known.claim == claim).unwrap_or_else(|| {
-                    self.by_claim.push(ClaimTenants { claim, values: HashMap::new() });
+                    self.by_claim.push(ClaimTenants { claim, values: Quick::default() });
                     self.by_claim.len() - 1
                 });
                 // One matcher in two tenants is refused when documents are interpreted; the first wins here.
@@ -126,7 +125,7 @@ impl Tenants {
                     return;
                 };
                 let place = self.by_header.iter().position(|known| known.header == header).unwrap_or_else(|| {
-                    self.by_header.push(HeaderTenants { header, values: HashMap::new() });
+                    self.by_header.push(HeaderTenants { header, values: Quick::default() });
                     self.by_header.len() - 1
                 });
                 self.by_header[place]

@@ -253,6 +253,7 @@ pub(crate) fn describe(direction: Direction, parts: &mut Parts, peer_address: So
         sni: None,
         detail: None,
         logged: None,
+        copies: None,
     }
 }
 

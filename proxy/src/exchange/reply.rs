@@ -3,6 +3,7 @@
 //! A refusal tells HTTP callers its reason in the status, in `Proxy-Status` (RFC 9209) and in a problem+json body (RFC
 //! 9457); gRPC callers get trailers alone. Who refused and by which rule is told only where the mesh allows it.
 
+use std::cell::RefCell;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,11 +151,27 @@ pub(crate) fn refuse(refusal: &Refusal, style: &Style, mut record: Record) -> Re
 
 /// What is left of a tenant's quota at this sidecar (draft-ietf-httpapi-ratelimit-headers-10).
 pub(crate) fn rate_limit(headers: &mut HeaderMap, tenant: &TenantName, share: &Share) {
-    headers.insert(RATELIMIT_POLICY, with_numbers(tenant, [("q", share.limit), ("w", share.window.as_secs())]));
+    headers.insert(RATELIMIT_POLICY, policy(tenant, share));
     headers.insert(RATELIMIT, with_numbers(tenant, [("r", share.remaining), ("t", whole_seconds(share.reset))]));
 }
 
-/// A quoted name with its parameters (RFC 9651 section 3.1.2). Every request of a tenant gets two of them.
+/// What a tenant's quota is: what it was for the last request, mostly.
+fn policy(tenant: &TenantName, share: &Share) -> HeaderValue {
+    thread_local! {
+        static LAST: RefCell<Option<(TenantName, [u64; 2], HeaderValue)>> = const { RefCell::new(None) };
+    }
+    let (limit, window) = (share.limit, share.window.as_secs());
+    LAST.with_borrow_mut(|last| match last {
+        Some((of, numbers, told)) if *of == *tenant && *numbers == [limit, window] => told.clone(),
+        _ => {
+            let told = with_numbers(tenant, [("q", limit), ("w", window)]);
+            *last = Some((tenant.clone(), [limit, window], told.clone()));
+            told
+        }
+    })
+}
+
+/// A quoted name with its parameters (RFC 9651 section 3.1.2).
 fn with_numbers(tenant: &TenantName, [(key, number), (other_key, other)]: [(&str, u64); 2]) -> HeaderValue {
     let (mut digits, mut other_digits) = (itoa::Buffer::new(), itoa::Buffer::new());
     let (number, other) = (digits.format(number), other_digits.format(other));

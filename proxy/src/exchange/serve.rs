@@ -55,8 +55,6 @@ const APPLICATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const APPLICATION_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// A callee ends what its caller should have ended so long ago.
 const CALLER_FIRST: Duration = Duration::from_millis(50);
-/// W3C Trace Context.
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Who called, as the application's frameworks know it (Envoy's header).
 pub(super) const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
@@ -177,7 +175,7 @@ async fn leave(
         normal = filter::apply_request(filters, head, normal)?;
     }
     let kind = Kind::of_request(&head.method, &head.headers);
-    let carried = carried(&head.headers, Other::Application);
+    let carried = trace_state::read(&head.headers, Other::Application, SystemTime::now);
     let deadline = deadline(&choice, began, kind, carried, &head.headers);
     let backend = backend(&live, destination, &choice)?;
     let port = service_port(backend, choice.port)?;
@@ -250,12 +248,6 @@ fn deadline(choice: &Choice, now: Instant, kind: Kind, carried: Option<Carried>,
     let asked = if kind == Kind::Grpc { grpc_timeout::read(headers) } else { None };
     let inherited = carried.and_then(|carried| carried.remaining);
     Deadline::after(now, choice.request_timeout()).asked(now, asked).inherited(now, inherited)
-}
-
-/// What came with a request from the hops before; `None`: nothing at all.
-fn carried(headers: &HeaderMap, from: Other) -> Option<Carried> {
-    // To look for it costs a hash.
-    headers.keys().any(|name| *name == TRACESTATE).then(|| trace_state::read(headers, from, SystemTime::now))
 }
 
 /// Holding a body for retries is part of the exchange's time.
@@ -366,7 +358,7 @@ async fn enter(
     introduce(&mut head.headers, via, live);
     let kind = Kind::of_request(&head.method, &head.headers);
     upgrade::possible(kind, door.protocol, door.port)?;
-    let carried = carried(&head.headers, Other::Peer);
+    let carried = trace_state::read(&head.headers, Other::Peer, SystemTime::now);
     let deadline = deadline_that_came(began, kind, carried, &head.headers)?;
     if let Some(carried) = carried {
         trace_state::write(&mut head.headers, carried, Other::Application, || moment.get());

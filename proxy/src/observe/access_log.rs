@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use equerry_policies::names::{ServiceName, SpiffeId, TenantName};
-use http::HeaderValue;
+use equerry_traffic::Reason;
 
 use super::line::{Clock, Last, Line, key};
 use super::logged::Masks;
-use super::{Exchange, Sheet, reason};
+use super::{Direction, Exchange, Sheet, reason};
 
 /// Exchanges that may wait to be written.
 const WAITING: usize = 8_192;
@@ -168,7 +168,7 @@ fn append(path: &Path) -> io::Result<File> {
 
 /// The writer's life: it ends when the last way to it is gone.
 fn write(mut sink: Sink, messages: &Receiver<Message>, blank: &Blank) {
-    let (mut text, masks, mut words) = (String::new(), Masks::new(), Words::default());
+    let (mut text, masks, mut words) = (Vec::new(), Masks::new(), Words::default());
     let mut told = false;
     while let Ok(first) = messages.recv() {
         let (mut flushed, mut clocks) = (Vec::new(), Clocks::now());
@@ -212,8 +212,8 @@ fn keep(sheet: Sheet, blank: &Blank) {
 }
 
 /// Writes what was rendered; says once when it cannot.
-fn put(sink: &mut Sink, text: &mut String, told: &mut bool) {
-    if let Err(error) = sink.write(text.as_bytes())
+fn put(sink: &mut Sink, text: &mut Vec<u8>, told: &mut bool) {
+    if let Err(error) = sink.write(text)
         && !std::mem::replace(told, true)
     {
         tracing::error!(%error, "the access log cannot be written; its lines are lost until that is mended");
@@ -245,28 +245,98 @@ impl Clocks {
 #[derive(Default)]
 struct Words {
     clock: Clock,
+    outcome: Last<Outcome>,
     upstream: Last<SocketAddr>,
-    destination: Last<ServiceName>,
-    source_principal: Last<SpiffeId>,
-    destination_principal: Last<SpiffeId>,
-    tenant: Last<TenantName>,
+    ends: Last<Ends>,
+}
+
+/// How an exchange went: what most others say too.
+#[derive(PartialEq)]
+struct Outcome {
+    direction: Direction,
+    tunnel: bool,
+    protocol: http::Version,
+    status: u16,
+    reason: Reason,
+    attempts: u32,
+    retry_outcome: Option<&'static str>,
+    upstream_protocol: Option<http::Version>,
+    tls: bool,
+    epoch: u64,
+}
+
+impl Outcome {
+    fn of(exchange: &Exchange) -> Self {
+        let &Exchange { direction, tunnel, protocol, status, reason, .. } = exchange;
+        let &Exchange { attempts, retry_outcome, upstream_protocol, tls, epoch, .. } = exchange;
+        Self { direction, tunnel, protocol, status, reason, attempts, retry_outcome, upstream_protocol, tls, epoch }
+    }
+
+    fn tell(&self, line: &mut Line<'_>) {
+        line.word(key!("direction"), Some(self.direction.as_str()));
+        line.word(key!("protocol"), Some(if self.tunnel { "TCP" } else { reason::protocol(self.protocol) }));
+        line.number(key!("response_code"), Some(self.status.into()));
+        line.word(key!("response_flags"), Some(self.reason.flag()));
+        line.word(key!("response_code_details"), Some(reason::details(self.reason)));
+        line.word(key!("reason"), Some(self.reason.as_str()));
+        line.number(key!("upstream_request_attempt_count"), Some(self.attempts.into()));
+        line.word(key!("retry_outcome"), self.retry_outcome);
+        line.word(key!("upstream_protocol"), self.upstream_protocol.map(reason::protocol));
+        line.word(key!("tls"), Some(reason::tls(self.tls)));
+        line.number(key!("epoch"), Some(self.epoch));
+    }
+}
+
+/// Between whom an exchange went.
+struct Ends {
+    destination: Option<ServiceName>,
+    route: Option<Arc<str>>,
+    source: Option<SpiffeId>,
+    destination_principal: Option<SpiffeId>,
+    tenant: Option<TenantName>,
+}
+
+impl Ends {
+    fn of(exchange: &Exchange) -> Self {
+        Self {
+            destination: exchange.destination.clone(),
+            route: exchange.route.clone(),
+            source: exchange.source.clone(),
+            destination_principal: exchange.destination_principal.clone(),
+            tenant: exchange.tenant.clone(),
+        }
+    }
+
+    fn are_of(&self, exchange: &Exchange) -> bool {
+        self.destination == exchange.destination
+            && self.route == exchange.route
+            && self.source == exchange.source
+            && self.destination_principal == exchange.destination_principal
+            && self.tenant == exchange.tenant
+    }
+}
+
+fn tell_ends(exchange: &Exchange, line: &mut Line<'_>) {
+    line.shown(key!("upstream_cluster"), exchange.destination.as_ref());
+    line.text(key!("route_name"), exchange.route.as_deref());
+    line.shown(key!("source_principal"), exchange.source.as_ref());
+    line.shown(key!("destination_principal"), exchange.destination_principal.as_ref());
+    line.shown(key!("tenant"), exchange.tenant.as_ref());
 }
 
 /// Appends one line.
-fn render(exchange: &Exchange, clocks: &Clocks, words: &mut Words, masks: &Masks, out: &mut String) {
+fn render(exchange: &Exchange, clocks: &Clocks, words: &mut Words, masks: &Masks, out: &mut Vec<u8>) {
+    let [authority, request_id, traceparent, user_agent, x_forwarded_for, upgrade, path, query] = exchange.told();
     let mut line = Line::open(out);
     line.moment(key!("start_time"), clocks.moment(exchange.started), &mut words.clock);
-    line.word(key!("direction"), Some(exchange.direction.as_str()));
-    let of_http = |text| Some(text).filter(|_| !exchange.tunnel);
-    line.text(key!("method"), of_http(exchange.method.as_str()));
-    line.text(key!("path"), of_http(exchange.target.path()));
-    line.word(key!("protocol"), Some(if exchange.tunnel { "TCP" } else { reason::protocol(exchange.protocol) }));
-    line.value(key!("upgrade"), exchange.upgrade.as_ref());
-    line.value(key!("authority"), Some(&exchange.authority));
-    line.number(key!("response_code"), Some(exchange.status.into()));
-    line.word(key!("response_flags"), Some(exchange.reason.flag()));
-    line.word(key!("response_code_details"), Some(reason::details(exchange.reason)));
-    line.word(key!("reason"), Some(exchange.reason.as_str()));
+    let outcome = Outcome::of(exchange);
+    line.together(&mut words.outcome, |last| *last == outcome, || Outcome::of(exchange), |line| outcome.tell(line));
+    if !exchange.tunnel {
+        line.text(key!("method"), Some(exchange.method.as_str()));
+        line.bytes(key!("path"), path);
+    }
+    line.value(key!("upgrade"), upgrade);
+    line.value(key!("authority"), authority);
     line.text(key!("policy"), exchange.policy_rule.as_deref());
     let noted = exchange.noted.as_deref();
     let audited = noted.map(|noted| noted.audited.iter().map(|(_, rule)| rule.as_str()).collect::<Vec<_>>().join(", "));
@@ -278,26 +348,25 @@ fn render(exchange: &Exchange, clocks: &Clocks, words: &mut Words, masks: &Masks
     line.number(key!("bytes_sent"), Some(exchange.bytes_out));
     line.number(key!("duration"), Some(milliseconds(exchange.duration)));
     line.number(key!("upstream_service_time"), exchange.upstream_time.map(milliseconds));
-    line.number(key!("upstream_request_attempt_count"), Some(exchange.attempts.into()));
-    line.word(key!("retry_outcome"), exchange.retry_outcome);
-    line.again(key!("upstream_host"), exchange.upstream_address.as_ref(), &mut words.upstream);
-    line.word(key!("upstream_protocol"), exchange.upstream_protocol.map(reason::protocol));
-    line.again(key!("upstream_cluster"), exchange.destination.as_ref(), &mut words.destination);
-    line.text(key!("route_name"), exchange.route.as_deref());
+    if let Some(upstream) = exchange.upstream_address {
+        let tell = |line: &mut Line<'_>| line.address(key!("upstream_host"), upstream);
+        line.together(&mut words.upstream, |last| *last == upstream, || upstream, tell);
+    }
+    line.together(
+        &mut words.ends,
+        |last| last.are_of(exchange),
+        || Ends::of(exchange),
+        |line| tell_ends(exchange, line),
+    );
     line.address(key!("downstream_remote_address"), exchange.peer_address);
     line.text(key!("requested_server_name"), exchange.sni.as_deref());
-    line.again(key!("source_principal"), exchange.source.as_ref(), &mut words.source_principal);
-    let principal = exchange.destination_principal.as_ref();
-    line.again(key!("destination_principal"), principal, &mut words.destination_principal);
-    line.word(key!("tls"), Some(reason::tls(exchange.tls)));
-    line.again(key!("tenant"), exchange.tenant.as_ref(), &mut words.tenant);
-    line.number(key!("epoch"), Some(exchange.epoch));
-    line.value(key!("request_id"), Some(&exchange.request_id));
-    line.text(key!("trace_id"), exchange.traceparent.as_ref().and_then(trace_id));
-    line.value(key!("user_agent"), exchange.user_agent.as_ref());
-    line.value(key!("x_forwarded_for"), exchange.x_forwarded_for.as_ref());
+    line.value(key!("request_id"), request_id);
+    line.bytes(key!("trace_id"), traceparent.and_then(trace_id));
+    line.value(key!("user_agent"), user_agent);
+    line.value(key!("x_forwarded_for"), x_forwarded_for);
     if let Some(logged) = &exchange.logged {
-        logged.tell(exchange.target.query(), masks, |title, list| line.object(title, list));
+        let query = query.and_then(|query| std::str::from_utf8(query).ok());
+        logged.tell(query, masks, |title, list| line.object(title, list));
     }
     line.close();
 }
@@ -306,9 +375,9 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The second part of a well-formed `traceparent`.
-fn trace_id(traceparent: &HeaderValue) -> Option<&str> {
-    traceparent.to_str().ok()?.split('-').nth(1)
+/// The second part of a `traceparent`, which is well-formed: `VERSION-TRACE-SPAN-FLAGS`.
+fn trace_id(traceparent: &[u8]) -> Option<&[u8]> {
+    traceparent.get(3..35)
 }
 
 #[cfg(test)]
@@ -322,8 +391,9 @@ mod tests {
         exchange.policy_rule = Some("/a\n{\"reason\":\"ok\"}".to_owned());
         exchange.detail = Some("x\u{1b}[31m\u{9b}31m\u{7f}\"\\ \u{2028}é".to_owned());
         exchange.sni = Some("\r\nforged".into());
-        let mut text = String::new();
+        let mut text = Vec::new();
         render(&exchange, &Clocks::now(), &mut Words::default(), &Masks::new(), &mut text);
+        let text = String::from_utf8(text).unwrap();
 
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
         assert!(!text.trim_end().chars().any(char::is_control), "{text}");
@@ -344,11 +414,12 @@ mod tests {
 
     #[test]
     fn a_line_carries_istios_keys_and_ours_for_what_there_is() {
-        let mut text = String::new();
+        let mut text = Vec::new();
         let mut exchange = an_exchange();
         exchange.tenant = Some(TenantName::parse("acme").unwrap());
         exchange.upstream_protocol = Some(http::Version::HTTP_2);
         render(&exchange, &Clocks::now(), &mut Words::default(), &Masks::new(), &mut text);
+        let text = String::from_utf8(text).unwrap();
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         for key in [
             "start_time",

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use equerry_policies::names::{ServiceName, SpiffeId, TenantName};
 use equerry_traffic::Reason;
 use equerry_traffic::authorize::Noted;
@@ -109,7 +110,20 @@ pub struct Exchange {
     pub detail: Option<String>,
     /// What is logged of it because a policy asks for it by name.
     pub logged: Option<Box<Logged>>,
+    /// Its texts, where it stands alone.
+    pub(crate) copies: Option<Copies>,
 }
+
+/// Copies of those texts of an exchange that belong to the messages it tells of, one behind the other.
+#[derive(Clone)]
+pub(crate) struct Copies {
+    text: BytesMut,
+    /// Where each ends; `None`: there is none.
+    ends: [Option<u32>; 8],
+}
+
+/// The same texts: authority, request id, traceparent, user agent, x-forwarded-for, upgrade, path and query.
+pub(super) type Told<'a> = [Option<&'a [u8]>; 8];
 
 /// Bytes of descriptions that share an allocation, which goes to whoever writes the log.
 const SHEET: usize = 8 * 1024;
@@ -119,25 +133,51 @@ thread_local! {
 }
 
 impl Exchange {
-    /// Copies what it shares with the messages it tells of, but for headers that a policy names: their memory does not wait for
-    /// the log, and is used again meanwhile.
+    /// Copies what it shares with the messages it tells of and lets go of that, but for headers that a policy names: their memory
+    /// does not wait for the log, and is used again meanwhile.
     pub(super) fn stand_alone(&mut self) {
-        let Self { authority, request_id, traceparent, user_agent, x_forwarded_for, upgrade, target, .. } = self;
-        let [trace, agent, forwarded_for, upgrade] =
-            [traceparent, user_agent, x_forwarded_for, upgrade].map(Option::as_mut);
-        let values = [Some(authority), Some(request_id), trace, agent, forwarded_for, upgrade];
-        let [a, b, c, d, e, f] = values.each_ref().map(|value| value.as_deref().map_or(&[][..], HeaderValue::as_bytes));
-        let parts = [a, b, c, d, e, f, target.as_str().as_bytes()];
-        let mut copies = TEXTS.with_borrow_mut(|texts| texts.join(&parts)).freeze();
-        for value in values.into_iter().flatten() {
-            // It was one before.
-            if let Ok(copy) = HeaderValue::from_maybe_shared(copies.split_to(value.len())) {
-                *value = copy;
-            }
+        let copies = Copies::of(&self.told());
+        (self.authority, self.request_id) = (HeaderValue::from_static(""), HeaderValue::from_static(""));
+        (self.traceparent, self.user_agent, self.x_forwarded_for, self.upgrade) = (None, None, None, None);
+        self.target = PathAndQuery::from_static("/");
+        self.copies = Some(copies);
+    }
+
+    /// The texts that it shares with those messages, or has of its own when it stands alone.
+    pub(super) fn told(&self) -> Told<'_> {
+        if let Some(copies) = &self.copies {
+            return copies.told();
         }
-        if let Ok(copy) = PathAndQuery::from_maybe_shared(copies) {
-            *target = copy;
-        }
+        [
+            Some(self.authority.as_bytes()),
+            Some(self.request_id.as_bytes()),
+            self.traceparent.as_ref().map(HeaderValue::as_bytes),
+            self.user_agent.as_ref().map(HeaderValue::as_bytes),
+            self.x_forwarded_for.as_ref().map(HeaderValue::as_bytes),
+            self.upgrade.as_ref().map(HeaderValue::as_bytes),
+            Some(self.target.path().as_bytes()),
+            self.target.query().map(str::as_bytes),
+        ]
+    }
+}
+
+impl Copies {
+    fn of(texts: &Told<'_>) -> Self {
+        let mut end = 0;
+        let ends = texts.map(|text| {
+            end += text?.len();
+            u32::try_from(end).ok()
+        });
+        let parts = texts.map(Option::unwrap_or_default);
+        Self { text: TEXTS.with_borrow_mut(|copies| copies.join(&parts)), ends }
+    }
+
+    fn told(&self) -> Told<'_> {
+        let mut begin = 0;
+        self.ends.map(|end| {
+            let end = end? as usize;
+            self.text.get(std::mem::replace(&mut begin, end)..end)
+        })
     }
 }
 

@@ -3,11 +3,11 @@
 //!
 //! Every text is escaped, so that nobody writes a line that is not ours.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::Display;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::HeaderValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -33,35 +33,53 @@ pub(super) struct Key {
 
 /// The object being written.
 pub(super) struct Line<'a> {
-    out: &'a mut String,
+    out: &'a mut Vec<u8>,
     first: bool,
 }
 
 impl<'a> Line<'a> {
     /// Begins one at the end of `out`.
-    pub(super) fn open(out: &'a mut String) -> Self {
-        out.push('{');
+    pub(super) fn open(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
         Self { out, first: true }
     }
 
     /// Ends the object, and its line.
     pub(super) fn close(self) {
-        self.out.push_str("}\n");
+        self.out.extend_from_slice(b"}\n");
     }
 
     /// What stands before a value.
     #[inline]
     fn key(&mut self, key: &str) {
         let comma = usize::from(std::mem::take(&mut self.first));
-        self.out.push_str(&key[comma..]);
+        self.out.extend_from_slice(&key.as_bytes()[comma..]);
+    }
+
+    /// Members that are mostly what they were on the line before, put into words once for all lines of which `holds` says so.
+    pub(super) fn together<T>(
+        &mut self,
+        last: &mut Last<T>,
+        holds: impl FnOnce(&T) -> bool,
+        of: impl FnOnce() -> T,
+        tell: impl FnOnce(&mut Line<'_>),
+    ) {
+        let Last(what, words) = last;
+        if !what.as_ref().is_some_and(holds) {
+            words.clear();
+            tell(&mut Line { out: words, first: false });
+            *what = Some(of());
+        }
+        let comma = usize::from(!words.is_empty() && std::mem::take(&mut self.first));
+        self.out.extend_from_slice(&words[comma..]);
     }
 
     /// A word of ours, in which nothing needs to be escaped.
     pub(super) fn word(&mut self, key: Key, value: Option<&'static str>) {
         let Some(value) = value else { return };
         self.key(key.text);
-        self.out.push_str(value);
-        self.out.push('"');
+        self.out.extend_from_slice(value.as_bytes());
+        self.out.push(b'"');
     }
 
     /// A text.
@@ -69,52 +87,45 @@ impl<'a> Line<'a> {
         let Some(value) = value else { return };
         self.key(key.text);
         escape(value, self.out);
-        self.out.push('"');
+        self.out.push(b'"');
     }
 
     /// What something shows as.
     pub(super) fn shown(&mut self, key: Key, value: Option<&impl Display>) {
-        let Some(value) = value else { return };
-        self.key(key.text);
-        // Writing into a String does not fail.
-        let _ = write!(Escaped(self.out), "{value}");
-        self.out.push('"');
-    }
-
-    /// The same, of what is mostly what it was on the line before.
-    pub(super) fn again<T: Clone + Display + PartialEq>(&mut self, key: Key, value: Option<&T>, last: &mut Last<T>) {
-        let Some(value) = value else { return };
-        self.key(key.text);
-        self.out.push_str(last.words_of(value));
-        self.out.push('"');
+        self.text(key, value.map(ToString::to_string).as_deref());
     }
 
     /// An address and its port.
     pub(super) fn address(&mut self, key: Key, address: SocketAddr) {
         let SocketAddr::V4(address) = address else { return self.shown(key, Some(&address)) };
         self.key(key.text);
-        let mut after = ['.', '.', '.', ':'].into_iter();
-        for octet in address.ip().octets() {
-            self.out.push_str(itoa::Buffer::new().format(octet));
-            self.out.extend(after.next());
+        for (octet, after) in address.ip().octets().into_iter().zip(*b"...:") {
+            self.out.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+            self.out.push(after);
         }
-        self.out.push_str(itoa::Buffer::new().format(address.port()));
-        self.out.push('"');
+        self.out.extend_from_slice(itoa::Buffer::new().format(address.port()).as_bytes());
+        self.out.push(b'"');
     }
 
-    /// What a caller wrote, at most [`LONGEST_HEADER`] bytes of it.
-    pub(super) fn value(&mut self, key: Key, value: Option<&HeaderValue>) {
-        let Some(bytes) = value.map(HeaderValue::as_bytes) else { return };
+    /// What a caller wrote.
+    pub(super) fn bytes(&mut self, key: Key, value: Option<&[u8]>) {
+        let Some(value) = value else { return };
         self.key(key.text);
-        let shown = &bytes[..bytes.len().min(LONGEST_HEADER)];
-        match std::str::from_utf8(shown) {
-            Ok(text) => escape(text, self.out),
-            Err(_) => escape(&String::from_utf8_lossy(shown), self.out),
+        escape_bytes(value, self.out);
+        self.out.push(b'"');
+    }
+
+    /// The value of a header, at most [`LONGEST_HEADER`] bytes of it.
+    pub(super) fn value(&mut self, key: Key, value: Option<&[u8]>) {
+        let Some((shown, more)) = value.and_then(|value| value.split_at_checked(LONGEST_HEADER)) else {
+            return self.bytes(key, value);
+        };
+        self.key(key.text);
+        escape_bytes(shown, self.out);
+        if !more.is_empty() {
+            escape("…", self.out);
         }
-        if bytes.len() > LONGEST_HEADER {
-            self.out.push('…');
-        }
-        self.out.push('"');
+        self.out.push(b'"');
     }
 
     /// A number.
@@ -123,8 +134,8 @@ impl<'a> Line<'a> {
         self.key(key.bare);
         match u8::try_from(value) {
             // As most are.
-            Ok(digit @ 0..=9) => self.out.push(char::from(b'0' + digit)),
-            _ => self.out.push_str(itoa::Buffer::new().format(value)),
+            Ok(digit @ 0..=9) => self.out.push(b'0' + digit),
+            _ => self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes()),
         }
     }
 
@@ -132,51 +143,39 @@ impl<'a> Line<'a> {
     pub(super) fn moment(&mut self, key: Key, at: SystemTime, clock: &mut Clock) {
         self.key(key.text);
         clock.tell(at, self.out);
-        self.out.push('"');
+        self.out.push(b'"');
     }
 
     /// An object of texts.
     pub(super) fn object(&mut self, name: &str, members: &[(&str, String)]) {
         self.member(name);
-        self.out.push('{');
+        self.out.push(b'{');
         self.first = true;
         for (name, value) in members {
             self.member(name);
             quote(value, self.out);
         }
-        self.out.push('}');
+        self.out.push(b'}');
         self.first = false;
     }
 
     /// A name that is not put together beforehand.
     fn member(&mut self, name: &str) {
         if !std::mem::take(&mut self.first) {
-            self.out.push(',');
+            self.out.push(b',');
         }
         quote(name, self.out);
-        self.out.push(':');
+        self.out.push(b':');
     }
 }
 
-/// What was told last, and the words for it as they stand in a JSON string.
+/// What was told last, and the members for it as they stand behind others.
 #[derive(Debug)]
-pub(super) struct Last<T>(Option<T>, String);
+pub(super) struct Last<T>(Option<T>, Vec<u8>);
 
 impl<T> Default for Last<T> {
     fn default() -> Self {
-        Self(None, String::new())
-    }
-}
-
-impl<T: Clone + Display + PartialEq> Last<T> {
-    fn words_of(&mut self, value: &T) -> &str {
-        let Self(last, words) = self;
-        if last.as_ref() != Some(value) {
-            words.clear();
-            let _ = write!(Escaped(words), "{value}");
-            *last = Some(value.clone());
-        }
-        words
+        Self(None, Vec::new())
     }
 }
 
@@ -189,7 +188,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    fn tell(&mut self, at: SystemTime, out: &mut String) {
+    fn tell(&mut self, at: SystemTime, out: &mut Vec<u8>) {
         let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
         if self.second != Some(since.as_secs()) {
             self.second = Some(since.as_secs());
@@ -197,49 +196,46 @@ impl Clock {
             self.words = whole.and_then(|whole| whole.format(&Rfc3339).ok()).unwrap_or_default();
             self.words.truncate(self.words.trim_end_matches('Z').len());
         }
-        out.push_str(&self.words);
-        out.push('.');
+        out.extend_from_slice(self.words.as_bytes());
         let mut digits = itoa::Buffer::new();
-        let fraction = digits.format(since.subsec_nanos());
-        out.push_str(&"000000000"[fraction.len()..]);
-        out.push_str(fraction);
-        out.push('Z');
+        let fraction = digits.format(since.subsec_nanos()).as_bytes();
+        let mut shown = *b".000000000Z";
+        shown[10 - fraction.len()..10].copy_from_slice(fraction);
+        out.extend_from_slice(&shown);
     }
 }
 
 /// A JSON string in which nothing is left that a terminal or a line reader would act on: control characters of both
 /// sets (C0 and C1, so also the one-byte CSI), DEL, and the two Unicode line separators.
-fn quote(text: &str, out: &mut String) {
-    out.push('"');
+fn quote(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
     escape(text, out);
-    out.push('"');
+    out.push(b'"');
 }
 
-/// What is written through it goes into a JSON string.
-struct Escaped<'a>(&'a mut String);
-
-impl fmt::Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        escape(text, self.0);
-        Ok(())
-    }
-}
-
-fn escape(text: &str, out: &mut String) {
+fn escape(text: &str, out: &mut Vec<u8>) {
     // Nearly every text is harmless as a whole.
     if is_harmless(text.as_bytes()) {
-        return out.push_str(text);
+        return out.extend_from_slice(text.as_bytes());
     }
     for c in text.chars() {
         match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
+            '"' | '\\' => out.extend_from_slice(&[b'\\', c as u8]),
             c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+                // Writing into a Vec does not fail.
                 let _ = write!(out, "\\u{:04x}", u32::from(c));
             }
-            c => out.push(c),
+            c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
+}
+
+/// The same of what may be no text.
+fn escape_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    if is_harmless(bytes) {
+        return out.extend_from_slice(bytes);
+    }
+    escape(&String::from_utf8_lossy(bytes), out);
 }
 
 /// Whether all bytes are printable ASCII, and none of them `"` or `\`. Eight are looked at together.
@@ -271,8 +267,9 @@ mod tests {
         let first = UNIX_EPOCH + Duration::new(1_795_280_000, 36_761_074);
         for after in [0, 1, 999, 1_000_000_000, 86_400_000_000_000, 1] {
             let at = first + Duration::from_nanos(after);
-            let mut told = String::new();
+            let mut told = Vec::new();
             clock.tell(at, &mut told);
+            let told = String::from_utf8(told).unwrap();
             let read = OffsetDateTime::parse(&told, &Rfc3339).unwrap();
             assert_eq!(SystemTime::from(read), at, "{told}");
         }
@@ -294,44 +291,58 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_again_is_told_in_the_same_words() {
-        let (mut text, mut last) = (String::new(), Last::default());
-        for value in ["a\"b", "a\"b", "", "c", "a\"b"] {
+    fn what_is_told_again_is_told_in_the_same_words_and_made_once() {
+        let (mut text, mut last, mut made) = (Vec::new(), Last::default(), 0);
+        for (value, first) in [("a\"b", true), ("a\"b", false), ("", true), ("c", false), ("a\"b", false)] {
             text.clear();
             let mut line = Line::open(&mut text);
-            line.again(key!("value"), Some(&value), &mut last);
-            line.again(key!("none"), None, &mut last);
+            if !first {
+                line.number(key!("before"), Some(12));
+            }
+            let tell = |line: &mut Line<'_>| {
+                made += 1;
+                line.text(key!("value"), Some(value));
+                line.number(key!("length"), Some(value.len() as u64));
+            };
+            line.together(&mut last, |last| *last == value, || value, tell);
+            line.number(key!("after"), Some(3));
             line.close();
-            let read: serde_json::Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(read, serde_json::json!({"value": value}));
+            let read: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let mut expected = serde_json::json!({"value": value, "length": value.len(), "after": 3});
+            if !first {
+                expected["before"] = 12.into();
+            }
+            assert_eq!(read, expected);
         }
+        assert_eq!(made, 4);
     }
 
     #[test]
     fn an_address_is_told_as_the_library_tells_it() {
         for address in ["0.0.0.0:0", "127.0.0.1:15006", "255.255.255.255:65535", "[::1]:80", "[fe80::1%3]:443"] {
             let address: SocketAddr = address.parse().unwrap();
-            let mut text = String::new();
+            let mut text = Vec::new();
             let mut line = Line::open(&mut text);
             line.address(key!("at"), address);
             line.close();
-            assert_eq!(text, format!("{{\"at\":\"{address}\"}}\n"));
+            assert_eq!(text, format!("{{\"at\":\"{address}\"}}\n").as_bytes());
         }
     }
 
     #[test]
     fn a_long_header_is_cut_and_says_so_and_what_is_no_text_is_still_a_string() {
-        let long = HeaderValue::from_bytes(&[b'x'; LONGEST_HEADER + 1]).unwrap();
-        let odd = HeaderValue::from_bytes(b"a\xffb\tc").unwrap();
-        let mut text = String::new();
+        let long = [b'x'; LONGEST_HEADER + 1];
+        let mut text = Vec::new();
         let mut line = Line::open(&mut text);
         line.value(key!("long"), Some(&long));
-        line.value(key!("odd"), Some(&odd));
+        line.value(key!("whole"), Some(&long[1..]));
+        line.value(key!("odd"), Some(b"a\xffb\tc"));
         line.shown(key!("shown"), Some(&"a\"b"));
         line.number(key!("number"), Some(u64::MAX));
         line.close();
-        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(read["long"], format!("{}…", "x".repeat(LONGEST_HEADER)));
+        let read: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let whole = "x".repeat(LONGEST_HEADER);
+        assert_eq!((&read["long"], &read["whole"]), (&format!("{whole}…").into(), &whole.into()));
         assert_eq!((&read["odd"], &read["shown"]), (&"a\u{fffd}b\tc".into(), &"a\"b".into()));
         assert_eq!(read["number"], u64::MAX);
     }

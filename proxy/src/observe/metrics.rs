@@ -25,6 +25,7 @@ use super::shadows::{self, Change, Totals};
 use super::standing::{Config, Connections, Dns, IssuerKeys};
 use super::tally::{self, Tally, Way, tally};
 use super::{Direction, Exchange, process, reason};
+use crate::live::Quick;
 
 /// Seconds: from half a millisecond (a call within a machine) to ten seconds (longer than a caller waits).
 pub(crate) const BUCKETS: [f64; 14] =
@@ -139,7 +140,7 @@ struct Remembered {
     /// The last of each direction.
     last: [Option<Rc<(Key, Series)>>; 2],
     /// What quotas decided for a tenant, as this observer counts it: refused, admitted.
-    quotas: HashMap<TenantName, (u64, [IntCounter; 2])>,
+    quotas: Quick<TenantName, (u64, [IntCounter; 2])>,
 }
 
 thread_local! {

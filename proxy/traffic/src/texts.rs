@@ -29,7 +29,14 @@ impl Texts {
         if self.sheet.capacity() < length && !self.sheet.try_reclaim(self.size.max(length)) {
             self.sheet = BytesMut::with_capacity(self.size.max(length));
         }
-        parts.iter().for_each(|part| self.sheet.extend_from_slice(part));
+        // Room is made once, not before each of them.
+        self.sheet.resize(length, 0);
+        let mut rest = &mut self.sheet[..];
+        for part in parts {
+            let (here, behind) = rest.split_at_mut(part.len());
+            here.copy_from_slice(part);
+            rest = behind;
+        }
         self.sheet.split()
     }
 }

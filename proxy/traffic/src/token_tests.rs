@@ -468,8 +468,7 @@ fn one_changed_letter_of_a_believed_token_is_another_token() {
     assert_eq!(believed.len(), 1);
 }
 
-#[test]
-fn tokens_remembered_never_grow_beyond_their_bounds() {
+fn known() -> Known {
     let verified = Arc::new(Verified {
         issuer: String::new(),
         principal: None,
@@ -479,15 +478,32 @@ fn tokens_remembered_never_grow_beyond_their_bounds() {
         told: vec![],
         ends_with: None,
     });
+    Known { port: 8080, rule: 0, verified }
+}
+
+#[test]
+fn tokens_remembered_never_grow_beyond_their_bounds() {
     let (workload, mut believed) = (Arc::new(workload(vec![(None, rule(true))])), Believed::default());
     for number in 0..20_000 {
-        let token = format!("token-{number}");
+        let token = format!("token-{number:05}");
         assert!(believed.recall(&workload, 8080, &token).is_none());
-        believed.remember(&token, Known { port: 8080, rule: 0, verified: Arc::clone(&verified) });
-        assert!(believed.recall(&workload, 8080, "token-0").is_some(), "what is asked for stays ({number})");
-        assert!(believed.recall(&workload, 8081, "token-0").is_none(), "another port has other rules");
+        believed.remember(&token, known());
+        assert!(believed.recall(&workload, 8080, "token-00000").is_some(), "what is asked for stays ({number})");
+        assert!(believed.recall(&workload, 8081, "token-00000").is_none(), "another port has other rules");
     }
     assert!(believed.len() <= 4096, "{}", believed.len());
+}
+
+#[test]
+fn of_tokens_that_end_alike_the_last_is_remembered_and_none_is_taken_for_another() {
+    let (workload, mut believed) = (Arc::new(workload(vec![(None, rule(true))])), Believed::default());
+    for token in ["one.signature", "other.signature", "", "short"] {
+        assert!(believed.recall(&workload, 8080, token).is_none(), "{token}");
+        believed.remember(token, known());
+        assert!(believed.recall(&workload, 8080, token).is_some(), "{token}");
+    }
+    assert!(believed.recall(&workload, 8080, "one.signature").is_none());
+    assert!(believed.recall(&workload, 8080, "other.signature").is_some());
 }
 
 #[path = "token_more_tests.rs"]

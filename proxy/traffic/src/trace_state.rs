@@ -8,12 +8,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName};
+use http::header::Entry;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::texts;
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-const OURS: &str = "eq=";
+const OURS: &[u8] = b"eq=";
 /// The specification's bound on members.
 const MOST_MEMBERS: usize = 32;
 /// What a request carries.
@@ -34,17 +35,21 @@ pub enum Other {
     Application,
 }
 
-/// Reads the member `eq` of a request that comes from `from`; what cannot be read says nothing.
-pub fn read(headers: &HeaderMap, from: Other, now: impl Fn() -> SystemTime) -> Carried {
+/// Reads the member `eq` of a request that comes from `from`; what cannot be read says nothing. `None`: there is no `tracestate`.
+pub fn read(headers: &HeaderMap, from: Other, now: impl Fn() -> SystemTime) -> Option<Carried> {
+    let lines = headers.get_all(TRACESTATE);
+    lines.iter().next()?;
     let mut carried = Carried::default();
-    let Some(ours) = members(headers).find_map(|member| member.strip_prefix(OURS)) else { return carried };
-    for field in ours.split(';') {
-        let Some((name, value)) = field.split_once(':') else { continue };
-        let Ok(number) = value.parse::<u64>() else { continue };
-        let left = match name {
-            "d" => Some(Duration::from_millis(number)),
-            "u" if from == Other::Application => until(number, now()),
-            "r" => {
+    let ours = members(lines.iter()).find_map(|member| member.strip_prefix(OURS));
+    let Some(ours) = ours else { return Some(carried) };
+    for field in ours.split(|byte| *byte == b';') {
+        let [name, b':', value @ ..] = field else { continue };
+        let number = std::str::from_utf8(value).ok().and_then(|value| value.parse::<u64>().ok());
+        let Some(number) = number else { continue };
+        let left = match *name {
+            b'd' => Some(Duration::from_millis(number)),
+            b'u' if from == Other::Application => until(number, now()),
+            b'r' => {
                 carried.retried |= number > 0;
                 None
             }
@@ -55,7 +60,7 @@ pub fn read(headers: &HeaderMap, from: Other, now: impl Fn() -> SystemTime) -> C
             (one, other) => one.or(other),
         };
     }
-    carried
+    Some(carried)
 }
 
 /// What is left until a moment in Unix milliseconds. A moment that has passed says nothing: nobody can tell work that was given
@@ -68,9 +73,30 @@ fn until(millis: u64, now: SystemTime) -> Option<Duration> {
 /// Writes the member `eq` of a request that goes to `to`, in front of all others, as the specification wants what was changed
 /// last. A request that carries nothing carries no such member.
 pub fn write(headers: &mut HeaderMap, carried: Carried, to: Other, now: impl Fn() -> SystemTime) {
-    if carried == Carried::default() && !members(headers).any(|member| member.starts_with(OURS)) {
-        return;
+    match headers.entry(TRACESTATE) {
+        Entry::Vacant(place) => {
+            if carried != Carried::default() {
+                place.insert(line(carried, to, now, b""));
+            }
+        }
+        Entry::Occupied(mut lines) => {
+            let is_ours = |member: &&[u8]| member.starts_with(OURS);
+            if carried == Carried::default() && !members(lines.iter()).any(|member| is_ours(&member)) {
+                return;
+            }
+            let others = members(lines.iter()).filter(|member| !is_ours(member)).take(MOST_MEMBERS - 1);
+            let others = others.collect::<Vec<_>>().join(&b","[..]);
+            if carried == Carried::default() && others.is_empty() {
+                lines.remove();
+            } else {
+                lines.insert(line(carried, to, now, &others));
+            }
+        }
     }
+}
+
+/// What is carried, in front of `others`.
+fn line(carried: Carried, to: Other, now: impl Fn() -> SystemTime, others: &[u8]) -> HeaderValue {
     let mut digits = itoa::Buffer::new();
     let (which, left) = match carried.remaining.map(|left| (to, left)) {
         Some((Other::Peer, left)) => ("d:", digits.format(whole_millis(left))),
@@ -82,14 +108,11 @@ pub fn write(headers: &mut HeaderMap, carried: Carried, to: Other, now: impl Fn(
         (true, "") => "r:1",
         (true, _) => ";r:1",
     };
-    let ours = if carried == Carried::default() { "" } else { OURS };
-    let others = members(headers).filter(|member| !member.starts_with(OURS)).take(MOST_MEMBERS - 1);
-    let others = others.collect::<Vec<_>>().join(",");
+    let ours = if carried == Carried::default() { &[] } else { OURS };
     let comma = if ours.is_empty() || others.is_empty() { "" } else { "," };
-    match texts::header_value(&[ours, which, left, retried, comma, &others].map(str::as_bytes)) {
-        Some(value) if !value.is_empty() => drop(headers.insert(TRACESTATE, value)),
-        _ => drop(headers.remove(TRACESTATE)),
-    }
+    let said = [ours, which.as_bytes(), left.as_bytes(), retried.as_bytes(), comma.as_bytes(), others];
+    // All of it is ours, or stood in such a value.
+    texts::header_value(&said).unwrap_or(HeaderValue::from_static(""))
 }
 
 fn unix_millis(at: Option<SystemTime>) -> u64 {
@@ -102,9 +125,9 @@ fn whole_millis(time: Duration) -> u64 {
 }
 
 /// The members of every `tracestate` header, in order.
-fn members(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let lines = headers.get_all(TRACESTATE).into_iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
+fn members<'a>(lines: impl Iterator<Item = &'a HeaderValue>) -> impl Iterator<Item = &'a [u8]> {
+    let all = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    all.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
 #[cfg(test)]
@@ -121,6 +144,10 @@ mod tests {
 
     fn with(lines: &[&str]) -> HeaderMap {
         lines.iter().map(|line| (TRACESTATE, line.parse().unwrap())).collect()
+    }
+
+    fn read(headers: &HeaderMap, from: Other, now: impl Fn() -> SystemTime) -> Carried {
+        super::read(headers, from, now).unwrap_or_default()
     }
 
     fn seen(headers: &HeaderMap) -> Vec<&str> {
@@ -182,6 +209,12 @@ mod tests {
     }
 
     #[test]
+    fn a_request_without_a_trace_carries_nothing_which_is_not_the_same_as_saying_nothing() {
+        assert_eq!(super::read(&HeaderMap::new(), Other::Peer, at(0)), None);
+        assert_eq!(super::read(&with(&["a=1"]), Other::Peer, at(0)), Some(Carried::default()));
+    }
+
+    #[test]
     fn a_request_that_carries_nothing_is_not_touched() {
         let mut request = with(&["a=1", "b=2"]);
         write(&mut request, Carried::default(), Other::Peer, at(0));
@@ -193,8 +226,8 @@ mod tests {
         let many: Vec<String> = (0..40).map(|number| format!("v{number}=1")).collect();
         let mut request = with(&[&many.join(",")]);
         write(&mut request, Carried { remaining: Some(SECOND), retried: true }, Other::Peer, at(0));
-        assert_eq!(members(&request).count(), MOST_MEMBERS);
-        assert_eq!(members(&request).next(), Some("eq=d:1000;r:1"));
+        let members: Vec<&[u8]> = members(request.get_all(TRACESTATE).iter()).collect();
+        assert_eq!((members.len(), members[0]), (MOST_MEMBERS, &b"eq=d:1000;r:1"[..]));
     }
 
     proptest! {

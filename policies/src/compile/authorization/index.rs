@@ -3,11 +3,10 @@
 //! The index never decides: it leaves out only rules that cannot match. What a rule excludes narrows it further and is not looked
 //! at here.
 
-use std::collections::HashMap;
-
 use super::RuleId;
 use crate::names::{AccountName, SpiffeId};
 use crate::policy::{self, Condition, StringMatch};
+use crate::quick::Quick;
 
 /// Lists of rules that might match a request, each in the order written.
 pub type Candidates<'a> = [&'a [RuleId]; 10];
@@ -16,10 +15,10 @@ pub type Candidates<'a> = [&'a [RuleId]; 10];
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
     anybody: Paths,
-    principals: HashMap<SpiffeId, Paths>,
-    accounts: HashMap<AccountName, Paths>,
-    namespaces: HashMap<Box<str>, Paths>,
-    request_principals: HashMap<Box<str>, Paths>,
+    principals: Quick<SpiffeId, Paths>,
+    accounts: Quick<AccountName, Paths>,
+    namespaces: Quick<Box<str>, Paths>,
+    request_principals: Quick<Box<str>, Paths>,
     /// Any of them leads to a rule.
     any: bool,
 }
@@ -28,7 +27,7 @@ pub(super) struct Index {
 #[derive(Debug, Clone, Default)]
 struct Paths {
     anywhere: Vec<RuleId>,
-    segments: HashMap<Box<str>, Vec<RuleId>>,
+    segments: Quick<Box<str>, Vec<RuleId>>,
 }
 
 impl Index {

@@ -67,7 +67,8 @@ impl Chain<'_> {
             return ((self.leaf)(), false);
         }
         let (hops, trace) = (&self.hops[depth - 1], TraceId::of(headers));
-        let marked = read(headers, Other::Application, || SystemTime::UNIX_EPOCH).retried;
+        let marked =
+            read(headers, Other::Application, || SystemTime::UNIX_EPOCH).is_some_and(|carried| carried.retried);
         let rule = Retry { codes: vec![503], attempts: 3, backoff: Duration::from_millis(25) };
         let plenty = Allowance { percent: 0, min_per_second: 1000 };
         for retries in 0.. {

@@ -4,12 +4,10 @@
 //! Only tokens that were believed are kept, whole, and compared whole; those of another configuration are forgotten, so a
 //! key taken out of a key set believes nothing any more. Times are not remembered: they are judged at each use.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Weak};
 
 use equerry_policies::compile::CompiledWorkload;
-use twox_hash::XxHash3_64;
+use equerry_policies::quick::Quick;
 
 use super::Verified;
 
@@ -27,25 +25,12 @@ pub struct Believed {
     old: Half,
 }
 
-/// Tokens by their hash. Nobody gains by tokens of one hash: one pushes out the other, and only an issuer could make them.
-type Half = HashMap<u64, (Box<str>, Known), BuildHasherDefault<Hashed>>;
+/// Tokens by their ends. Nobody gains by tokens of one end: one pushes out the other, and only an issuer could make any that stay.
+type Half = Quick<u64, (Box<str>, Known)>;
 
-/// What is a hash already is not hashed again.
-#[derive(Debug, Default)]
-struct Hashed(u64);
-
-impl Hasher for Hashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = XxHash3_64::oneshot(bytes);
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
+/// The last eight bytes, of the signature: as good as random, which makes hashing the whole needless.
+fn end_of(token: &str) -> u64 {
+    token.as_bytes().last_chunk().map_or(0, |end| u64::from_le_bytes(*end))
 }
 
 /// What was found out about a token.
@@ -66,29 +51,29 @@ impl Believed {
         if !std::ptr::eq(self.workload.as_ptr(), Arc::as_ptr(workload)) {
             *self = Self { workload: Arc::downgrade(workload), ..Self::default() };
         }
-        let hash = XxHash3_64::oneshot(token.as_bytes());
-        if !self.young.contains_key(&hash)
-            && let Some((whole, known)) = self.old.remove(&hash)
+        let end = end_of(token);
+        if !self.young.contains_key(&end)
+            && let Some((whole, known)) = self.old.remove(&end)
         {
-            self.keep(hash, whole, known);
+            self.keep(end, whole, known);
         }
-        let (whole, known) = self.young.get(&hash)?;
+        let (whole, known) = self.young.get(&end)?;
         (**whole == *token && known.port == port).then_some(known)
     }
 
     /// Remembers a token that was believed. `recall` with the same configuration came just before.
     pub(super) fn remember(&mut self, token: &str, known: Known) {
-        self.keep(XxHash3_64::oneshot(token.as_bytes()), token.into(), known);
+        self.keep(end_of(token), token.into(), known);
     }
 
-    fn keep(&mut self, hash: u64, token: Box<str>, known: Known) {
+    fn keep(&mut self, end: u64, token: Box<str>, known: Known) {
         if self.young.len() >= HALF || self.young_bytes >= HALF_BYTES {
             // Whatever was not asked for since the last turn goes.
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
         self.young_bytes += token.len();
-        self.young.insert(hash, (token, known));
+        self.young.insert(end, (token, known));
     }
 
     #[cfg(test)]
