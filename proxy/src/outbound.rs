@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use equerry_policies::names::{Authority, Namespace};
+use equerry_policies::quick::Quick;
 use equerry_traffic::normalize::Normal;
 use http::request::Parts;
 use http::{HeaderValue, Response};
@@ -25,7 +26,6 @@ use crate::exchange::body::Answer;
 use crate::exchange::connection;
 use crate::exchange::mirror::UnderWay;
 use crate::exchange::{overload, serve};
-use crate::live::Quick;
 use crate::observe::Direction;
 use crate::tunnel;
 use crate::upstream::Pool;

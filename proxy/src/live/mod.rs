@@ -34,7 +34,7 @@ use equerry_certs::{CertificateDer, Identity, Pin, TrustBundle};
 use equerry_policies::compile::{CompiledDestination, CompiledWorkload};
 use equerry_policies::names::{HostName, InstanceId, ServiceName, SpiffeId};
 use equerry_policies::policy::{ServicePort, TrafficPolicy};
-pub use equerry_policies::quick::Quick;
+use equerry_policies::quick::Quick;
 use equerry_policies::view::{EndpointAddress, UnwellView};
 use equerry_traffic::balance::{Balancer, EndpointState};
 use equerry_traffic::retry::RetryBudget;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use equerry_policies::names::{ServiceName, SpiffeId, TenantName};
+use equerry_policies::quick::Quick;
 use equerry_traffic::Reason;
 use equerry_traffic::authorize::Noted;
 use prometheus::{
@@ -25,7 +26,6 @@ use super::shadows::{self, Change, Totals};
 use super::standing::{Config, Connections, Dns, IssuerKeys};
 use super::tally::{self, Tally, Way, tally};
 use super::{Direction, Exchange, process, reason};
-use crate::live::Quick;
 
 /// Seconds: from half a millisecond (a call within a machine) to ten seconds (longer than a caller waits).
 pub(crate) const BUCKETS: [f64; 14] =

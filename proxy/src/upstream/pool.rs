@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use equerry_certs::tls::{self, TicketWatch};
 use equerry_policies::names::{ServiceName, SpiffeId};
 use equerry_policies::policy::TrafficPolicy;
+use equerry_policies::quick::Quick;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
 use tokio::sync::oneshot;
@@ -26,7 +27,7 @@ use super::connect::{
 };
 use super::lease::{Exchanging, Kind, Lease};
 use crate::codec::http1::call;
-use crate::live::{Held, LimitState, Quick, TlsIdentity};
+use crate::live::{Held, LimitState, TlsIdentity};
 use crate::tidy::{self, Surplus};
 use crate::timers::Timers;
 
