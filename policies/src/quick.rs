@@ -1,7 +1,8 @@
-//! Hashing for maps that are asked at every request and whose keys come from configuration.
+//! Hashing for maps that are asked at every request and whose keys no stranger chooses.
 //!
 //! The standard hasher withstands those who choose keys to collide, at some 300 instructions for a name. Nobody chooses these:
-//! a key is in such a map only when the control plane, or an address that it told, put it there.
+//! a key is in such a map only when the control plane, an address that it told, or the signature of an issuer that it trusts put
+//! it there.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

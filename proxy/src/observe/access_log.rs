@@ -251,7 +251,7 @@ struct Words {
 }
 
 /// How an exchange went: what most others say too.
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 struct Outcome {
     direction: Direction,
     tunnel: bool,
@@ -330,7 +330,7 @@ fn render(exchange: &Exchange, clocks: &Clocks, words: &mut Words, masks: &Masks
     let mut line = Line::open(out);
     line.moment(key!("start_time"), clocks.moment(exchange.started), &mut words.clock);
     let outcome = Outcome::of(exchange);
-    line.together(&mut words.outcome, |last| *last == outcome, || Outcome::of(exchange), |line| outcome.tell(line));
+    line.together(&mut words.outcome, |last| *last == outcome, || outcome, |line| outcome.tell(line));
     if !exchange.tunnel {
         line.text(key!("method"), Some(exchange.method.as_str()));
         line.bytes(key!("path"), path);

@@ -415,7 +415,8 @@ pub(crate) mod tests {
         exchange.stand_alone();
         assert_eq!(exchange.told(), before.told());
         let [agent, query] = [&b"curl"[..], b"b=c"];
-        assert_eq!((exchange.told()[3], exchange.told()[5], exchange.told()[7]), (Some(agent), None, Some(query)));
+        let [_, _, _, user_agent, _, upgrade, _, its_query] = exchange.told();
+        assert_eq!((user_agent, upgrade, its_query), (Some(agent), None, Some(query)));
         drop(before);
         assert!(read.is_unique());
     }

@@ -184,7 +184,7 @@ pub fn verify_remembering(
             }
         }
         let (rule, verified) = believe(token, place, rules(), now)?;
-        believed.remember(token, Known { port: app_port, rule, verified: Arc::clone(&verified) });
+        believed.remember(app_port, token, Known { rule, verified: Arc::clone(&verified) });
         Ok((rule, verified))
     };
     judge(workload, app_port, shown, peer, believe)

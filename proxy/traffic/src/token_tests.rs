@@ -478,7 +478,7 @@ fn known() -> Known {
         told: vec![],
         ends_with: None,
     });
-    Known { port: 8080, rule: 0, verified }
+    Known { rule: 0, verified }
 }
 
 #[test]
@@ -487,7 +487,7 @@ fn tokens_remembered_never_grow_beyond_their_bounds() {
     for number in 0..20_000 {
         let token = format!("token-{number:05}");
         assert!(believed.recall(&workload, 8080, &token).is_none());
-        believed.remember(&token, known());
+        believed.remember(8080, &token, known());
         assert!(believed.recall(&workload, 8080, "token-00000").is_some(), "what is asked for stays ({number})");
         assert!(believed.recall(&workload, 8081, "token-00000").is_none(), "another port has other rules");
     }
@@ -499,11 +499,16 @@ fn of_tokens_that_end_alike_the_last_is_remembered_and_none_is_taken_for_another
     let (workload, mut believed) = (Arc::new(workload(vec![(None, rule(true))])), Believed::default());
     for token in ["one.signature", "other.signature", "", "short"] {
         assert!(believed.recall(&workload, 8080, token).is_none(), "{token}");
-        believed.remember(token, known());
+        believed.remember(8080, token, known());
         assert!(believed.recall(&workload, 8080, token).is_some(), "{token}");
     }
     assert!(believed.recall(&workload, 8080, "one.signature").is_none());
     assert!(believed.recall(&workload, 8080, "other.signature").is_some());
+
+    believed.remember(8081, "other.signature", known());
+    for port in [8080, 8081, 8080] {
+        assert!(believed.recall(&workload, port, "other.signature").is_some(), "sent to both ports by turns ({port})");
+    }
 }
 
 #[path = "token_more_tests.rs"]

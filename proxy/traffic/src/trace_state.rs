@@ -17,6 +17,7 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const OURS: &[u8] = b"eq=";
 /// The specification's bound on members.
 const MOST_MEMBERS: usize = 32;
+
 /// What a request carries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Carried {

@@ -25,19 +25,18 @@ pub struct Believed {
     old: Half,
 }
 
-/// Tokens by their ends. Nobody gains by tokens of one end: one pushes out the other, and only an issuer could make any that stay.
-type Half = Quick<u64, (Box<str>, Known)>;
+/// Tokens by their ends, and the application port they were sent to: which rules hold depends on it. Nobody gains by tokens of one
+/// end: one pushes out the other, and only an issuer could make any that stay.
+type Half = Quick<(u64, u16), (Box<str>, Known)>;
 
-/// The last eight bytes, of the signature: as good as random, which makes hashing the whole needless.
-fn end_of(token: &str) -> u64 {
-    token.as_bytes().last_chunk().map_or(0, |end| u64::from_le_bytes(*end))
+/// Where a token is found: by its last eight bytes, of the signature, which are as good as random and make hashing the whole needless.
+fn place(token: &str, port: u16) -> (u64, u16) {
+    (token.as_bytes().last_chunk().map_or(0, |end| u64::from_le_bytes(*end)), port)
 }
 
 /// What was found out about a token.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
-    /// The application port it was sent to: which rules hold depends on it.
-    pub(super) port: u16,
     /// Which of the rules of that port believed it.
     pub(super) rule: usize,
     /// What it says.
@@ -51,29 +50,29 @@ impl Believed {
         if !std::ptr::eq(self.workload.as_ptr(), Arc::as_ptr(workload)) {
             *self = Self { workload: Arc::downgrade(workload), ..Self::default() };
         }
-        let end = end_of(token);
-        if !self.young.contains_key(&end)
-            && let Some((whole, known)) = self.old.remove(&end)
+        let place = place(token, port);
+        if !self.young.contains_key(&place)
+            && let Some((whole, known)) = self.old.remove(&place)
         {
-            self.keep(end, whole, known);
+            self.keep(place, whole, known);
         }
-        let (whole, known) = self.young.get(&end)?;
-        (**whole == *token && known.port == port).then_some(known)
+        let (whole, known) = self.young.get(&place)?;
+        (**whole == *token).then_some(known)
     }
 
     /// Remembers a token that was believed. `recall` with the same configuration came just before.
-    pub(super) fn remember(&mut self, token: &str, known: Known) {
-        self.keep(end_of(token), token.into(), known);
+    pub(super) fn remember(&mut self, port: u16, token: &str, known: Known) {
+        self.keep(place(token, port), token.into(), known);
     }
 
-    fn keep(&mut self, end: u64, token: Box<str>, known: Known) {
+    fn keep(&mut self, place: (u64, u16), token: Box<str>, known: Known) {
         if self.young.len() >= HALF || self.young_bytes >= HALF_BYTES {
             // Whatever was not asked for since the last turn goes.
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
         self.young_bytes += token.len();
-        self.young.insert(end, (token, known));
+        self.young.insert(place, (token, known));
     }
 
     #[cfg(test)]
